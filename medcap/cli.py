@@ -1,0 +1,221 @@
+"""`medcap ...`: parses the command line, calls one function of a room, prints what it returns.
+
+Rooms are imported when their command runs, so that `medcap --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medcap import __version__
+from medcap.quiet import hush, one_line_errors
+
+HERE = Path(__file__).parent
+
+
+def shipped(name: str) -> Path:
+    """The folder `recipes` or `scripts`: beside the package in a checkout, inside it when installed."""
+    inside = HERE / name
+    return inside if inside.is_dir() else HERE.parent / name
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run one command; ends with status 2 for a wrong command or recipe, 1 for failed work."""
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["train"]:  # every word belongs to the recipe
+        sys.exit(train(words[1:]))
+    args = make_parser().parse_args(words)
+    hush()
+    with one_line_errors(args.debug):
+        args.run(args)
+
+
+def train(words: list[str]) -> int:
+    """`medcap train --config X.yaml [--accelerate ddp] ...`: hands scripts/train.py to `accelerate launch`."""
+    parser = argparse.ArgumentParser(
+        prog="medcap train", usage="medcap train --config RECIPE [--any_key value]", add_help=False
+    )
+    parser.add_argument("--accelerate", default="cpu" if not _has_cuda() else None)
+    args, rest = parser.parse_known_args(words)
+    return subprocess.run(launch(rest, args.accelerate), check=False).returncode
+
+
+def launch(words: list[str], config: str | None) -> list[str]:
+    """The command `accelerate launch [--config_file ...] scripts/train.py ...`; `config` is a name or a file."""
+    chosen: list[str] = []
+    if config is not None:
+        known = shipped("recipes") / "accelerate" / f"{config}.yaml"
+        if not known.is_file() and not Path(config).is_file():
+            names = ", ".join(sorted(path.stem for path in known.parent.glob("*.yaml")))
+            sys.stderr.write(f"medcap: error: --accelerate {config}: no such file; known names are {names}\n")
+            sys.exit(2)
+        chosen = ["--config_file", str(known if known.is_file() else config)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
+
+
+def _has_cuda() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands but `train`, whose options are the keys of a recipe."""
+    parser = argparse.ArgumentParser(prog="medcap", description="Radiology image captioning: BLIP, LoRA, ROCOv2.")
+    parser.add_argument("--version", action="version", version=f"medcap {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    quickstart = _command(commands, "quickstart", _quickstart, "the whole story offline, on phantoms")
+    quickstart.add_argument(
+        "--out", type=Path, default=Path("quickstart"), help="folder to make (default: quickstart)"
+    )
+    quickstart.add_argument("--short", action="store_true", help="few images: shows that it runs, not how well")
+
+    data = _command(commands, "data", None, "make data sets").add_subparsers(required=True, metavar="WHAT")
+    phantom = _command(data, "phantom", _phantom, "write a small synthetic data set in ROCOv2's layout")
+    phantom.add_argument("--out", type=Path, required=True, help="new or empty folder")
+    for split, count in (("train", 2000), ("valid", 200), ("test", 300)):
+        phantom.add_argument(f"--{split}", type=int, default=count, help=f"images (default: {count})")
+    phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
+
+    _command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--any_key value]")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "caption a split and score it")
+    evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
+    evaluate.add_argument("--data", required=True, help="folder in ROCOv2's layout, or a data set on the Hub")
+    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
+    evaluate.add_argument(
+        "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
+    )
+    evaluate.add_argument("--name", help="what the system is called in tables (default: the model's folder)")
+    evaluate.add_argument("--max_eval_samples", type=int, help="only the first so many images")
+    _generation_options(evaluate)
+
+    score = _command(commands, "score", _score, "score captions without model and images")
+    score.add_argument("--predictions", type=Path, required=True, help="CSV with the columns ID,Caption")
+    score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
+    score.add_argument("--out", type=Path, help="also write the scores into this JSON file")
+
+    compare = _command(commands, "compare", _compare, "put evaluations into one table")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
+    compare.add_argument("--out", type=Path, required=True, help="folder of comparison.json and comparison.md")
+
+    caption = _command(commands, "caption", _caption, "caption images: one JSON line each")
+    caption.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR")
+    caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
+    caption.add_argument("--out", type=Path, help="write the lines here instead of the terminal")
+    _generation_options(caption)
+
+    publish = _command(commands, "publish", _publish, "make a release folder, or push it to the Hub")
+    publish.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    where = publish.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", type=Path, help="new folder for the release")
+    where.add_argument("--repo-id", "--repo_id", help="NAMESPACE/NAME on the Hub")
+    publish.add_argument("--private", action="store_true", help="make the repository private")
+    publish.add_argument("--evaluation", type=Path, help="folder that evaluate wrote (default: RUN_DIR/eval)")
+    publish.add_argument("--comparison", type=Path, help="comparison.json that compare wrote")
+    publish.add_argument("--base", help="name of the base on the Hub, when training read it from a folder")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    if run is not None:
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser.set_defaults(run=run)
+    return parser
+
+
+def _generation_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation", "as the adapter was trained, unless given")
+    for name, kind in (
+        ("num_beams", int), ("max_new_tokens", int), ("no_repeat_ngram_size", int), ("length_penalty", float),
+    ):  # fmt: skip
+        group.add_argument(f"--{name}", type=kind)
+    group.add_argument("--image_size", type=int, help="pixels a side")
+    group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
+
+
+def _captioner(args: argparse.Namespace) -> Any:
+    from medcap.inference import load_captioner
+
+    names = ("num_beams", "max_new_tokens", "no_repeat_ngram_size", "length_penalty")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return load_captioner(args.model, image_size=args.image_size, generation=given)
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from medcap.quickstart import quickstart
+
+    quickstart(args.out, short=args.short)
+
+
+def _phantom(args: argparse.Namespace) -> None:
+    from medcap.data.phantom import write_phantom
+
+    write_phantom(args.out, train=args.train, valid=args.valid, test=args.test, seed=args.seed)
+    print(f"{args.out}: {args.train} training, {args.valid} validation and {args.test} test images")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from medcap.evaluation.evaluate import evaluate, load_split
+    from medcap.evaluation.report import text_table
+
+    split = load_split(args.data, args.split, max_eval_samples=args.max_eval_samples)
+    name = args.name or Path(args.model).name
+    result, _ = evaluate(_captioner(args), split, args.out, name=name, batch_size=args.batch_size)
+    print(text_table([result, *({"name": name, **row} for name, row in result["baselines"].items())]))
+    print(f"\n{result['signature']}\n{args.out / 'report.html'} shows it")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from medcap.evaluation.coco import score_captions
+    from medcap.evaluation.predictions import paired
+    from medcap.training.run import write_json
+
+    _, predictions, references = paired(args.predictions, args.references)
+    scores = score_captions(predictions, [[reference] for reference in references])
+    result = {"metrics": scores.metrics, "n": len(predictions), "signature": scores.signature}
+    if args.out:
+        write_json(args.out, result)
+    print(json.dumps(result, indent=2))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from medcap.evaluation.compare import compare
+    from medcap.evaluation.report import text_table
+
+    print(text_table(compare(args.folders, args.out)["systems"]))
+
+
+def _caption(args: argparse.Namespace) -> None:
+    from medcap.inference import caption_files
+
+    lines = caption_files(_captioner(args), args.images, batch_size=args.batch_size)
+    if args.out is None:
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        return
+    part = args.out.with_name(args.out.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    os.replace(part, args.out)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from medcap.publish.hub import build_release, push_release
+
+    to = args.to or args.run_dir / "release"
+    release = build_release(args.run_dir, to, evaluation=args.evaluation, comparison=args.comparison, base=args.base)
+    print(release if args.repo_id is None else push_release(release, args.repo_id, private=args.private))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Images: whatever a column or a folder holds, decoded to 8-bit RGB, and turned into `pixel_values` on the fly."""
+
+import functools
+import io
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and nothing but the two names below needs it
+    from transformers.image_processing_utils import BaseImageProcessor
+
+Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Return the file name extensions that Pillow reads, lower case with the dot: .jpg, .png, .tif, ..."""
+    formats = Image.registered_extensions()
+    return frozenset(extension for extension, name in formats.items() if name in Image.OPEN)
+
+
+def index_images(place: str | os.PathLike[str]) -> dict[str, str]:
+    """Return {name without folder and extension: absolute path, or zip:// URL} of the images in a folder or a zip.
+
+    One directory listing or table of contents is read, and no image. The folders inside a zip do not matter; those
+    inside a folder are not searched. Raises ValueError for two images of one name and for a zip that is cut short.
+    """
+    place = os.path.abspath(place)
+    if os.path.isdir(place):
+        paths = [os.path.join(place, name) for name in os.listdir(place)]
+    else:
+        paths = [f"zip://{member}::{place}" for member in _members(place)]
+    images: dict[str, str] = {}
+    for path in paths:
+        name, extension = os.path.splitext(os.path.basename(path.removesuffix(f"::{place}")))
+        if extension.lower() not in image_extensions():
+            continue
+        if name in images:
+            raise ValueError(f"two images are called {name}: {images[name]} and {path}")
+        images[name] = path
+    return images
+
+
+def _members(archive: str) -> list[str]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return file.namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{archive}: {error}; was the download cut short?") from error
+
+
+def load_image(entry: Image.Image | Mapping[str, Any] | bytes | str | os.PathLike[str]) -> Image.Image:
+    """Return the RGB image of whatever an image column holds.
+
+    `entry` is a PIL image, the bytes of a file, a path as for `read_image`, or the `{"bytes": ..., "path": ...}` of a
+    column cast to `datasets.Image(decode=False)`. Raises ValueError as `read_image`.
+    """
+    if isinstance(entry, Image.Image):
+        return to_rgb(entry)
+    if isinstance(entry, bytes):
+        return decode_image(entry)
+    if not isinstance(entry, Mapping):
+        return read_image(entry)
+    data, path = entry.get("bytes"), entry.get("path")
+    if data is None and path:
+        return read_image(path)
+    return decode_image(data or b"", name=path or "bytes")
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Return the RGB image in a file, or in a zip that is left packed: `zip://member::/path/archive.zip`.
+
+    The URL is the one that `datasets` and fsspec write. They open the archive and read its table of contents anew for
+    every image; here a process opens it once. The content decides the format, not the name: PNG bytes in a .jpg are
+    read. Raises ValueError, one line with path and cause, for a file that is absent, truncated, no image, or larger
+    than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    name = os.fspath(path)
+    with _errors_named(name):
+        return _rgb(_open(_read_bytes(name)))
+
+
+def decode_image(data: bytes, name: str = "bytes") -> Image.Image:
+    """Return the RGB image in the bytes of an image file; `name` stands for them in the ValueError."""
+    with _errors_named(name):
+        return _rgb(_open(data))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return any PIL image as 8-bit RGB, upright, on white; the first frame where there are several.
+
+    In this order: the EXIF orientation is applied (captions say left and right; nothing else ever turns or flips a
+    picture). Grey of more than 8 bits (I;16, I, F) is rescaled, where `convert("RGB")` would clip 40000 to 255.
+    Transparency is laid on white, because the images are figures and white is the page on which those who described
+    them saw them; what lies hidden under transparent pixels does not show. Raises ValueError as `read_image`.
+    """
+    with _errors_named(getattr(image, "filename", "") or "in memory"):
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _rescaled(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _rescaled(image: Image.Image) -> Image.Image:
+    """Return an L image in which the least and the greatest finite value are 0 and 255; a flat one is black."""
+    values = np.asarray(image).astype(np.float64)  # (H, W)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    scaled = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0)
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Return the opened image; a decompression bomb of which Pillow only warns is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data))
+        image.load()  # now, because some formats (ICO, GIF) tell their true size only here
+    return image
+
+
+def _read_bytes(path: str) -> bytes:
+    if path.startswith("zip://"):
+        member, _, archive = path.removeprefix("zip://").rpartition("::")
+        return _zip_of_process(archive, os.getpid()).read(member)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@functools.lru_cache(maxsize=8)
+def _zip_of_process(archive: str, pid: int) -> zipfile.ZipFile:
+    """Return the archive as opened by process `pid`: forked workers that share a handle move each other's position."""
+    return zipfile.ZipFile(archive)
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into ValueError `cannot read image NAME: cause`."""
+    try:
+        yield
+    # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, IndexError, ...; zipfile adds its own
+    except Exception as error:
+        raise ValueError(f"cannot read image {name}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that Pillow knows"  # Pillow's own words hold a memory address
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Turn batches into `pixel_values` as they are read: what `with_pixel_values` hands to `with_transform`.
+
+    `image_processor` is BLIP's. It is given PIL images and divides by 255 itself: fed with 0..1 tensors it would do so
+    twice, and the model would see black. No flips: captions say left and right.
+    """
+
+    image_processor: "BaseImageProcessor"
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return `batch` with its column "image" replaced by "pixel_values": n float32 tensors (3, H, W).
+
+        Entries are as for `load_image`. With the mean and deviation of BLIP the values lie in about -1.8 to 2.2.
+        Raises ValueError with image_id and path for an image that cannot be decoded.
+        """
+        columns = {name: column for name, column in batch.items() if name != "image"}
+        if "image" not in batch:  # dataset["caption"] asks for one column alone
+            return columns
+        ids = batch.get("image_id", range(len(batch["image"])))
+        images = [_load_named(entry, image_id) for entry, image_id in zip(batch["image"], ids, strict=True)]
+        pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]  # (n, 3, H, W)
+        return {**columns, "pixel_values": list(pixels)}
+
+
+def _load_named(entry: Any, image_id: Any) -> Image.Image:
+    try:
+        return load_image(entry)
+    except ValueError as error:
+        raise ValueError(f"image_id {image_id}: {error}") from error
+
+
+def with_pixel_values(data: Data, image_processor: "BaseImageProcessor") -> Data:
+    """Return `data` giving "pixel_values" instead of "image", made when a row is read; nothing is decoded now.
+
+    The cast keeps `datasets` from decoding first, which would reopen the zip for every image and leave its errors
+    without a name.
+    """
+    undecoded = data.cast_column("image", datasets.Image(decode=False))
+    return undecoded.with_transform(ImageTransform(image_processor))

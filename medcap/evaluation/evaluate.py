@@ -1,0 +1,106 @@
+"""Evaluation of one captioner on one split: captions, scores, baselines beside them, and a page to look at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from medcap.data.rocov2 import check_images, fingerprint, load_rocov2
+from medcap.evaluation.baselines import constant_caption, shuffled
+from medcap.evaluation.coco import METRICS, score_captions, signature
+from medcap.evaluation.findings import findings_accuracy, read_truth
+from medcap.evaluation.predictions import describe_captions, write_predictions
+from medcap.evaluation.report import write_html
+from medcap.inference import Captioner, caption_dataset
+from medcap.training.run import environment, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images and references of one split, and what is known about it beside them."""
+
+    name: str
+    rows: Dataset
+    training_captions: Sequence[str] | None
+    truth: dict[str, dict[str, Any]] | None
+
+    @property
+    def references(self) -> list[str]:
+        """One reference per image, in order."""
+        return list(self.rows["caption"])
+
+    @property
+    def ids(self) -> list[str]:
+        """Image ids, in order."""
+        return list(self.rows["image_id"])
+
+
+def load_split(data: str, name: str, *, max_eval_samples: int | None = None, max_broken: float = 0.001) -> Split:
+    """Load one split, every image of it decoded once, with the training captions for the constant baseline."""
+    rows = load_rocov2(data, splits=[name], max_broken=max_broken)[name]
+    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), max_broken)
+    try:
+        training = list(load_rocov2(data, splits=["train"], max_broken=1.0)["train"]["caption"])
+    except ValueError as error:
+        logger.warning(f"no constant caption as a baseline: {error}")
+        training = None
+    return Split(name, rows, training, read_truth(data, name))
+
+
+def evaluate(
+    captioner: Captioner, split: Split, out: Path, *, name: str, batch_size: int = 16, baselines: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """Caption and score `split`; writes metrics.json predictions.csv and report.html into `out`.
+
+    Returns the content of metrics.json and the captions, in the order of the split.
+    """
+    captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
+    described = {**describe_captions(captions), "cut_share": sum(cut) / len(cut)}
+    generation = captioner.generation
+    decoding = f"beams-{generation.num_beams},max-{generation.max_new_tokens},ngram-{generation.no_repeat_ngram_size}"
+    result = {
+        "name": name,
+        "model": captioner.adapter or captioner.base,
+        "base": captioner.base,
+        "split": split.name,
+        "image_size": captioner.image_size,
+        **scored(captions, split),
+        "signature": signature(
+            len(captions), 1, False, split=split.name, data=fingerprint(split.rows), decoding=decoding
+        ),
+        "captions": described,
+        "baselines": baseline_rows(split) if baselines else {},
+        "environment": environment(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
+    write_json(out / "metrics.json", result)
+    write_html(out / "report.html", result, split.rows, captions)
+    return result, captions
+
+
+def scored(captions: Sequence[str], split: Split) -> dict[str, Any]:
+    """`n`, COCO `metrics`, and on phantoms the share of facts named rightly (`findings`)."""
+    scores = score_captions(captions, [[reference] for reference in split.references], metrics=METRICS)
+    result: dict[str, Any] = {"n": len(captions), "metrics": scores.metrics}
+    if split.truth is not None:
+        result["findings"] = findings_accuracy(captions, split.ids, split.truth)
+    return result
+
+
+def baseline_rows(split: Split) -> dict[str, Any]:
+    """What needs no model: the best constant caption of the training split, and references shuffled among images."""
+    rows = {}
+    if split.training_captions:
+        constant = constant_caption(split.training_captions)
+        rows["constant"] = {"caption": constant, **scored([constant] * len(split.rows), split)}
+    if len(split.rows) > 1:
+        rows["shuffled"] = scored(shuffled(split.references), split)
+    return rows

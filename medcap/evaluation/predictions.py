@@ -1,0 +1,73 @@
+"""Predictions: written as `ID,Caption`, read again, described, and scored while training."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from medcap.data.rocov2 import read_column
+from medcap.evaluation.coco import METRICS, score_captions
+from medcap.modeling.blip import decode_captions
+
+
+def write_predictions(path: Path, captions: Mapping[str, str]) -> None:
+    """Write a CSV with the header `ID,Caption`, in the order given: an ImageCLEFmedical submission as it stands."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("ID", "Caption"))
+        writer.writerows(captions.items())
+    part.replace(path)
+
+
+def paired(predictions: Path, references: Path) -> tuple[list[str], list[str], list[str]]:
+    """Ids, predictions and references of two `ID,Caption` files, in the order of the references.
+
+    Raises ValueError when an id stands in one of them only: nothing is left out in silence.
+    """
+    made, said = read_column(predictions, "Caption"), read_column(references, "Caption")
+    for where, lacking in ((predictions, said.keys() - made.keys()), (references, made.keys() - said.keys())):
+        if lacking:
+            raise ValueError(f"{where}: {len(lacking)} ids are missing, {min(lacking)} the first")
+    return list(said), [made[image_id] for image_id in said], list(said.values())
+
+
+def describe_captions(predictions: Sequence[str]) -> dict[str, float | int | str]:
+    """How varied captions are: an adapter that says one sentence for every picture shows here."""
+    caption, count = Counter(predictions).most_common(1)[0]
+    return {
+        "distinct": len(set(predictions)),
+        "most_frequent": caption,
+        "most_frequent_share": count / len(predictions),
+        "mean_words": sum(len(text.split()) for text in predictions) / len(predictions),
+    }
+
+
+class CaptionScores:
+    """`compute_metrics` of a CaptionTrainer: decodes the generated ids and scores them against `references`.
+
+    `references` is whole captions by row number, never what the tokenizer left of them. The predictions of the last
+    evaluation stay in `predictions`, by row.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, references: Sequence[str], prompt: str = "") -> None:
+        self.tokenizer, self.references, self.prompt = tokenizer, list(references), prompt
+        self.predictions: list[str] = []
+
+    def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
+        """COCO metrics, the mean words of a caption and the share of distinct captions."""
+        ids = np.where(evaluated.predictions < 0, self.tokenizer.pad_token_id, evaluated.predictions)  # (n, T)
+        rows = [int(row) for row in np.asarray(evaluated.label_ids).ravel()]
+        captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))
+        self.predictions = [captions[row] for row in sorted(captions)]
+        scores = score_captions(
+            self.predictions, [[self.references[row]] for row in sorted(captions)], metrics=METRICS
+        )
+        described = describe_captions(self.predictions)
+        distinct = len(set(self.predictions)) / len(self.predictions)
+        return {**scores.metrics, "mean_words": float(described["mean_words"]), "distinct_share": distinct}

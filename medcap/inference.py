@@ -1,0 +1,155 @@
+"""Images to captions, with a base or an adapter, from a folder or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from huggingface_hub import file_exists, hf_hub_download
+from peft import PeftConfig, PeftModel
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+
+from medcap.data.captions import CaptionCollator
+from medcap.data.images import ImageTransform, image_extensions, read_image, with_pixel_values
+from medcap.modeling.blip import decode_captions, first_token, generation_config, load_blip, prompt_ids
+from medcap.modeling.lora import is_adapter
+from medcap.recipe import GenerationArguments
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A model ready to caption. `base` names the base, `adapter` the adapter on it, if there is one."""
+
+    model: BlipForConditionalGeneration | PeftModel
+    processor: BlipProcessor
+    generation: GenerationConfig
+    base: str
+    adapter: str | None = None
+    prompt: str = ""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of what the model sees."""
+        return int(self.processor.image_processor.size["height"])
+
+    @torch.inference_mode()
+    def generate(self, pixel_values: torch.Tensor) -> tuple[list[str], list[bool]]:
+        """Captions of `pixel_values` (B, 3, H, W) float32, and for each whether it was cut by `max_new_tokens`."""
+        given = prompt_ids(self.processor.tokenizer, self.prompt, len(pixel_values))
+        ids = self.model.generate(
+            pixel_values=pixel_values.to(self.model.device),
+            generation_config=self.generation,
+            **{name: value.to(self.model.device) for name, value in given.items()},
+        ).cpu()
+        ended = (ids[:, 1:] == self.generation.eos_token_id).any(1)
+        return decode_captions(self.processor.tokenizer, ids, self.prompt), (~ended).tolist()
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        """Captions of PIL images of any size and mode."""
+        pixels = ImageTransform(self.processor.image_processor)({"image": list(images)})["pixel_values"]
+        return self.generate(torch.stack(pixels))[0]
+
+
+def load_captioner(
+    model: str, *, image_size: int | None = None, generation: dict[str, Any] | None = None, device: str | None = None
+) -> Captioner:
+    """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
+
+    An adapter brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
+    `GenerationArguments`) replace what it, or the default, says. Raises ValueError or OSError, one line, for what is
+    not a BLIP captioner.
+    """
+    adapter, base, prompt, saved = None, model, "", {}
+    if has_adapter(model):
+        adapter, base = model, PeftConfig.from_pretrained(model).base_model_name_or_path or ""
+        image_size = image_size or _image_size(model)
+        prompt = _recipe(model).get("prompt", "")
+        saved = _saved_generation(model)
+    blip, processor = load_blip(base, image_size=image_size)
+    settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
+    captions = generation_config(blip, **settings)
+    loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.eval().to(device)
+    return Captioner(loaded, processor, captions, base, adapter, prompt)
+
+
+def has_adapter(model: str) -> bool:
+    """Whether a folder or a repository on the Hub holds a PEFT adapter."""
+    if Path(model).is_dir():
+        return is_adapter(model)
+    return file_exists(model, "adapter_config.json")
+
+
+def _image_size(adapter: str) -> int:
+    processor = BlipProcessor.from_pretrained(adapter)
+    return int(processor.image_processor.size["height"])
+
+
+def _saved_generation(adapter: str) -> dict[str, Any]:
+    saved = GenerationConfig.from_pretrained(adapter)
+    values = {name: getattr(saved, name) for name in vars(GenerationArguments())}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _recipe(adapter: str) -> dict[str, Any]:
+    """The recipe beside an adapter; empty where there is none (an adapter that medcap did not make)."""
+    if Path(adapter).is_dir():
+        path = Path(adapter) / "recipe.yaml"
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not file_exists(adapter, "recipe.yaml"):
+        return {}
+    return yaml.safe_load(Path(hf_hub_download(adapter, "recipe.yaml")).read_text(encoding="utf-8"))
+
+
+def caption_dataset(
+    captioner: Captioner, dataset: Dataset, *, batch_size: int = 16, num_workers: int = 0
+) -> tuple[list[str], list[bool]]:
+    """Caption every row of `dataset` (column `image`), in order; progress on stderr.
+
+    Returns captions and, for each, whether it was cut. The references are not even loaded.
+    """
+    images = with_pixel_values(dataset.select_columns(["image_id", "image"]), captioner.processor.image_processor)
+    collate = CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=3)
+    batches = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    captions, cut = [], []
+    with tqdm(total=len(images), desc="captions", unit="image") as bar:
+        for batch in batches:
+            made, stopped = captioner.generate(batch["pixel_values"])
+            captions += made
+            cut += stopped
+            bar.update(len(made))
+    return captions, cut
+
+
+def caption_files(captioner: Captioner, paths: Sequence[Path], *, batch_size: int = 16) -> Iterator[dict[str, str]]:
+    """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
+
+    Raises FileNotFoundError or ValueError, one line, for what is absent, no image, or a folder without images.
+    """
+    files = [file for path in paths for file in _files(path)]
+    with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            for file, caption in zip(batch, captioner.caption([read_image(file) for file in batch]), strict=True):
+                yield {"image": str(file), "caption": caption}
+            bar.update(len(batch))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such image or folder")
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in image_extensions())
+    if not files:
+        raise ValueError(f"{path}: no image in this folder")
+    return files

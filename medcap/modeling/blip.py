@@ -1,0 +1,143 @@
+"""The base: a BLIP captioner from the Hub or a folder, at the size and precision of the recipe (Li et al., 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    BitsAndBytesConfig,
+    BlipForConditionalGeneration,
+    BlipProcessor,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
+
+from medcap.data.surface import restore_surface
+
+TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
+# bitsandbytes leaves these in full precision: the tower is small and sensitive, the head is tied to the embeddings
+NOT_QUANTIZED = ["vision_model", "cls"]
+
+
+def load_blip(
+    name_or_path: str,
+    *,
+    image_size: int | None = None,
+    quantization: str = "none",
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+    """Load model and processor; with `image_size` pixels a side, a multiple of the patch, both are set to it.
+
+    The weights come as `dtype` (a frozen base under autocast stays float32 by default). Raises ValueError, one line,
+    for something that is not a BLIP captioner or a size that its patches do not divide, OSError when it is not found.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    if config.model_type != "blip":
+        raise ValueError(f"{name_or_path} is a {config.model_type!r} model; medcap trains and runs 'blip' captioners")
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(quantization)
+    model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
+    processor = BlipProcessor.from_pretrained(name_or_path, revision=revision)
+    if image_size is not None:
+        resize_positions(model, image_size)
+        processor.image_processor.size = {"height": image_size, "width": image_size}
+    return model, processor
+
+
+def quantization_config(quantization: str) -> BitsAndBytesConfig:
+    """Settings for "8bit" (LLM.int8) or "4bit" (NF4, QLoRA); the vision tower and the head stay as they are."""
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        llm_int8_skip_modules=NOT_QUANTIZED,
+    )
+
+
+def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> None:
+    """Interpolate the vision tower's position embeddings once, for pictures of `image_size` pixels a side.
+
+    Bicubic, `align_corners=False`: what `interpolate_pos_encoding=True` does at every call, so that an adapter trained
+    on the result also fits the untouched base with that flag. Without either, BLIP takes the first rows of a grid
+    made for another size: wrong positions and no error.
+    """
+    embeddings = model.vision_model.embeddings
+    if image_size % embeddings.patch_size:
+        raise ValueError(
+            f"image_size is {image_size}; it must be a multiple of the patch size, {embeddings.patch_size}"
+        )
+    if image_size == model.config.vision_config.image_size:
+        return
+    patches = (image_size // embeddings.patch_size) ** 2
+    pictured = torch.empty(1, patches + 1, 1)  # only its length counts
+    with torch.no_grad():
+        positions = embeddings.interpolate_pos_encoding(
+            pictured.expand(1, patches + 1, embeddings.embed_dim), image_size, image_size
+        )
+    embeddings.position_embedding = nn.Parameter(
+        positions.clone(), requires_grad=embeddings.position_embedding.requires_grad
+    )
+    embeddings.image_size = model.config.vision_config.image_size = image_size
+    embeddings.num_patches, embeddings.num_positions = patches, patches + 1
+
+
+def first_token(model: nn.Module) -> int:
+    """The id that starts every caption, [DEC]: the model's, since the Hub's tokenizer does not have it."""
+    return int(model.config.text_config.bos_token_id)  # type: ignore[union-attr, arg-type]
+
+
+def generation_config(
+    model: nn.Module,
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    no_repeat_ngram_size: int = 0,
+    length_penalty: float = 1.0,
+) -> GenerationConfig:
+    """Settings to hand to every `generate(pixel_values=..., generation_config=...)`.
+
+    BLIP generates with its text decoder's settings and never looks at its own `generation_config.json`, so what is
+    saved beside an adapter has no effect unless it is passed.
+    """
+    text: Any = model.config.text_config  # type: ignore[union-attr]
+    beams = {"length_penalty": length_penalty, "early_stopping": True} if num_beams > 1 else {}
+    return GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.sep_token_id,
+        pad_token_id=text.pad_token_id,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        do_sample=False,
+        **beams,
+    )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` (rows, 1 + words + 1) that make `generate` go on from `prompt`; none for "".
+
+    BLIP's `generate` puts [DEC] over the first id and drops the last, so [CLS] and [SEP] are left where they are.
+    """
+    if not prompt:
+        return {}
+    text = tokenizer([prompt] * rows, return_tensors="pt")
+    return {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+
+
+def decode_captions(
+    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor | Sequence[Sequence[int]], prompt: str = ""
+) -> list[str]:
+    """Text of generated `ids` (B, T), written as captions are; without [DEC], [SEP], pads and the given prompt."""
+    given = 1 + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    texts = tokenizer.batch_decode([row[given:] for row in ids], skip_special_tokens=True)
+    return [restore_surface(text) for text in texts]

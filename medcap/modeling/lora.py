@@ -1,0 +1,69 @@
+"""LoRA adapters on BLIP: which weights learn, and how adapters are attached, loaded and merged."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import BlipForConditionalGeneration
+
+_LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
+_TOWER = r"vision_model\.encoder\.layers\.\d+\."
+# Regular expressions are matched against whole names. A list such as ["attention.self.query"] would reach the
+# self-attention only (PEFT matches the ends of names), and "all-linear" the head that is tied to the embeddings.
+TARGETS = {
+    "query-key": _LAYER + r"(attention|crossattention)\.self\.(query|key)",
+    "query-value": _LAYER + r"(attention|crossattention)\.self\.(query|value)",
+    "attention": _LAYER + r"(attention|crossattention)\.(self\.(query|key|value)|output\.dense)",
+    "text": _LAYER
+    + r"((attention|crossattention)\.(self\.(query|key|value)|output\.dense)|intermediate\.dense|output\.dense)",
+    "text-and-vision-attention": rf"{_LAYER}(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
+    rf"|{_TOWER}self_attn\.(qkv|projection)",
+}
+
+
+def add_lora(model: BlipForConditionalGeneration, *, targets: str, r: int, alpha: float, dropout: float) -> PeftModel:
+    """Freeze `model` and put LoRA adapters on the linear layers that `targets` names.
+
+    `targets` is a key of TARGETS or a regular expression for whole module names. Raises ValueError when it matches no
+    linear layer, or the language model's head: tied to the embeddings, it cannot be merged without changing them.
+    """
+    pattern = TARGETS.get(targets, targets)
+    names = matching_layers(model, pattern)
+    if not names:
+        raise ValueError(f"lora_target_modules {targets!r} matches no linear layer; take one of {', '.join(TARGETS)}")
+    if tied := [name for name in names if ".cls." in name]:
+        raise ValueError(f"lora_target_modules {targets!r} reaches {tied[0]}, which is tied to the embeddings")
+    # task_type stays None: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION call BLIP with arguments that it refuses
+    config = LoraConfig(
+        task_type=None, r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern
+    )
+    return get_peft_model(model, config)
+
+
+def matching_layers(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the linear layers whose whole name matches `pattern`."""
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from error
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and wanted.fullmatch(name)]
+
+
+def trainable_summary(model: PeftModel) -> str:
+    """One line: how many of how many weights learn, in how many layers."""
+    trainable, total = model.get_nb_trainable_parameters()
+    layers = sum(1 for name, _ in model.named_modules() if name.endswith(".lora_A"))
+    return f"{trainable:,} of {total:,} weights learn ({trainable / total:.2%}), in {layers} layers"
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether `path` is a folder with a PEFT adapter."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def merged(model: PeftModel) -> BlipForConditionalGeneration:
+    """Return a plain BLIP with the adapter added to its weights; the captions stay the same."""
+    return model.merge_and_unload()

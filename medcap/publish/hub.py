@@ -1,0 +1,260 @@
+"""A release: the folder that is published. Written once and whole, from files named here, and never changed again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from medcap import __version__
+from medcap.publish.card import Facts, is_row_of, last_part, render_card
+from medcap.training.run import write_json
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "adapter_model.safetensors"
+# what goes out, and nothing else: no optimizer, no image, no card of PEFT's
+FROM_ADAPTER = (
+    WEIGHTS, "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+)  # fmt: skip
+MADE_HERE = ("adapter_config.json", "recipe.yaml", "environment.json", "metrics.json", "predictions.csv", "README.md")
+RELEASE_FILES = frozenset(FROM_ADAPTER + MADE_HERE)
+NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
+
+_PLACE = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # how a path begins that is a place on one machine
+
+
+def build_release(
+    run: Path,
+    to: Path,
+    *,
+    evaluation: Path | None = None,
+    comparison: Path | None = None,
+    base: str | None = None,
+    repo_id: str | None = None,
+) -> Path:
+    """Write the release of the run's adapter as the new folder `to`, and return it.
+
+    `evaluation` is a folder that `medcap evaluate` wrote (RUN/eval where there is one), `comparison` the file, or its
+    folder, of `medcap compare`. `base` is the base's name on the Hub, for a run that read it from a folder; `repo_id`
+    is the release's, for its card. Raises FileExistsError for a `to` that holds something, FileNotFoundError for what
+    is missing, ValueError for what must not be published; nothing is left behind then.
+    """
+    target, adapter = Path(os.path.abspath(to)), run / "adapter"
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{to} exists: a release is never written over; name another folder")
+    if comparison is not None and comparison.is_dir():
+        comparison = comparison / "comparison.json"
+    if evaluation is None and (run / "eval" / "metrics.json").is_file():
+        evaluation = run / "eval"
+    facts, places = _read_facts(run, evaluation, comparison, base, repo_id)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _write_files(part, adapter, evaluation, facts)
+        (part / "README.md").write_text(render_card(facts), encoding="utf-8")  # last: PEFT writes cards as well
+        check_release(part, places)
+        _settle(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return to
+
+
+def check_release(release: Path, places: Collection[str] = ()) -> None:
+    """Raise ValueError for anything in `release` that must not go out, or that is missing.
+
+    That is a file which RELEASE_FILES does not name, a pickle under the name of another format, a Hugging Face token,
+    a path into the user's home or one of `places`.
+    """
+    found = {path.name: path for path in sorted(release.iterdir())} if release.is_dir() else {}
+    if lacking := [name for name in (*NEEDED, "README.md") if name not in found]:
+        raise ValueError(f"{release} is no whole release: {lacking[0]} is missing")
+    for name, path in found.items():
+        if name not in RELEASE_FILES or not path.is_file():
+            raise ValueError(f"{path} is no part of a release: take it out")
+        text = _text(path)
+        if _token().search(text):
+            raise ValueError(f"{name} holds a Hugging Face token: it must not be published")
+        for place in {str(Path.home()), *places} - {"/"}:
+            # between words, so that "arch/root" in a caption is not the home of root
+            if re.search(rf"(?<![\w.]){re.escape(place.rstrip('/'))}(?![\w-])", text):
+                raise ValueError(f"{name} names {place}, a place on this machine: it must not be published")
+
+
+def push_release(release: Path, repo_id: str, *, private: bool = True, api: HfApi | None = None) -> str:
+    """Upload `release` to the Hub as one commit, into a repository that is made if need be; returns its address.
+
+    Raises ValueError for what must not go out, OSError, one line without any token, when the Hub does not take it.
+    """
+    check_release(release)
+    api = api or HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:
+            raise ValueError("the repository exists and is public, and private was asked for; name another one")
+        api.upload_folder(repo_id=url.repo_id, folder_path=release, commit_message=f"Release of medcap {__version__}")
+    except (OSError, ValueError, HTTPError) as error:
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        advice = "; set HF_TOKEN, or log in with `hf auth login`, to a token that may write there" if refused else ""
+        # `from None`: what the client says may quote its request, and the token with it
+        raise OSError(f"{repo_id} was not pushed: {_one_line(error)}{advice}") from None
+    return str(url)
+
+
+def _read_facts(
+    run: Path, evaluation: Path | None, comparison: Path | None, base: str | None, repo_id: str | None
+) -> tuple[Facts, set[str]]:
+    """What the card says, with no place of this machine in it; and the places that were taken out."""
+    adapter = run / "adapter"
+    for name in (*NEEDED, "recipe.yaml"):
+        if not (adapter / name).is_file():
+            raise FileNotFoundError(f"{adapter / name} is missing: publish takes a run that training has finished")
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+    recipe = yaml.safe_load((adapter / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe.pop("resume_from_checkpoint", None)  # of this machine, and no part of what is made
+    trained = _read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
+    published, is_local = _published_base(trained, base)
+    environment, curve = run / "environment.json", run / "metrics.jsonl"
+    facts = Facts(
+        base=published,
+        base_is_local=is_local,
+        base_image_size=_image_size(trained, recipe.get("model_revision")),
+        recipe={**_without_places(recipe), "model_name_or_path": published},
+        environment=_read_json(environment) if environment.is_file() else None,
+        curve=[json.loads(line) for line in curve.read_text("utf-8").splitlines()] if curve.is_file() else [],
+        evaluation=_read_evaluation(evaluation, adapter) if evaluation else None,
+        comparison=_read_json(comparison, "systems") if comparison else None,
+        repo_id=repo_id,
+    )
+    rows = facts.comparison["systems"] if facts.comparison else []
+    if facts.evaluation and rows and not any(is_row_of(row, facts.evaluation) for row in rows):
+        raise ValueError(f"{comparison} has no row of the evaluation {evaluation}: compare it with the others")
+    places = {str(run.resolve()), trained, *(value for value in recipe.values() if isinstance(value, str))}
+    return facts, {place for place in places if os.path.isabs(place)}
+
+
+def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
+    """The name of the base in the release, and whether it is only that of a folder here (a warning says so)."""
+    name = given or trained
+    if not _PLACE.match(name) and (given or not Path(name).is_dir()):
+        validate_repo_id(name)
+        return name, False
+    short = re.sub(r"[^\w.-]+", "-", last_part(name))
+    logger.warning(f"the base {short} is a local folder: whoever loads this adapter must bring it (or give --base)")
+    return short, True
+
+
+def _image_size(base: str, revision: str | None) -> int | None:
+    """Pixels a side that the base's positions are made for; None where its config is not on this machine."""
+    try:
+        config = AutoConfig.from_pretrained(base, revision=revision, local_files_only=True)
+        return int(config.vision_config.image_size)
+    except (OSError, ValueError):
+        return None
+
+
+def _read_evaluation(folder: Path, adapter: Path) -> dict[str, Any]:
+    """The evaluation's metrics.json; ValueError when it is not of this adapter, as far as can be told."""
+    result = _read_json(folder / "metrics.json", "name", "split", "n", "metrics", "signature")
+    model = Path(result.get("model", adapter))
+    weights = model / WEIGHTS if (model / WEIGHTS).is_file() else None
+    is_other = model.is_dir() and (weights is None or weights.read_bytes() != (adapter / WEIGHTS).read_bytes())
+    if is_other or str(model) == result.get("base"):
+        raise ValueError(f"{folder} holds the scores of {model}, not of {adapter}")
+    return {**result, **{key: _without_places(result[key]) for key in ("model", "base") if key in result}}
+
+
+def _read_json(path: Path, *keys: str) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if lacking := [key for key in keys if key not in content]:
+        raise ValueError(f"{path} has no {lacking[0]!r}: it is not what medcap writes under this name")
+    return content
+
+
+def _without_places(value: Any) -> Any:
+    """`value` with every path of this machine in it reduced to its last part; a recipe's prompt stays as it is."""
+    if isinstance(value, dict):
+        return {key: inner if key == "prompt" else _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return last_part(value) if isinstance(value, str) and _PLACE.match(value) else value
+
+
+def _write_files(part: Path, adapter: Path, evaluation: Path | None, facts: Facts) -> None:
+    """Copy or make everything but the card."""
+    for name in FROM_ADAPTER:
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, part / name)  # without its mode: safetensors writes for the owner alone
+    write_json(part / "adapter_config.json", _adapter_config(adapter, facts))
+    recipe = yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True)
+    (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    if facts.environment is not None:
+        write_json(part / "environment.json", facts.environment)
+    if evaluation is not None:
+        write_json(part / "metrics.json", facts.evaluation)
+        shutil.copyfile(evaluation / "predictions.csv", part / "predictions.csv")
+
+
+def _adapter_config(adapter: Path, facts: Facts) -> dict[str, Any]:
+    """The adapter's config as it can be loaded anywhere; ValueError when loading would need medcap."""
+    config = _read_json(adapter / "adapter_config.json")
+    if "medcap" in json.dumps(config.get("auto_mapping")):
+        raise ValueError(f"{adapter}: auto_mapping names medcap, and who does not have it could not load this")
+    revision = None if facts.base_is_local else facts.recipe.get("model_revision")
+    return {**config, "base_model_name_or_path": facts.base, "revision": revision, "inference_mode": True}
+
+
+def _text(path: Path) -> str:
+    """What can be read in a file of a release: all of it, or the header of weights; ValueError for another format."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as tensors:
+                return json.dumps([tensors.metadata(), list(tensors.keys())])
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            json.loads(text)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path.name} is not what its name says, perhaps a pickle: {_one_line(error)}") from None
+    return text
+
+
+def _token() -> re.Pattern[str]:
+    """What looks like a Hugging Face token, or is the one that this process was given."""
+    given = [os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
+    return re.compile("|".join(["hf_[A-Za-z0-9]{30,}", *(re.escape(token) for token in given if len(token) > 7)]))
+
+
+def _settle(part: Path, target: Path) -> None:
+    """Put everything on the disk before the name of the release appears."""
+    for path in (*part.iterdir(), part):
+        _fsync(path)
+    part.replace(target)  # over an empty folder at most
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)  # a folder can be opened in no other way
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _one_line(error: Exception) -> str:
+    return _token().sub("(token)", " ".join(str(error).split())) or type(error).__name__

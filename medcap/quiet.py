@@ -1,0 +1,49 @@
+"""A terminal without other people's noise, and errors of one line.
+
+Nothing is imported here that takes time: `hush` has to run before the libraries that it quietens are imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def hush() -> None:
+    """Keep what libraries print on import and at work from the terminal; what medcap says, and errors, still come."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    warnings.filterwarnings("ignore")
+    for name in ("bitsandbytes", "torch", "accelerate", "transformers", "datasets", "evaluate", "peft", "fsspec"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+@contextmanager
+def one_line_errors(debug: bool = False) -> Iterator[None]:
+    """End the program with one line and a status instead of a traceback: 2 for a wrong recipe, 1 for failed work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("\nmedcap: stopped\n")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"medcap: error: {one_line(error)}\n")
+        sys.exit(2 if type(error).__name__ == "RecipeError" else 1)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, in one line; the kind of error too where it is not one that was written for the user."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, FloatingPointError)) and text:
+        return text
+    return f"{type(error).__name__}: {text or 'no message'} (run again with --debug for where)"

@@ -1,0 +1,146 @@
+"""Train one recipe: one YAML file in, one run folder out.
+
+    accelerate launch scripts/train.py --config recipes/phantom/lora.yaml --data_dir DATA --output_dir RUN
+    accelerate launch scripts/train.py --config RUN/recipe.yaml --resume_from_checkpoint last
+
+Leaves in RUN: recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/ and adapter/, the best epoch's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# this folder holds an evaluate.py, which must not be taken for the package `evaluate`
+sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+from medcap.quiet import hush, one_line_errors
+
+hush()  # before the libraries that have something to say on import
+
+from datasets import Dataset, DatasetDict
+from peft import PeftModel
+from transformers import BlipProcessor, EarlyStoppingCallback, GenerationConfig, ProgressCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from medcap.data.captions import CaptionCollator, cut_share
+from medcap.data.images import with_pixel_values
+from medcap.data.rocov2 import check_images, load_rocov2
+from medcap.evaluation.predictions import CaptionScores
+from medcap.modeling.blip import first_token, generation_config, load_blip
+from medcap.modeling.lora import add_lora, trainable_summary
+from medcap.recipe import Recipe, read_recipe
+from medcap.training.callbacks import MetricsLog, Progress, Samples
+from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
+from medcap.training.trainer import CaptionTrainer
+
+
+def main(words: list[str] | None = None) -> None:
+    """Read the command line and train; ends with status 2 for a wrong recipe, 1 for failed work."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    with one_line_errors(debug):
+        recipe = read_recipe(overrides=[word for word in words if word != "--debug"])
+        train(recipe)
+
+
+def train(recipe: Recipe) -> None:
+    """Load data and base, train the adapter, and keep the best epoch's."""
+    checkpoint = checkpoint_to_resume(recipe)
+    set_seed(recipe.training.seed)
+    data = load_data(recipe)
+    model, processor = load_blip(
+        recipe.model.model_name_or_path,
+        image_size=recipe.model.image_size,
+        quantization=recipe.model.quantization,
+        revision=recipe.model.model_revision,
+    )
+    captions = generation_config(model, **vars(recipe.generation))
+    adapted = add_lora(
+        model,
+        targets=recipe.lora.lora_target_modules,
+        r=recipe.lora.lora_r,
+        alpha=recipe.lora.lora_alpha,
+        dropout=recipe.lora.lora_dropout,
+    )
+    run = Path(recipe.training.output_dir)
+    if recipe.training.process_index == 0:
+        start_run(recipe, data)
+        announce(recipe, data, adapted, processor)
+    trainer = make_trainer(recipe, data, adapted, processor, captions)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        save_adapter(run / "adapter", adapted, processor, captions, recipe)
+        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+
+
+def load_data(recipe: Recipe) -> DatasetDict:
+    """The training and validation splits, every image of them decoded once."""
+    wanted = recipe.data
+    data = load_rocov2(
+        wanted.data_dir,
+        fraction=wanted.train_fraction,
+        seed=wanted.fraction_seed,
+        splits=("train", "valid"),
+        max_broken=wanted.max_broken,
+    )
+    for split, most in (("train", wanted.max_train_samples), ("valid", wanted.max_eval_samples)):
+        data[split] = check_images(
+            data[split].select(range(min(most or len(data[split]), len(data[split])))), wanted.max_broken
+        )
+    return data
+
+
+def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
+    """Say on stderr what is about to be trained, and what the recipe cuts."""
+    cut = cut_share(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
+    sys.stderr.write(
+        f"{len(data['train']):,} training and {len(data['valid']):,} validation images from {recipe.data.data_dir}\n"
+        f"{trainable_summary(model)}\n"
+        f"{cut:.1%} of the training captions are longer than {recipe.data.max_caption_tokens} tokens and are cut\n"
+    )
+
+
+def make_trainer(
+    recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor, captions: GenerationConfig
+) -> CaptionTrainer:
+    """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
+    run, valid = Path(recipe.training.output_dir), data["valid"]
+    scores = CaptionScores(processor.tokenizer, valid["caption"], recipe.data.prompt)
+    trainer = CaptionTrainer(
+        model=model,
+        args=recipe.training,
+        captions=captions,
+        prompt=recipe.data.prompt,
+        train_dataset=pixels_and_captions(data["train"], processor),
+        eval_dataset=pixels_and_captions(valid, processor),
+        data_collator=CaptionCollator(
+            processor.tokenizer, first_token(model), recipe.data.max_caption_tokens, recipe.data.prompt
+        ),
+        processing_class=processor,
+        compute_metrics=scores,
+        callbacks=[Progress(), MetricsLog(run), Samples(run, valid["image_id"][:8], valid["caption"][:8], scores)],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if recipe.training.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    return trainer
+
+
+def pixels_and_captions(rows: Dataset, processor: BlipProcessor) -> Dataset:
+    """What the collator needs of each row, with its number, and pixels made when it is read."""
+    numbered = rows.select_columns(["image_id", "image", "caption"]).add_column("row", list(range(len(rows))))
+    return with_pixel_values(numbered, processor.image_processor)
+
+
+def best_epoch(trainer: CaptionTrainer) -> str:
+    """In words: which epoch the adapter is from, and why."""
+    best, metric = trainer.state.best_model_checkpoint, trainer.args.metric_for_best_model
+    if best is None or trainer.state.best_metric is None:
+        return "the last step"
+    return f"{Path(best).name}, the best by {metric} ({trainer.state.best_metric:.4f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Every image comes out as the RGB picture that its author saw, or its name is told (traps 1, 3, 4 of BLIP)."""
+
+import io
+import multiprocessing
+import os
+import zipfile
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import BlipImageProcessor
+
+from medcap.data.images import ImageTransform, index_images, load_image, read_image, to_rgb, with_pixel_values
+
+SIDE = 24
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return BlipImageProcessor(size={"height": SIDE, "width": SIDE})
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width=40, height=30, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def grey(image):
+    return np.asarray(to_rgb(image))[..., 0].tolist()
+
+
+def palette(transparent=None):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    return image
+
+
+def colour_key():
+    image = Image.fromarray(np.array([[0, 90]], dtype=np.uint8))
+    image.info["transparency"] = 0
+    return image
+
+
+DEEP = [[0, 10_240, 20_480, 40_800]]
+RESCALED = [[0, 64, 128, 255]]  # value / 160
+GREYS = {
+    "16 bit": (np.array(DEEP, dtype="<u2"), RESCALED),
+    "16 bit big-endian": (np.array(DEEP, dtype=">u2"), RESCALED),
+    "32 bit": (np.array(DEEP, dtype="int32"), RESCALED),
+    "negative, as in Hounsfield units": (np.array([[-1000, 0, 1000]], dtype="int32"), [[0, 128, 255]]),
+    "float 0 to 1": (np.array([[0, 0.2, 1]], dtype="float32"), [[0, 51, 255]]),
+    "float with holes": (np.array([[np.nan, 1, 3, np.inf]], dtype="float32"), [[0, 0, 255, 255]]),
+    "all nan": (np.array([[np.nan]], dtype="float32"), [[0]]),
+    "flat": (np.array([[40_000, 40_000]], dtype="<u2"), [[0, 0]]),
+    "8 bit stays": (np.array([[3, 200]], dtype="uint8"), [[3, 200]]),
+}
+
+
+@pytest.mark.parametrize(("values", "expected"), GREYS.values(), ids=GREYS)
+def test_grey_is_rescaled_where_rgb_would_clip(values, expected):
+    assert grey(Image.fromarray(values)) == expected
+
+
+COLOURS = {
+    "RGB": (Image.new("RGB", (1, 1), (9, 8, 7)), [(9, 8, 7)]),
+    "1 bit": (Image.new("1", (1, 1), 1), [(255, 255, 255)]),
+    "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 0, 0)), [(255, 0, 255)]),
+    "opaque RGBA": (Image.new("RGBA", (1, 1), (9, 8, 7, 255)), [(9, 8, 7)]),
+    "what alpha hides is white": (Image.new("RGBA", (1, 1), (9, 8, 7, 0)), [(255, 255, 255)]),
+    "half of it": (Image.new("LA", (1, 1), (0, 128)), [(127, 127, 127)]),
+    "palette": (palette(), [(10, 20, 30), (200, 100, 50)]),
+    "palette with a transparent entry": (palette(transparent=0), [(255, 255, 255), (200, 100, 50)]),
+    "palette with alphas": (palette(transparent=bytes([255, 0])), [(10, 20, 30), (255, 255, 255)]),
+    "colour key": (colour_key(), [(255, 255, 255), (90, 90, 90)]),
+}
+
+
+@pytest.mark.parametrize(("image", "expected"), COLOURS.values(), ids=COLOURS)
+def test_colours_are_those_seen_on_a_white_page(image, expected):
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    assert np.asarray(rgb).reshape(-1, 3).tolist() == [list(pixel) for pixel in expected]
+
+
+def test_left_stays_left(processor):
+    image = Image.new("RGB", (40, 40))
+    image.paste("white", (0, 0, 20, 40))
+    pixels = ImageTransform(processor)({"image": [image]})["pixel_values"][0]
+    assert pixels[:, :, : SIDE // 3].min() > pixels[:, :, -SIDE // 3 :].max()
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("L", (16, 8))
+    image.paste(255, (0, 0, 16, 4))  # stored lying down, bright at the top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: bright at the right
+    upright = load_image(encoded(image, exif=exif))
+    assert upright.size == (8, 16)
+    assert upright.getpixel((7, 8)) == (255, 255, 255)
+    assert upright.getpixel((0, 8)) == (0, 0, 0)
+
+
+def test_content_decides_the_format_not_the_name(tmp_path):
+    path = tmp_path / "png.jpg"
+    path.write_bytes(encoded(noise()))
+    assert read_image(path).tobytes() == noise().tobytes()
+
+
+def test_pil_bytes_paths_and_column_entries_take_the_same_road(tmp_path):
+    data = encoded(Image.fromarray(np.array(DEEP, dtype="<u2")))
+    path = tmp_path / "deep.png"
+    path.write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "top/deep.png")
+    zipped = f"zip://top/deep.png::{tmp_path / 'a.zip'}"
+    entries = [data, path, str(path), zipped, Image.open(path), {"bytes": data, "path": None}]
+    entries += [{"bytes": None, "path": zipped}, {"path": str(path)}, {"bytes": data, "path": "elsewhere.png"}]
+    assert [np.asarray(load_image(entry))[..., 1].tolist() for entry in entries] == [RESCALED] * len(entries)
+
+
+BROKEN = {
+    "truncated jpeg": (encoded(noise(), "JPEG")[:-200], "truncated"),
+    "truncated png": (encoded(noise())[:-200], "truncated"),
+    "damaged png": (encoded(noise()).replace(b"IDAT", b"IDAX", 1), "."),
+    "text": (b"404 Not Found", "not an image in a format that Pillow knows"),
+    "empty": (b"", "not an image in a format that Pillow knows"),
+}
+
+
+@pytest.mark.parametrize(("data", "cause"), BROKEN.values(), ids=BROKEN)
+def test_broken_file_raises_one_line_with_path_and_cause(tmp_path, data, cause):
+    path = tmp_path / "broken.png"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"^cannot read image .*broken\.png: .*{cause}") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+    assert " at 0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [400, 900], ids=["Pillow's error", "Pillow's warning"])
+def test_decompression_bomb_raises(monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match=r"image bytes: .*1200 pixels.*decompression bomb"):
+        load_image(encoded(noise()))
+
+
+def test_absent_files_raise_with_their_path(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w"):
+        pass
+    with pytest.raises(ValueError, match=r"nowhere\.png: No such file or directory$"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"a\.zip: There is no item named 'x\.png' in the archive$"):
+        read_image(f"zip://x.png::{tmp_path / 'a.zip'}")
+    with pytest.raises(ValueError, match="cannot read image bytes"):
+        load_image({"bytes": None, "path": None})
+
+
+def test_lazily_opened_pil_image_that_is_truncated_raises(tmp_path):
+    path = tmp_path / "lazy.png"
+    path.write_bytes(encoded(noise())[:-200])
+    with pytest.raises(ValueError, match=r"lazy\.png: .*truncated"):
+        to_rgb(Image.open(path))
+
+
+def test_index_finds_images_by_name_in_any_case_and_depth(tmp_path):
+    names = ["top/a.b.JPG", "top/deep er/c d.png", "top/notes.txt", "top/", "__MACOSX/top/._a.b.JPG"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    index = index_images(tmp_path / "a.zip")
+    assert {"a.b", "c d"} <= set(index)
+    assert "notes" not in index
+    assert index["c d"] == f"zip://top/deep er/c d.png::{tmp_path / 'a.zip'}"
+
+
+def test_index_with_two_images_of_one_name_raises(tmp_path):
+    for name in ("x.png", "x.JPG"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="two images are called x: "):
+        index_images(tmp_path)
+
+
+def test_zip_cut_short_raises(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and then the line broke")
+    with pytest.raises(ValueError, match=r"a\.zip: File is not a zip file; was the download cut short\?"):
+        index_images(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0, -1.79), (128, 0.2), (255, 2.0)])
+def test_pixel_values_span_the_range_blip_was_trained_on(processor, level, expected):
+    """Divided by 255 twice (ToTensor and then BlipProcessor), every level would be at -1.79, which is black."""
+    pixels = ImageTransform(processor)({"image": [Image.new("L", (40, 30), level)]})["pixel_values"][0]
+    assert pixels.shape == (3, SIDE, SIDE)
+    assert pixels.dtype == torch.float32
+    assert pixels.mean() == pytest.approx(expected, abs=0.25)
+    assert pixels.min() >= -1.8
+    assert pixels.max() <= 2.2
+
+
+def test_transform_keeps_the_other_columns(processor):
+    batch = {"image": [noise()], "caption": ["a"], "image_id": ["x"], "cuis": [["C1"]]}
+    out = ImageTransform(processor)(batch)
+    assert set(out) == {"pixel_values", "caption", "image_id", "cuis"}
+    assert out["cuis"] == [["C1"]]
+
+
+def test_transform_names_the_id_that_fails(processor):
+    batch = {"image": [{"bytes": b"no", "path": "train/x.jpg"}], "image_id": ["ROCO 7"]}
+    with pytest.raises(ValueError, match=r"^image_id ROCO 7: cannot read image train/x\.jpg: not an image"):
+        ImageTransform(processor)(batch)
+
+
+def zipped_data(tmp_path, n=24):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(n):
+            archive.writestr(f"{i}.png", encoded(noise(seed=i)))
+    urls = [f"zip://{i}.png::{tmp_path / 'a.zip'}" for i in range(n)]
+    columns = {"image_id": [str(i) for i in range(n)], "image": urls}
+    features = datasets.Features(image_id=datasets.Value("string"), image=datasets.Image())
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def test_forked_workers_read_one_zip_as_one_process_does(tmp_path, processor):
+    data = with_pixel_values(zipped_data(tmp_path), processor)
+    alone = torch.stack([row["pixel_values"] for row in data])  # opens the zip in this process, before the fork
+    workers = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context="fork")
+    together = torch.cat([batch["pixel_values"] for batch in workers])
+    assert torch.equal(alone, together)
+    assert len({tensor.sum().item() for tensor in alone}) == len(data)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The zip archives that are opened while a test runs."""
+    archives = []
+    original = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *args: archives.append(original(*args)) or archives[-1])
+    return archives
+
+
+def test_forked_process_leaves_the_handle_of_its_parent_alone(tmp_path, opened):
+    """Two processes that read through one open file move each other's position, and mix pictures up now and then."""
+    data = zipped_data(tmp_path).cast_column("image", datasets.Image(decode=False))
+    first, *_, last = (entry["path"] for entry in data["image"])
+    read_image(first)
+    number = opened[-1].fp.fileno()
+    position = os.lseek(number, 0, os.SEEK_CUR)
+    child = multiprocessing.get_context("fork").Process(target=read_image, args=[last])
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert os.lseek(number, 0, os.SEEK_CUR) == position
+
+
+def test_a_process_opens_a_zip_once(tmp_path, processor, opened):
+    data = with_pixel_values(zipped_data(tmp_path), processor)
+    opened.clear()
+    assert len(data[:10]["pixel_values"]) == 10
+    assert len(opened) == 1
+
+
+def test_one_column_can_be_asked_for_alone(tmp_path, processor):
+    data = with_pixel_values(zipped_data(tmp_path), processor)
+    assert data["image_id"][3] == "3"
