@@ -16,12 +16,14 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from medcap.data.surface import restore_surface
 
 TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
 # bitsandbytes leaves these in full precision: the tower is small and sensitive, the head is tied to the embeddings
-NOT_QUANTIZED = ["vision_model", "cls"]
+# (whole names from the start: a bare "cls" matches nothing, and the head would be quantized)
+NOT_QUANTIZED = ["vision_model", "text_decoder.cls"]
 
 
 def load_blip(
@@ -38,11 +40,13 @@ def load_blip(
     for something that is not a BLIP captioner or a size that its patches do not divide, OSError when it is not found.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    if config.model_type != "blip":
-        raise ValueError(f"{name_or_path} is a {config.model_type!r} model; medcap trains and runs 'blip' captioners")
+    kind = (config.architectures or [config.model_type])[0]
+    if config.model_type != "blip" or kind not in ("blip", "BlipForConditionalGeneration"):
+        raise ValueError(f"{name_or_path} is a {kind!r} model; medcap trains and runs 'blip' captioners")
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization)
+    logging.disable_progress_bar()  # of copying weights into memory: downloads keep theirs
     model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
     processor = BlipProcessor.from_pretrained(name_or_path, revision=revision)
     if image_size is not None:
@@ -139,5 +143,4 @@ def decode_captions(
 ) -> list[str]:
     """Text of generated `ids` (B, T), written as captions are; without [DEC], [SEP], pads and the given prompt."""
     given = 1 + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    texts = tokenizer.batch_decode([row[given:] for row in ids], skip_special_tokens=True)
-    return [restore_surface(text) for text in texts]
+    return [restore_surface(tokenizer.decode(row[given:], skip_special_tokens=True)) for row in ids]
