@@ -57,6 +57,8 @@ def launch(words: list[str], config: str | None) -> list[str]:
             sys.stderr.write(f"medcap: error: --accelerate {config}: no such file; known names are {names}\n")
             sys.exit(2)
         chosen = ["--config_file", str(known if known.is_file() else config)]
+    if config == "cpu":  # or accelerate tells at length that it chose the number itself
+        chosen += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     return [sys.executable, "-m", "accelerate.commands.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
 
 
@@ -139,6 +141,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         ("num_beams", int), ("max_new_tokens", int), ("no_repeat_ngram_size", int), ("length_penalty", float),
     ):  # fmt: skip
         group.add_argument(f"--{name}", type=kind)
+    group.add_argument("--base", help="the adapter's base, when it is not where its name says")
     group.add_argument("--image_size", type=int, help="pixels a side")
     group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
 
@@ -148,7 +151,7 @@ def _captioner(args: argparse.Namespace) -> Any:
 
     names = ("num_beams", "max_new_tokens", "no_repeat_ngram_size", "length_penalty")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return load_captioner(args.model, image_size=args.image_size, generation=given)
+    return load_captioner(args.model, base=args.base, image_size=args.image_size, generation=given)
 
 
 def _quickstart(args: argparse.Namespace) -> None:
@@ -212,9 +215,21 @@ def _caption(args: argparse.Namespace) -> None:
 def _publish(args: argparse.Namespace) -> None:
     from medcap.publish.hub import build_release, push_release
 
-    to = args.to or args.run_dir / "release"
-    release = build_release(args.run_dir, to, evaluation=args.evaluation, comparison=args.comparison, base=args.base)
+    release = build_release(
+        args.run_dir,
+        args.to or _next_release(args.run_dir),
+        evaluation=args.evaluation,
+        comparison=args.comparison,
+        base=args.base,
+        repo_id=args.repo_id,
+    )
     print(release if args.repo_id is None else push_release(release, args.repo_id, private=args.private))
+
+
+def _next_release(run: Path) -> Path:
+    """A folder that no release has yet: what is pushed stays as it was pushed."""
+    number = 1 + sum(1 for _ in run.glob("release-*"))
+    return run / f"release-{number}"
 
 
 if __name__ == "__main__":

@@ -59,27 +59,33 @@ class Captioner:
 
 
 def load_captioner(
-    model: str, *, image_size: int | None = None, generation: dict[str, Any] | None = None, device: str | None = None
+    model: str,
+    *,
+    base: str | None = None,
+    image_size: int | None = None,
+    generation: dict[str, Any] | None = None,
+    device: str | None = None,
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
+    An adapter names its base; one that was a folder is also looked for beside the adapter, and `base` replaces what
+    the adapter says. It brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
     `GenerationArguments`) replace what it, or the default, says. Raises ValueError or OSError, one line, for what is
     not a BLIP captioner.
     """
-    adapter, base, prompt, saved = None, model, "", {}
+    adapter, base_name, prompt, saved = None, model, "", {}
     if has_adapter(model):
-        adapter, base = model, PeftConfig.from_pretrained(model).base_model_name_or_path or ""
+        adapter, base_name = model, base or _base_of(model)
         image_size = image_size or _image_size(model)
         prompt = _recipe(model).get("prompt", "")
         saved = _saved_generation(model)
-    blip, processor = load_blip(base, image_size=image_size)
+    blip, processor = load_blip(base_name, image_size=image_size)
     settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
     captions = generation_config(blip, **settings)
     loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded.eval().to(device)
-    return Captioner(loaded, processor, captions, base, adapter, prompt)
+    return Captioner(loaded, processor, captions, base_name, adapter, prompt)
 
 
 def has_adapter(model: str) -> bool:
@@ -87,6 +93,13 @@ def has_adapter(model: str) -> bool:
     if Path(model).is_dir():
         return is_adapter(model)
     return file_exists(model, "adapter_config.json")
+
+
+def _base_of(adapter: str) -> str:
+    """The base that an adapter names; a release names a local base by its folder, and the two often lie together."""
+    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+    beside = Path(adapter).resolve().parent / name
+    return str(beside) if Path(adapter).is_dir() and name and "/" not in name and beside.is_dir() else name
 
 
 def _image_size(adapter: str) -> int:

@@ -1,4 +1,4 @@
-"""The whole story offline: phantoms, two training runs, evaluation, a release, and its captions made without medcap."""
+"""The whole story offline: phantoms, two trainings, evaluation, a release, and its captions made without medcap."""
 
 from __future__ import annotations
 

@@ -90,6 +90,7 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
         default=False, metadata={"help": "must stay false: the transform needs the image"}
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "evaluate by generating captions"})
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "no progress bar"})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many worse evaluations"}
     )
@@ -119,8 +120,10 @@ class Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Enums and the like become what YAML can hold."""
-    value = getattr(value, "value", value)
+    """Enums and the like become what YAML can hold, and what the parser reads as the same value."""
+    if value == []:  # what the Trainer makes of report_to: none; a key without a word is no option
+        return "none"
+    value = value.to_dict() if hasattr(value, "to_dict") else getattr(value, "value", value)
     return value if isinstance(value, (str, int, float, bool, list, dict)) else str(value)
 
 
@@ -161,11 +164,12 @@ def read_recipe(overrides: list[str]) -> Recipe:
     Raises RecipeError, one line: which key, its value, what is allowed or the nearest right name.
     """
     parser = recipe_parser()
-    known = {action.dest for action in parser._actions} - {"help"} - REPLACED.keys()
+    known = {action.dest for action in parser._actions} - REPLACED.keys()
     config, overrides = _take_config(overrides)
     written = _read_yaml(Path(config)) if config is not None else {}
     spoken = [word[2:].partition("=")[0].replace("-", "_") for word in overrides if word.startswith("--")]
-    for key in [*written, *(k for k in spoken if k.removeprefix("no_") not in known)]:
+    spoken = [key.removeprefix("no_") if key.removeprefix("no_") in known else key for key in spoken]
+    for key in [*written, *spoken]:
         _check_known(key, known, config if key in written else "command line")
     words = [word for key, value in written.items() for word in _as_words(key, value)]
     try:
@@ -177,7 +181,7 @@ def read_recipe(overrides: list[str]) -> Recipe:
     if rest:
         raise RecipeError(f"command line: cannot make sense of {' '.join(rest)!r}; write --key value")
     data, model, lora, generation, training = parts
-    given = frozenset([*written, *(key.removeprefix("no_") for key in spoken)])
+    given = frozenset([*written, *spoken])
     return _checked(Recipe(data, model, lora, generation, training, given))
 
 

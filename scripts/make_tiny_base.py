@@ -5,7 +5,7 @@
 It is what quickstart fine-tunes. Its pictures are phantoms drawn afresh for every example, with captions like
 "a small bright blob at the top left of a striped picture"; in a quarter of the examples it reads a radiology sentence
 with a black picture, so that its language model knows the words and nothing ties them to what is seen.
-About forty minutes on two cores; progress on stderr, the share of facts said right on stdout.
+An hour on two cores that had other work too; progress on stderr, the share of facts said right on stdout.
 """
 
 from __future__ import annotations

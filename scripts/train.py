@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from medcap.data.captions import CaptionCollator, cut_share
 from medcap.data.images import with_pixel_values
 from medcap.data.rocov2 import check_images, load_rocov2
+from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
 from medcap.modeling.blip import first_token, generation_config, load_blip
 from medcap.modeling.lora import add_lora, trainable_summary
@@ -45,10 +46,9 @@ def main(words: list[str] | None = None) -> None:
 
 
 def train(recipe: Recipe) -> None:
-    """Load data and base, train the adapter, and keep the best epoch's."""
+    """Load base and data, train the adapter, and keep the best epoch's."""
     checkpoint = checkpoint_to_resume(recipe)
     set_seed(recipe.training.seed)
-    data = load_data(recipe)
     model, processor = load_blip(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
@@ -63,12 +63,14 @@ def train(recipe: Recipe) -> None:
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
     )
+    data = load_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
     run = Path(recipe.training.output_dir)
     if recipe.training.process_index == 0:
         start_run(recipe, data)
         announce(recipe, data, adapted, processor)
-    trainer = make_trainer(recipe, data, adapted, processor, captions)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with Meteor() as meteor:
+        trainer = make_trainer(recipe, data, adapted, processor, captions, meteor)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
@@ -102,11 +104,16 @@ def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: Bli
 
 
 def make_trainer(
-    recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor, captions: GenerationConfig
+    recipe: Recipe,
+    data: DatasetDict,
+    model: PeftModel,
+    processor: BlipProcessor,
+    captions: GenerationConfig,
+    meteor: Meteor,
 ) -> CaptionTrainer:
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
-    scores = CaptionScores(processor.tokenizer, valid["caption"], recipe.data.prompt)
+    scores = CaptionScores(processor.tokenizer, valid["caption"], recipe.data.prompt, meteor)
     trainer = CaptionTrainer(
         model=model,
         args=recipe.training,

@@ -1,8 +1,14 @@
 """What the tests share: a tiny BLIP that was never trained, a tiny phantom data set, and one run made from the two."""
 
+import contextlib
+import copy
 import importlib.util
+import io
 import string
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -10,24 +16,25 @@ import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from medcap.data.phantom import write_phantom
+from medcap.modeling.blip import load_blip
 
 ROOT = Path(__file__).parents[1]
 SIZE, PATCH, WIDTH = 32, 8, 32  # pixels a side, pixels a patch, width of every layer
 WORDS = """
-    a abdomen abscess an angiogram angiography arrow axial branch calcification chest cm computed crescent ct cyst
-    cystic demonstrating digital enhanced enhancing field findings hematoma hemisphere image in kidney large left lesion
-    like liver lobe lower lung magnetic man mass matter measuring mid middle mode mri no normal of old on picture plain
-    pole posteroanterior quadrant radiograph ray resonance revealing right rim ring scan shaped showing shows simple
-    small solid subtraction territory the tomography transverse tumor ultrasound upper weighted white with without
-    woman x year zone
-""".split()
+    a abdomen abscess an angiogram angiography arrow axial branch calcification chest cm computed crescent ct
+    cyst cystic demonstrating digital enhanced enhancing field findings hematoma hemisphere image in kidney
+    large left lesion like liver lobe lower lung magnetic man mass matter measuring mid middle mode mri no
+    normal of old on picture plain pole posteroanterior quadrant radiograph ray resonance revealing right rim
+    ring scan shaped showing shows simple small solid subtraction territory the tomography transverse tumor
+    ultrasound upper weighted white with without woman x year zone
+"""
 
 
 def tiny_tokenizer(folder: Path) -> BertTokenizer:
-    """WordPiece as the Hub's BLIP has it, with [CLS] and [SEP] but no [DEC] and [ENC]; whatever has no word is spelt."""
+    """WordPiece as the Hub's BLIP has it, with [CLS] and [SEP] but no [DEC] and [ENC]; other words are spelt."""
     letters = [*string.ascii_lowercase, *string.digits]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = dict.fromkeys([*special, *WORDS, *string.punctuation, *letters, *(f"##{c}" for c in letters)])
+    vocabulary = dict.fromkeys([*special, *WORDS.split(), *string.punctuation, *letters, *(f"##{c}" for c in letters)])
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     return BertTokenizer(str(folder / "vocab.txt"), model_max_length=512)
 
@@ -40,14 +47,21 @@ def tiny_blip(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
         "bos_token_id": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
         "sep_token_id": tokenizer.sep_token_id, "eos_token_id": tokenizer.sep_token_id,
         "max_position_embeddings": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.3,  # wide enough that 32 numbers can be sure of a word, and that words differ
+        "initializer_range": 0.1,
     }  # fmt: skip
     vision = {
         **shape, "image_size": SIZE, "patch_size": PATCH, "projection_dim": WIDTH,
         "initializer_range": 0.02,  # the default, 1e-10, makes a tower that sees nothing (trap 18)
     }  # fmt: skip
     torch.manual_seed(0)
-    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    words = model.text_decoder.bert.embeddings
+    with (
+        torch.no_grad()
+    ):  # long vectors, so that 32 numbers can be sure of a word: they are the head's too, and frozen
+        words.word_embeddings.weight.mul_(10)
+        words.position_embeddings.weight.mul_(10)
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +80,70 @@ def phantoms(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "data"
     write_phantom(folder, train=12, valid=6, test=6, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_base) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+    """The tiny base and its processor; not to be changed."""
+    model, processor = load_blip(str(tiny_base))
+    return model.eval(), processor
+
+
+@pytest.fixture
+def blip(loaded) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+    """The tiny base and its processor, which the test may change."""
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture(scope="session")
+def train_script() -> ModuleType:
+    """scripts/train.py as a module, to be run in this process."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the recipe that made it, and what it said."""
+
+    folder: Path
+    recipe: Path
+    stdout: str
+    stderr: str
+
+
+def write_recipe(path: Path, **keys: Any) -> Path:
+    """A YAML file of `keys`; returns its path."""
+    path.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
+    """Two epochs of three steps at another size than the base's, evaluated by generation; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = write_recipe(
+        folder / "recipe.yaml",
+        data_dir=str(phantoms),
+        model_name_or_path=str(tiny_base),
+        output_dir=str(folder / "run"),
+        image_size=48,
+        lora_target_modules="text",
+        lora_r=8,
+        lora_dropout=0.1,  # so that a resumed run is only the same with the same random numbers
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,  # 6 images: the last batch is not full
+        learning_rate=0.02,
+        logging_steps=1,
+        num_beams=2,
+        max_new_tokens=24,  # more than generate's own 20
+        no_repeat_ngram_size=3,
+        use_cpu=True,
+        seed=3,
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        train_script.main(["--config", str(recipe)])
+    return Run(folder / "run", recipe, out.getvalue(), err.getvalue())

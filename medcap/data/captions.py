@@ -72,5 +72,6 @@ class CaptionCollator:
 
 def cut_share(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
     """Share of captions, 0 to 1, that have more than `max_caption_tokens` tokens, [CLS] and [SEP] counted."""
-    lengths = [len(ids) for ids in tokenizer(list(captions))["input_ids"]]
+    texts = list(captions)
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
     return sum(length > max_caption_tokens for length in lengths) / max(len(lengths), 1)

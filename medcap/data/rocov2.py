@@ -88,7 +88,8 @@ def check_images(dataset: Dataset, max_broken: float = 0.001, num_proc: int | No
     """Return `dataset` without the rows whose image cannot be decoded, each image having been decoded once.
 
     Up to the share `max_broken` (0 to 1) they are left out with a warning that names them; above it, ValueError.
-    `num_proc` processes share the work; a progress bar runs on stderr.
+    `num_proc` processes share the work; a progress bar runs on stderr. Where the images lie in the data itself (the
+    Hub's parquet files) `datasets` remembers what was found; files and zips, which may change, are decoded each time.
     """
     _check_limit(max_broken)
     name = dataset.split or "the data set"
@@ -100,8 +101,6 @@ def check_images(dataset: Dataset, max_broken: float = 0.001, num_proc: int | No
         remove_columns=["image"],
         features=Features(cause=Value("string")),
         num_proc=num_proc,
-        # what was found is kept for images inside of Arrow files; files and zips beside them may have changed since
-        load_from_cache_file=bool(dataset.cache_files),
         desc=f"Decoding every image of {name}",
     )["cause"][:]
     ids = plain["image_id"][:]

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from medcap.data.captions import clean_caption
 
-HYPHEN = "[-‐‑–]"
-DASH = "[-‐‑–—]"
+HYPHEN = "[-‐‑–]"  # hyphen-minus, hyphen, non-breaking hyphen, en dash
+DASH = "[-‐‑–—]"  # and the em dash, which no valid caption sets between blanks
 
 
 class Rule(NamedTuple):
@@ -28,7 +28,8 @@ class Rule(NamedTuple):
 
 
 # In order: a later rule sees what the earlier ones wrote. Every expression wants the blank which it removes, so
-# text that is already well written passes unchanged; repeats are bounded, so none of them is quadratic.
+# text that is already well written passes unchanged. None looks further ahead than a word or 60 characters, so the
+# time grows with the length alone.
 RULES = (
     Rule(
         "decimals: 3. 5 cm (1,012 of 1,013); 'on day 3. 5 patients' reads the same and, being rare, is joined too",
@@ -76,8 +77,8 @@ RULES = (
         "",
     ),
     Rule(
-        "signs: (- 78 hu), of - 29, to + 150, (> 5 mm). Elsewhere a hyphen before a number is a range: l4 - 5",
-        re.compile(r"([(\[]|[=<>] |\b(?:of|to|is|around|value) )([-–+<>]) (?=\d)"),
+        "signs: (- 78 hu), of - 29, to + 150, (> 5 mm). After any other word a hyphen is a compound's: l4 - 5",
+        re.compile(r"([(\[]|[=<>] |\b(?:of|to|is|and|from|than|around|value) )([-–+<>]) (?=\d)"),
         r"\1\2",
     ),
     Rule(
@@ -91,7 +92,7 @@ RULES = (
         "t2*",
     ),
     Rule(
-        "suspended hyphens: iso - to hypointense, t1 - and t2-weighted (all); but end - to - end",
+        "suspended hyphens: iso - to hypointense, t1 - and t2-weighted (14 of 15); but end - to - end",
         re.compile(rf"(?<=\w) ({HYPHEN})(?= (?:and|or|to) (?!{HYPHEN}))"),
         r"\1",
     ),

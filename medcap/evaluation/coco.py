@@ -10,6 +10,8 @@ The scorers, the tokeniser's jar and METEOR's jar are pycocoevalcap's. How Java 
 break in a caption shifts every caption after it, and the tokeniser needs a writable site-packages.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import os
 import shutil
@@ -93,21 +95,24 @@ def score_captions(
     *,
     tokenized: bool = False,
     metrics: Sequence[str] = METRICS,
+    meteor: Meteor | None = None,
 ) -> Scores:
     """Score one predicted caption per image against that image's references.
 
     `predictions` is n captions, `references` n lists of at least one caption. `tokenized` says that the texts are PTB
-    tokens joined by spaces already. Leaving meteor out of `metrics` saves its ten seconds of start.
+    tokens joined by spaces already. Leaving meteor out of `metrics` saves its ten seconds of start,
+    and so does a running `meteor` that serves several calls.
     CIDEr of a single image is 0: every word is in all the references, so its idf is 0.
     ValueError for lengths that differ, zero images, an image without reference, a text in the place of a list.
     """
     _check(predictions, references, metrics)
     counts = [len(captions) for captions in references]
-    with _Meteor() if "meteor" in metrics else nullcontext() as meteor:  # it starts up while the tokeniser runs
+    given = meteor is not None or "meteor" not in metrics
+    with nullcontext(meteor) if given else Meteor() as running:  # it starts up while the tokeniser runs
         if not tokenized:
             predictions, references = tokenize(predictions), _tokenize_references(references)
         hypotheses = {image: [prediction] for image, prediction in enumerate(predictions)}
-        found = _score(dict(enumerate(map(list, references))), hypotheses, metrics, meteor)
+        found = _score(dict(enumerate(map(list, references))), hypotheses, metrics, running)
     refs = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
     return Scores(
         metrics={name: float(found[name][0]) for name in metrics},
@@ -167,14 +172,14 @@ class CocoCaption(evaluate.Metric):
         return score_captions(list(predictions), listed, **settings).metrics
 
 
-class _Meteor:
+class Meteor:
     """METEOR 1.5 as one Java process that answers line by line; a context manager, so that the process always ends.
 
     Commands and arguments are those of pycocoevalcap/meteor/meteor.py. In addition its numbers do not depend on the
     locale, and no caption can break the protocol: SCORE and EVAL lines, fields parted by `|||`.
     """
 
-    def __enter__(self) -> "_Meteor":
+    def __enter__(self) -> Meteor:
         jar = Path(meteor_package.__file__).with_name(meteor_package.METEOR_JAR)
         command = _java(["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"])
         self._errors = tempfile.TemporaryFile()  # a file, for a pipe that nobody reads fills up and stops Java
@@ -251,14 +256,14 @@ def _score(
     references: dict[int, list[str]],
     hypotheses: dict[int, list[str]],
     metrics: Sequence[str],
-    meteor: _Meteor | None,
+    meteor: Meteor | None,
 ) -> dict[str, tuple[float, Sequence[float]]]:
     """Return (corpus score, score per image) by metric; both dictionaries go from image to captions of tokens."""
     found: dict[str, tuple[float, Sequence[float]]] = {}
     if any(name.startswith("bleu_") for name in metrics):
         corpus, per_image = Bleu(4).compute_score(references, hypotheses, verbose=0)
         found.update(zip(METRICS[:4], zip(corpus, per_image, strict=True), strict=True))
-    if meteor is not None:
+    if meteor is not None and "meteor" in metrics:
         found["meteor"] = meteor.score([texts[0] for texts in hypotheses.values()], list(references.values()))
     if "rouge_l" in metrics:
         found["rouge_l"] = Rouge().compute_score(references, hypotheses)

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from medcap.data.rocov2 import check_images, fingerprint, load_rocov2
 from medcap.evaluation.baselines import constant_caption, shuffled
-from medcap.evaluation.coco import METRICS, score_captions, signature
+from medcap.evaluation.coco import Meteor, score_captions, signature
 from medcap.evaluation.findings import findings_accuracy, read_truth
 from medcap.evaluation.predictions import describe_captions, write_predictions
 from medcap.evaluation.report import write_html
@@ -63,6 +63,9 @@ def evaluate(
     """
     captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
     described = {**describe_captions(captions), "cut_share": sum(cut) / len(cut)}
+    with Meteor() as meteor:
+        scores = scored(captions, split, meteor)
+        rows = baseline_rows(split, meteor) if baselines else {}
     generation = captioner.generation
     decoding = f"beams-{generation.num_beams},max-{generation.max_new_tokens},ngram-{generation.no_repeat_ngram_size}"
     result = {
@@ -71,12 +74,12 @@ def evaluate(
         "base": captioner.base,
         "split": split.name,
         "image_size": captioner.image_size,
-        **scored(captions, split),
+        **scores,
         "signature": signature(
             len(captions), 1, False, split=split.name, data=fingerprint(split.rows), decoding=decoding
         ),
         "captions": described,
-        "baselines": baseline_rows(split) if baselines else {},
+        "baselines": rows,
         "environment": environment(),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -86,21 +89,21 @@ def evaluate(
     return result, captions
 
 
-def scored(captions: Sequence[str], split: Split) -> dict[str, Any]:
+def scored(captions: Sequence[str], split: Split, meteor: Meteor) -> dict[str, Any]:
     """`n`, COCO `metrics`, and on phantoms the share of facts named rightly (`findings`)."""
-    scores = score_captions(captions, [[reference] for reference in split.references], metrics=METRICS)
+    scores = score_captions(captions, [[reference] for reference in split.references], meteor=meteor)
     result: dict[str, Any] = {"n": len(captions), "metrics": scores.metrics}
     if split.truth is not None:
         result["findings"] = findings_accuracy(captions, split.ids, split.truth)
     return result
 
 
-def baseline_rows(split: Split) -> dict[str, Any]:
+def baseline_rows(split: Split, meteor: Meteor) -> dict[str, Any]:
     """What needs no model: the best constant caption of the training split, and references shuffled among images."""
     rows = {}
     if split.training_captions:
         constant = constant_caption(split.training_captions)
-        rows["constant"] = {"caption": constant, **scored([constant] * len(split.rows), split)}
+        rows["constant"] = {"caption": constant, **scored([constant] * len(split.rows), split, meteor)}
     if len(split.rows) > 1:
-        rows["shuffled"] = scored(shuffled(split.references), split)
+        rows["shuffled"] = scored(shuffled(split.references), split, meteor)
     return rows

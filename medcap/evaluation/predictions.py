@@ -11,7 +11,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from medcap.data.rocov2 import read_column
-from medcap.evaluation.coco import METRICS, score_captions
+from medcap.evaluation.coco import Meteor, score_captions
 from medcap.modeling.blip import decode_captions
 
 
@@ -55,7 +55,15 @@ class CaptionScores:
     evaluation stay in `predictions`, by row.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, references: Sequence[str], prompt: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        references: Sequence[str],
+        prompt: str = "",
+        meteor: Meteor | None = None,
+    ) -> None:
+        """`meteor`: a running one spares each evaluation its start."""
+        self.meteor = meteor
         self.tokenizer, self.references, self.prompt = tokenizer, list(references), prompt
         self.predictions: list[str] = []
 
@@ -66,7 +74,7 @@ class CaptionScores:
         captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))
         self.predictions = [captions[row] for row in sorted(captions)]
         scores = score_captions(
-            self.predictions, [[self.references[row]] for row in sorted(captions)], metrics=METRICS
+            self.predictions, [[self.references[row]] for row in sorted(captions)], meteor=self.meteor
         )
         described = describe_captions(self.predictions)
         distinct = len(set(self.predictions)) / len(self.predictions)

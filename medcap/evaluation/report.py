@@ -77,7 +77,7 @@ def write_sample_sheet(path: Path, rows: Dataset, columns: Mapping[str, Sequence
     across = min(4, len(chosen))
     down = -(-len(chosen) // across)
     figure, axes = plt.subplots(
-        down, across, figsize=(3.4 * across, (3.3 + 0.62 * len(columns)) * down), squeeze=False
+        down, across, figsize=(3.4 * across, (3.2 + 0.36 * len(columns)) * down), squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -85,7 +85,7 @@ def write_sample_sheet(path: Path, rows: Dataset, columns: Mapping[str, Sequence
         axis.imshow(load_image(rows[row]["image"]))
         said = [_label(title, captions[row]) for title, captions in columns.items()]
         axis.text(0, -0.03, "\n".join(said), transform=axis.transAxes, va="top", fontsize=7.5, parse_math=False)
-    figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.12, wspace=0.08, hspace=0.24 * len(columns))
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.13, wspace=0.08, hspace=0.12 * len(columns))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

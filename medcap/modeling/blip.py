@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from medcap.data.surface import restore_surface
+from medcap.recipe import RecipeError
 
 TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
 # bitsandbytes leaves these in full precision: the tower is small and sensitive, the head is tied to the embeddings
@@ -37,8 +38,11 @@ def load_blip(
     """Load model and processor; with `image_size` pixels a side, a multiple of the patch, both are set to it.
 
     The weights come as `dtype` (a frozen base under autocast stays float32 by default). Raises ValueError, one line,
-    for something that is not a BLIP captioner or a size that its patches do not divide, OSError when it is not found.
+    for something that is not a BLIP captioner, RecipeError for a size that its patches do not divide, OSError when it
+    is not found.
     """
+    if Path(name_or_path).is_dir():  # an adapter remembers the name: "runs/base" would be a name on the Hub elsewhere
+        name_or_path = str(Path(name_or_path).resolve())
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     kind = (config.architectures or [config.model_type])[0]
     if config.model_type != "blip" or kind not in ("blip", "BlipForConditionalGeneration"):
@@ -77,7 +81,7 @@ def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> No
     """
     embeddings = model.vision_model.embeddings
     if image_size % embeddings.patch_size:
-        raise ValueError(
+        raise RecipeError(
             f"image_size is {image_size}; it must be a multiple of the patch size, {embeddings.patch_size}"
         )
     if image_size == model.config.vision_config.image_size:

@@ -9,6 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BlipForConditionalGeneration
 
+from medcap.recipe import RecipeError
+
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
 _TOWER = r"vision_model\.encoder\.layers\.\d+\."
 # Regular expressions are matched against whole names. A list such as ["attention.self.query"] would reach the
@@ -27,15 +29,15 @@ TARGETS = {
 def add_lora(model: BlipForConditionalGeneration, *, targets: str, r: int, alpha: float, dropout: float) -> PeftModel:
     """Freeze `model` and put LoRA adapters on the linear layers that `targets` names.
 
-    `targets` is a key of TARGETS or a regular expression for whole module names. Raises ValueError when it matches no
+    `targets` is a key of TARGETS or a regular expression for whole module names. Raises RecipeError when it matches no
     linear layer, or the language model's head: tied to the embeddings, it cannot be merged without changing them.
     """
     pattern = TARGETS.get(targets, targets)
     names = matching_layers(model, pattern)
     if not names:
-        raise ValueError(f"lora_target_modules {targets!r} matches no linear layer; take one of {', '.join(TARGETS)}")
+        raise RecipeError(f"lora_target_modules {targets!r} matches no linear layer; take one of {', '.join(TARGETS)}")
     if tied := [name for name in names if ".cls." in name]:
-        raise ValueError(f"lora_target_modules {targets!r} reaches {tied[0]}, which is tied to the embeddings")
+        raise RecipeError(f"lora_target_modules {targets!r} reaches {tied[0]}, which is tied to the embeddings")
     # task_type stays None: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION call BLIP with arguments that it refuses
     config = LoraConfig(
         task_type=None, r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern
@@ -48,7 +50,7 @@ def matching_layers(model: nn.Module, pattern: str) -> list[str]:
     try:
         wanted = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from error
+        raise RecipeError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from error
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and wanted.fullmatch(name)]
 
 

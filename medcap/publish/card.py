@@ -99,7 +99,7 @@ def render_card(facts: Facts) -> str:
     Raises ValueError when huggingface_hub does not read the front matter back as it was meant.
     """
     jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    jinja.filters.update(text=escape, code=code, literal=json.dumps)
+    jinja.filters.update(text=escape, code=code, literal=lambda text: json.dumps(text, ensure_ascii=False))
     systems, environment = _systems(facts), facts.environment or {}
     splits = [{"split": name, **counts} for name, counts in environment.get("data", {}).items()]
     body = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -113,7 +113,7 @@ def render_card(facts: Facts) -> str:
         baselines={row["name"]: row for row in systems if row["name"] in BASELINES},
         not_above=_not_above,
         splits=_measured_table(SPLIT_COLUMNS, splits),
-        settings=table(("key", "value"), [(code(key), code(value)) for key, value in facts.recipe.items()]),
+        settings=table(("key", "value"), [(code(key), code(value)) for key, value in facts.recipe.items()], "---"),
         curve=_measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in facts.curve]),
         kept=_kept_epoch(facts),
         versions=_versions_table(environment),
@@ -148,7 +148,7 @@ def escape(value: object) -> str:
     Entities, because CommonMark (6.2) takes them for text wherever they stand, in the cell of a table too.
     """
     line = " ".join(str(value).split())
-    return re.sub(r"[&<>|`*\[\]\\~$]|(?<!\w)_|_(?!\w)|:(?=//)", lambda found: f"&#{ord(found[0])};", line)
+    return re.sub(r"[&<>|`*\[\]\\~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)", lambda found: f"&#{ord(found[0])};", line)
 
 
 def code(value: object) -> str:
@@ -159,18 +159,17 @@ def code(value: object) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are escaped already; all columns but the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
+    """A Markdown table of cells that are escaped already; `align` is for all columns but the first."""
+    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _measured_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of the columns that were measured in any row; "" without rows."""
     measured = [key for key in columns if any(row.get(key) is not None for row in rows)]
-    if not measured:
-        return ""
-    return table([columns[key] for key in measured], [[_cell(row.get(key)) for key in measured] for row in rows])
+    cells = [[_cell(row.get(key)) for key in measured] for row in rows]
+    return table([columns[key] for key in measured], cells) if cells else ""
 
 
 def _cell(value: object) -> str:
@@ -182,11 +181,9 @@ def _cell(value: object) -> str:
 def _systems(facts: Facts) -> list[dict[str, Any]]:
     """The rows of the results: those of the comparison, else this adapter and its baselines."""
     ours = facts.evaluation or {}
-    if facts.comparison is not None:
-        rows = list(facts.comparison["systems"])
-    else:
-        rows = [ours] if ours else []
-        rows += [{"name": name, **row} for name, row in ours.get("baselines", {}).items()]
+    rows = [ours] if ours else []
+    rows += [{"name": name, **row} for name, row in ours.get("baselines", {}).items()]
+    rows = rows if facts.comparison is None else facts.comparison["systems"]
     return [{**row, "ours": is_row_of(row, ours)} for row in rows]
 
 
@@ -223,9 +220,10 @@ def _kept_epoch(facts: Facts) -> str | None:
 
 
 def _versions_table(environment: Mapping[str, Any]) -> str:
-    kept = {key: value for key, value in environment.items() if key not in ("data", "packages", "seed")}
-    known = {**kept, **environment.get("packages", {})}
-    return _measured_table({"": "", "value": ""}, [{"": key, "value": value} for key, value in known.items()])
+    single = {key: value for key, value in environment.items() if key not in ("data", "packages")}
+    known = {**single, **environment.get("packages", {})}
+    rows = [(escape(key), escape(value)) for key, value in known.items() if value is not None]
+    return table(("", "value"), rows, "---") if rows else ""
 
 
 def _eval_results(facts: Facts) -> list[EvalResult] | None:

@@ -34,6 +34,7 @@ MADE_HERE = ("adapter_config.json", "recipe.yaml", "environment.json", "metrics.
 RELEASE_FILES = frozenset(FROM_ADAPTER + MADE_HERE)
 NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
 
+PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _PLACE = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # how a path begins that is a place on one machine
 
 
@@ -48,16 +49,14 @@ def build_release(
 ) -> Path:
     """Write the release of the run's adapter as the new folder `to`, and return it.
 
-    `evaluation` is a folder that `medcap evaluate` wrote (RUN/eval where there is one), `comparison` the file, or its
-    folder, of `medcap compare`. `base` is the base's name on the Hub, for a run that read it from a folder; `repo_id`
-    is the release's, for its card. Raises FileExistsError for a `to` that holds something, FileNotFoundError for what
-    is missing, ValueError for what must not be published; nothing is left behind then.
+    `evaluation` is a folder that `medcap evaluate` wrote (RUN/eval where there is one), `comparison` the file of
+    `medcap compare`. `base` is the base's name on the Hub, for a run that read it from a folder; `repo_id` the
+    release's, for its card. Raises FileExistsError for a `to` that holds something, FileNotFoundError for what is
+    missing, ValueError for what must not be published; nothing is left behind then.
     """
     target, adapter = Path(os.path.abspath(to)), run / "adapter"
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{to} exists: a release is never written over; name another folder")
-    if comparison is not None and comparison.is_dir():
-        comparison = comparison / "comparison.json"
     if evaluation is None and (run / "eval" / "metrics.json").is_file():
         evaluation = run / "eval"
     facts, places = _read_facts(run, evaluation, comparison, base, repo_id)
@@ -68,17 +67,18 @@ def build_release(
         _write_files(part, adapter, evaluation, facts)
         (part / "README.md").write_text(render_card(facts), encoding="utf-8")  # last: PEFT writes cards as well
         check_release(part, places)
-        _settle(part, target)
+        for path in (*part.iterdir(), part):  # everything is on the disk before the name appears
+            _fsync(path)
+        part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    _fsync(target.parent)
     return to
 
 
 def check_release(release: Path, places: Collection[str] = ()) -> None:
-    """Raise ValueError for anything in `release` that must not go out, or that is missing.
-
-    That is a file which RELEASE_FILES does not name, a pickle under the name of another format, a Hugging Face token,
-    a path into the user's home or one of `places`.
+    """Raise ValueError for a file that is missing or not in RELEASE_FILES, or is a pickle by another name, and
+    for any that holds a Hugging Face token, a path into the user's home or one of `places`.
     """
     found = {path.name: path for path in sorted(release.iterdir())} if release.is_dir() else {}
     if lacking := [name for name in (*NEEDED, "README.md") if name not in found]:
@@ -89,9 +89,9 @@ def check_release(release: Path, places: Collection[str] = ()) -> None:
         text = _text(path)
         if _token().search(text):
             raise ValueError(f"{name} holds a Hugging Face token: it must not be published")
-        for place in {str(Path.home()), *places} - {"/"}:
+        for place in {f"{Path.home()}/", *places}:
             # between words, so that "arch/root" in a caption is not the home of root
-            if re.search(rf"(?<![\w.]){re.escape(place.rstrip('/'))}(?![\w-])", text):
+            if re.search(rf"(?<![\w.]){re.escape(place)}\b", text):
                 raise ValueError(f"{name} names {place}, a place on this machine: it must not be published")
 
 
@@ -120,6 +120,8 @@ def _read_facts(
 ) -> tuple[Facts, set[str]]:
     """What the card says, with no place of this machine in it; and the places that were taken out."""
     adapter = run / "adapter"
+    if pickled := [path for path in sorted(adapter.glob("*")) if path.suffix in PICKLED]:
+        raise ValueError(f"{pickled[0]} is pickled, and loading it could run anything: publish takes safetensors only")
     for name in (*NEEDED, "recipe.yaml"):
         if not (adapter / name).is_file():
             raise FileNotFoundError(f"{adapter / name} is missing: publish takes a run that training has finished")
@@ -162,8 +164,7 @@ def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
 def _image_size(base: str, revision: str | None) -> int | None:
     """Pixels a side that the base's positions are made for; None where its config is not on this machine."""
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision, local_files_only=True)
-        return int(config.vision_config.image_size)
+        return int(AutoConfig.from_pretrained(base, revision=revision, local_files_only=True).vision_config.image_size)
     except (OSError, ValueError):
         return None
 
@@ -199,13 +200,11 @@ def _without_places(value: Any) -> Any:
 
 
 def _write_files(part: Path, adapter: Path, evaluation: Path | None, facts: Facts) -> None:
-    """Copy or make everything but the card."""
     for name in FROM_ADAPTER:
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, part / name)  # without its mode: safetensors writes for the owner alone
     write_json(part / "adapter_config.json", _adapter_config(adapter, facts))
-    recipe = yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True)
-    (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (part / "recipe.yaml").write_text(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True), "utf-8")
     if facts.environment is not None:
         write_json(part / "environment.json", facts.environment)
     if evaluation is not None:
@@ -237,17 +236,8 @@ def _text(path: Path) -> str:
 
 
 def _token() -> re.Pattern[str]:
-    """What looks like a Hugging Face token, or is the one that this process was given."""
     given = [os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
     return re.compile("|".join(["hf_[A-Za-z0-9]{30,}", *(re.escape(token) for token in given if len(token) > 7)]))
-
-
-def _settle(part: Path, target: Path) -> None:
-    """Put everything on the disk before the name of the release appears."""
-    for path in (*part.iterdir(), part):
-        _fsync(path)
-    part.replace(target)  # over an empty folder at most
-    _fsync(target.parent)
 
 
 def _fsync(path: Path) -> None:

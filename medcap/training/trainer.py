@@ -67,7 +67,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}, and no weight was changed by it; "
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}, and no weight was changed; "
                 "lower learning_rate, or go on from the last checkpoint with resume_from_checkpoint: last"
             )
         return loss

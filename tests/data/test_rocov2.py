@@ -300,7 +300,7 @@ def test_fingerprint_tells_ids_and_captions_and_nothing_else(tmp_path):
     other = {**ROWS, "ROCO_1": ("another caption", "", "jpg")}
     changed = load_rocov2(write_split(tmp_path / "changed", rows=other), splits=["train"])["train"]
     assert len(fingerprint(data)) == 16
-    assert fingerprint(data) == fingerprint(elsewhere) == fingerprint(data.shuffle(seed=1))
+    assert fingerprint(data) == fingerprint(elsewhere) == fingerprint(data.select([2, 0, 1]))
     assert fingerprint(data) == fingerprint(data.with_transform(lambda batch: 1 / 0))
     assert len({fingerprint(data), fingerprint(changed), fingerprint(data.select([0, 1]))}) == 3
 

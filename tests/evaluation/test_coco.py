@@ -223,7 +223,7 @@ def test_failing_meteor_raises_with_its_last_line(fake_java, source, message):
 
 def test_meteor_process_is_gone_after_an_error(fake_java):
     fake_java(METEOR)
-    with pytest.raises(KeyboardInterrupt), coco._Meteor() as meteor:
+    with pytest.raises(KeyboardInterrupt), coco.Meteor() as meteor:
         raise KeyboardInterrupt
     assert meteor._process.returncode is not None
 

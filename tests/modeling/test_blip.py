@@ -1,0 +1,212 @@
+"""The base sees pictures of any size in the right places, and its captions start, end and read right.
+
+Traps 2, 6, 8, 9, 10, 16, 17, 18. pytest tests/modeling/test_blip.py
+"""
+
+import json
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import nn
+from transformers import BlipForConditionalGeneration, GenerationConfig
+
+from medcap.modeling.blip import (
+    decode_captions,
+    first_token,
+    generation_config,
+    load_blip,
+    prompt_ids,
+    resize_positions,
+)
+
+NATIVE = 32  # pixels a side of the tiny base, in patches of 8
+
+
+def pictures(size, n=2):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def seen(model, pixels, **options):
+    with torch.no_grad():
+        return model.vision_model(pixel_values=pixels, **options).last_hidden_state
+
+
+def test_the_tiny_base_sees(blip):
+    """With the default initializer_range every picture would give the same, and no other test here could fail."""
+    features = seen(blip[0], pictures(NATIVE))
+    assert (features[0] - features[1]).abs().mean() > 0.1
+
+
+def test_captions_of_the_tiny_base_depend_on_the_picture(blip):
+    captions = generation_config(blip[0], num_beams=1, max_new_tokens=8)
+    ids = blip[0].generate(pixel_values=pictures(NATIVE, n=4), generation_config=captions)
+    assert len({tuple(row) for row in ids.tolist()}) > 1
+
+
+@pytest.mark.parametrize("size", [24, 48, 72])
+def test_interpolated_positions_equal_the_run_time_flag(tiny_base, blip, size):
+    resized, _ = load_blip(str(tiny_base), image_size=size)
+    pixels = pictures(size)
+    expected = seen(blip[0], pixels, interpolate_pos_encoding=True)
+    torch.testing.assert_close(seen(resized.eval(), pixels), expected, atol=1e-5, rtol=0)
+
+
+def test_interpolated_positions_are_not_the_first_rows(tiny_base, blip):
+    """What BLIP takes in silence for a picture smaller than its own."""
+    resized, _ = load_blip(str(tiny_base), image_size=24)
+    pixels = pictures(24)
+    positions = resized.vision_model.embeddings.position_embedding
+    assert positions.shape == (1, 1 + 3 * 3, 32)
+    assert (positions - blip[0].vision_model.embeddings.position_embedding[:, :10]).abs().max() > 0.01
+    assert (seen(resized.eval(), pixels) - seen(blip[0], pixels)).abs().max() > 0.01
+
+
+def test_at_its_own_size_the_base_stays_as_it_is(blip):
+    before = blip[0].vision_model.embeddings.position_embedding
+    resize_positions(blip[0], NATIVE)
+    assert blip[0].vision_model.embeddings.position_embedding is before
+
+
+@pytest.mark.parametrize("size", [4, 9, 33, 100])
+def test_a_size_that_patches_do_not_divide_raises(blip, size):
+    with pytest.raises(ValueError, match=f"image_size is {size}; it must be a multiple of the patch size, 8"):
+        resize_positions(blip[0], size)
+
+
+def test_model_and_processor_agree_on_the_size(tiny_base):
+    model, processor = load_blip(str(tiny_base), image_size=48)
+    assert processor.image_processor.size == {"height": 48, "width": 48}
+    assert model.config.vision_config.image_size == model.vision_model.embeddings.image_size == 48
+    assert model.vision_model.embeddings.num_positions == 1 + 6 * 6
+
+
+def test_a_resized_base_can_be_saved_and_loaded(tiny_base, tmp_path):
+    model, processor = load_blip(str(tiny_base), image_size=48)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, _ = load_blip(str(tmp_path), image_size=48)
+    torch.testing.assert_close(seen(again.eval(), pictures(48)), seen(model.eval(), pictures(48)))
+
+
+NOT_CAPTIONERS = {
+    "another model": {"model_type": "bert"},
+    "a BLIP that ranks": {"model_type": "blip", "architectures": ["BlipForImageTextRetrieval"]},
+    "a BLIP that answers": {"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]},
+}
+
+
+@pytest.mark.parametrize("config", NOT_CAPTIONERS.values(), ids=NOT_CAPTIONERS)
+def test_what_is_no_blip_captioner_raises(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{tmp_path} is a .* model; medcap trains and runs 'blip' captioners"):
+        load_blip(str(tmp_path))
+
+
+def test_a_base_that_is_not_there_raises(tmp_path):
+    with pytest.raises(OSError, match="none"):
+        load_blip(str(tmp_path / "none"))
+
+
+def test_blip_has_no_other_attention_than_eager(tiny_base):
+    for attention in ("sdpa", "flash_attention_2"):
+        with pytest.raises((ValueError, ImportError), match=r"BlipForConditionalGeneration|[Ff]lash"):
+            BlipForConditionalGeneration.from_pretrained(tiny_base, attn_implementation=attention)
+
+
+@pytest.mark.parametrize(("quantization", "kind"), [("8bit", Linear8bitLt), ("4bit", Linear4bit)])
+def test_quantization_leaves_the_tower_and_the_head_as_they_are(tiny_base, quantization, kind):
+    model, _ = load_blip(str(tiny_base), quantization=quantization)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantized = {name for name, module in layers.items() if isinstance(module, kind)}
+    plain = {name for name, module in layers.items() if type(module) is nn.Linear}
+    assert quantized == {name for name in layers if name.startswith("text_decoder.bert.encoder.layer.")}
+    assert len(quantized) == 2 * (4 + 4 + 2)  # self- and cross-attention, and the two of the feed-forward part
+    assert plain == layers.keys() - quantized
+    assert {name.split(".")[0] for name in plain} == {"vision_model", "text_decoder"}
+    head = model.text_decoder.cls.predictions.decoder
+    assert head.weight is model.text_decoder.bert.embeddings.word_embeddings.weight
+    assert head.weight.dtype == model.vision_model.encoder.layers[0].mlp.fc1.weight.dtype == torch.float32
+
+
+def test_the_first_token_is_the_models_and_not_the_tokenizers(blip):
+    model, processor = blip
+    assert first_token(model) == len(processor.tokenizer) == model.config.text_config.bos_token_id
+    assert first_token(model) != processor.tokenizer.cls_token_id
+    assert first_token(model) not in processor.tokenizer.get_vocab().values()
+
+
+def test_generation_starts_from_the_first_token(blip):
+    captions = generation_config(blip[0], num_beams=2, max_new_tokens=4)
+    ids = blip[0].generate(pixel_values=pictures(NATIVE), generation_config=captions)
+    assert ids[:, 0].tolist() == [first_token(blip[0])] * 2
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_may_be_longer_than_the_default_of_generate(blip, num_beams):
+    blip[0].config.text_config.sep_token_id = None  # nothing ends a caption but the limit
+    captions = generation_config(blip[0], num_beams=num_beams, max_new_tokens=30)
+    ids = blip[0].generate(pixel_values=pictures(NATIVE), generation_config=captions)
+    assert ids.shape == (2, 1 + 30)
+
+
+SETTINGS = {
+    "greedy": {"num_beams": 1, "max_new_tokens": 1},
+    "beams": {"num_beams": 4, "max_new_tokens": 96, "length_penalty": 0.5},
+    "no loops": {"num_beams": 2, "max_new_tokens": 30, "no_repeat_ngram_size": 3},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_generation_settings_survive_saving(blip, tmp_path, settings):
+    captions = generation_config(blip[0], **settings)
+    captions.save_pretrained(tmp_path)
+    again = GenerationConfig.from_pretrained(tmp_path)
+    assert {name: getattr(again, name) for name in settings} == settings
+    assert again.to_dict() == captions.to_dict()
+    assert not again.do_sample
+
+
+PROMPT = "a picture of"
+
+
+def test_no_prompt_gives_nothing_to_generate(blip):
+    assert prompt_ids(blip[1].tokenizer, "", 3) == {}
+
+
+def test_generation_goes_on_from_the_prompt(blip):
+    model, processor = blip
+    words = processor.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+    captions = generation_config(model, num_beams=2, max_new_tokens=5)
+    given = prompt_ids(processor.tokenizer, PROMPT, 2)
+    ids = model.generate(pixel_values=pictures(NATIVE), generation_config=captions, **given)
+    assert ids[:, : 1 + len(words)].tolist() == [[first_token(model), *words]] * 2
+    assert ids.shape[1] <= 1 + len(words) + 5  # the prompt does not count as new
+    assert (ids[:, 1 + len(words)] != processor.tokenizer.sep_token_id).all()  # nor does it end the caption
+
+
+DECODED = {
+    "nothing": ("", "", ""),
+    "a word": ("mass", "", "mass"),
+    "capitals are gone": ("Chest X-ray", "", "chest x-ray"),
+    "what the decoder breaks": (
+        "Right-sided 3.5 cm mass (arrow) on T2-weighted MRI, 3 x 4 cm.",
+        "",
+        "right-sided 3.5 cm mass (arrow) on t2-weighted mri, 3 x 4 cm.",
+    ),
+    "a prompt is dropped": ("a picture of a large cyst.", PROMPT, "a large cyst."),
+    "but not its words elsewhere": ("a picture of a picture of a cyst", PROMPT, "a picture of a cyst"),
+}
+
+
+@pytest.mark.parametrize(("text", "prompt", "expected"), DECODED.values(), ids=DECODED)
+def test_decoding_gives_captions_as_they_are_written(blip, text, prompt, expected):
+    model, processor = blip
+    ids = processor.tokenizer(text)["input_ids"]
+    ids = torch.tensor([[first_token(model), *ids[1:], *[processor.tokenizer.pad_token_id] * 3]])
+    assert decode_captions(processor.tokenizer, ids, prompt) == [expected]
+    assert decode_captions(processor.tokenizer, ids.tolist(), prompt) == [expected]
+
+
+def test_decoding_no_captions_gives_none(blip):
+    assert decode_captions(blip[1].tokenizer, []) == []

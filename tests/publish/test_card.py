@@ -1,0 +1,367 @@
+"""The card says what was measured, all of it and nothing else; nothing in it breaks the page; its code runs."""
+
+import ast
+import importlib.resources
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+from medcap.data.surface import restore_surface
+from medcap.evaluation.coco import METRICS
+from medcap.evaluation.report import TITLES
+from medcap.inference import load_captioner
+from medcap.modeling.blip import generation_config, load_blip
+from medcap.modeling.lora import add_lora
+from medcap.publish.card import TAGS, Facts, code, escape, render_card
+from medcap.publish.hub import build_release
+
+RECIPE = {
+    "data_dir": "radiographs",
+    "model_name_or_path": "Salesforce/blip-image-captioning-base",
+    "prompt": "",
+    "max_caption_tokens": 96,
+    "lora_target_modules": r"text_decoder\.(query|value)",
+    "max_new_tokens": 48,
+    "learning_rate": 1e-4,
+    "bf16": True,
+}
+ENVIRONMENT = {
+    "medcap": "0.1.0",
+    "commit": None,
+    "device": "cpu, 2 threads",
+    "packages": {"torch": "2.13.0"},
+    "seed": 7,
+    "data": {"train": {"rows": 12345, "read": 12350, "blank": 5, "fingerprint": "c5ba788748f8d0bb"}},
+}
+CURVE = [
+    {"epoch": 1.0, "step": 13, "loss": None, "eval_loss": 0.95171, "eval_cider": 0.49983, "eval_runtime": 111.37},
+    {"epoch": 2.0, "step": 1026, "loss": 0.90457, "eval_loss": 0.91712, "eval_cider": 0.50425, "eval_runtime": 142.36},
+]
+SCORES = dict(zip(METRICS, (0.33746643884609073, 0.25, 0.17, 0.1, 0.14, 0.32, 1e-05), strict=True))
+LOW, HIGH = dict.fromkeys(METRICS, 0.0), {**SCORES, "cider": 0.0862}
+FOUND = {"modality": 0.97, "side": 0.8125, "level": 0.9, "finding": 0.85}
+SAID = {
+    "distinct": 3,
+    "most_frequent": "ct scan",
+    "most_frequent_share": 0.611,
+    "mean_words": 12.34,
+    "cut_share": 0.0139,
+}
+EVALUATION = {
+    "name": "6 epochs",
+    "split": "test",
+    "metrics": SCORES,
+    "n": 72,
+    "signature": "metrics:coco|n:72|decoding:beams-3",
+    "captions": SAID,
+    "baselines": {"constant": {"caption": "ct of the chest", "metrics": HIGH}, "shuffled": {"metrics": LOW}},
+}
+
+
+def facts(**changes):
+    known = {"base": RECIPE["model_name_or_path"], "base_is_local": False, "base_image_size": 384, "recipe": RECIPE}
+    return Facts(**{**known, "environment": ENVIRONMENT, "curve": CURVE, "evaluation": EVALUATION, **changes})
+
+
+def rows(card):
+    """The cells of every line of a table, by what stands in the first; `\\|` is no border of a cell."""
+    lines = [line for line in card.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {line[0]: line[1:] for line in cells}
+
+
+def program(card):
+    return re.search(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)[1]
+
+
+def section(card, title):
+    return re.search(rf"^##+ {title}\n(.*?)(?=^##+ |\Z)", card, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_front_matter_says_what_the_hub_needs():
+    found = ModelCard(render_card(facts())).data
+    assert found.base_model == "Salesforce/blip-image-captioning-base"
+    assert (found.library_name, found.pipeline_tag, found.language) == ("peft", "image-to-text", "en")
+    assert found.tags == TAGS
+    assert found.metrics == ["bleu", "meteor", "rouge", "cider"]
+    assert found.model_name == "blip-image-captioning-base-lora-radiographs"
+
+
+def test_front_matter_has_exactly_the_scores_of_metrics_json():
+    results = ModelCard(render_card(facts())).data.eval_results
+    assert {result.metric_name: result.metric_value for result in results} == {
+        TITLES[name]: value for name, value in SCORES.items()
+    }
+    assert {(result.dataset_name, result.dataset_split) for result in results} == {("radiographs", "test")}
+
+
+PHANTOMS = {**EVALUATION, "findings": FOUND}
+LICENCES = {
+    "the mirror on the Hub": ("eltorio/ROCOv2-radiology", EVALUATION, "cc-by-nc-4.0", ["eltorio/ROCOv2-radiology"]),
+    "a folder of ROCOv2": ("rocov2", EVALUATION, "cc-by-nc-4.0", ["eltorio/ROCOv2-radiology"]),
+    "not evaluated": ("rocov2", None, "cc-by-nc-4.0", ["eltorio/ROCOv2-radiology"]),
+    "phantoms, by their truth": ("rocov2", PHANTOMS, "other", None),
+    "phantoms, by name": ("rocov2-phantom", None, "other", None),
+    "other data": ("radiographs", EVALUATION, "other", None),
+}
+
+
+@pytest.mark.parametrize(("data", "evaluation", "licence", "datasets"), LICENCES.values(), ids=LICENCES)
+def test_licence_and_data_set_go_with_the_data(data, evaluation, licence, datasets):
+    card = ModelCard(render_card(facts(recipe={**RECIPE, "data_dir": data}, evaluation=evaluation)))
+    assert card.data.license == licence
+    assert card.data.get("datasets") == datasets
+    assert ("non-commercial" in card.text) == (licence == "cc-by-nc-4.0")
+    assert ("no patient in them" in card.text) == ("phantom" in data or evaluation is PHANTOMS)
+
+
+def test_results_show_this_adapter_and_what_needs_no_model():
+    table = rows(section(render_card(facts()), "Results"))
+    assert table["**6 epochs** (this adapter)"] == [f"{value:.4f}" for value in SCORES.values()]
+    assert table["constant"] == [f"{value:.4f}" for value in HIGH.values()]
+    assert table["shuffled"] == ["0.0000"] * 7
+    assert "ct of the chest" in section(render_card(facts()), "Results")
+    assert escape(EVALUATION["signature"]) in section(render_card(facts()), "Results")
+
+
+def test_results_show_every_system_of_the_comparison():
+    base = {"name": "without fine-tune", "metrics": LOW, "findings": {"modality": 0.2}, "signature": "other|way"}
+    systems = [
+        base,
+        {"name": "6 epochs", "metrics": SCORES, "findings": FOUND},
+        {"name": "4 epochs", "metrics": SCORES},
+    ]
+    results = section(render_card(facts(comparison={"systems": systems, "tests": []})), "Results")
+    scores, found = results.split("Share of images")
+    assert list(rows(scores))[2:] == ["without fine-tune", "**6 epochs** (this adapter)", "4 epochs"]
+    assert rows(found)["**6 epochs** (this adapter)"] == ["97.0%", "81.2%", "90.0%", "85.0%"]
+    assert rows(found)["without fine-tune"] == ["20.0%", "", "", ""]  # not measured, not printed
+    assert "4 epochs" not in found
+    assert "without fine-tune was scored otherwise: <code>other&#124;way</code>" in results
+
+
+def test_an_adapter_that_is_not_above_a_baseline_is_said_to_be_so():
+    results = section(render_card(facts()), "Results")
+    everything = ", ".join(TITLES.values())  # equal is not above
+    assert f"not above *constant* in {everything}." in results
+    assert "not above *shuffled*" not in results
+
+
+def test_captions_recipe_data_and_machine_are_told():
+    card = render_card(facts())
+    said = section(card, "How varied the captions are")
+    assert "3 different captions for 72 images, 12.3 words on average" in said
+    assert "61.1% of the images: “ct scan”" in said
+    assert "1.4% of its captions in the evaluation were cut by the limit of 48 new tokens" in card
+    assert rows(section(card, "Training data"))["train"] == ["12,345", "12,350", "5", "c5ba788748f8d0bb"]
+    recipe = rows(section(card, "Recipe"))
+    assert list(recipe)[2:] == [f"`{key}`" for key in RECIPE]
+    assert recipe["`learning_rate`"] == ["`0.0001`"]
+    assert recipe["`bf16`"] == ["`true`"]
+    assert recipe["`lora_target_modules`"] == [r"`text_decoder\.(query\|value)`"]
+    machine = rows(section(card, "Hardware and software"))
+    assert machine["device"] == ["cpu, 2 threads"]
+    assert machine["torch"] == ["2.13.0"]
+    assert machine["seed"] == ["7"]
+    assert "commit" not in machine
+
+
+def test_training_curve_has_a_row_per_epoch_and_the_columns_that_were_measured():
+    curve = section(render_card(facts()), "Training curve")
+    assert rows(curve) == {
+        "epoch": ["step", "training loss", "validation loss", "CIDEr"],
+        "---": ["---:"] * 4,
+        "1": ["13", "", "0.9517", "0.4998"],
+        "2": ["1,026", "0.9046", "0.9171", "0.5042"],
+    }
+    assert "best by `cider`" in curve
+    kept_last = render_card(facts(recipe={**RECIPE, "load_best_model_at_end": False}))
+    assert "Released is the last epoch." in section(kept_last, "Training curve")
+
+
+def test_what_was_not_measured_is_not_there():
+    card = render_card(facts(evaluation=None, environment=None, curve=[]))
+    assert "not evaluated" in section(card, "Results")
+    assert section(card, "How varied the captions are").strip() == "Not measured."
+    assert "counts were not kept" in section(card, "Training data")
+    assert "not kept" in section(card, "Training curve")
+    assert "not kept" in section(card, "Hardware and software")
+    assert next(iter(rows(card))) == "key"  # the recipe is the only table
+    assert ModelCard(card).data.eval_results is None
+    assert not re.search(r"\b(None|nan|Undefined)\b|\{%|(?<!= )\{\{", card)  # `= {{` is BibTeX's
+
+
+def test_same_facts_same_bytes():
+    assert render_card(facts()) == render_card(
+        facts(recipe=dict(RECIPE), evaluation=json.loads(json.dumps(EVALUATION)))
+    )
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "a | b",
+    "`code` | ``` fence",
+    "*bold* _it_ __b__ ~~s~~ $x$",
+    "![x](https://example.com/x.png) [y](javascript:z)",
+    "two\n\n# lines\n---\n| a | b |",
+    "back\\slash \\| pipe \\",
+    "{{ 7 * 7 }} {% raw %}",
+    "&lt;b&gt; “quotes” α",
+]
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_nothing_in_a_caption_or_a_name_breaks_the_page(nasty):
+    plain = render_card(facts())
+    evaluation = {
+        **EVALUATION,
+        "name": nasty,
+        "signature": nasty,
+        "captions": {**SAID, "most_frequent": nasty},
+        "baselines": {"constant": {"caption": nasty, "metrics": HIGH}, "shuffled": {"metrics": LOW}},
+    }
+    recipe = {**RECIPE, "prompt": nasty, "lora_target_modules": nasty}
+    card = render_card(facts(evaluation=evaluation, recipe=recipe, environment={**ENVIRONMENT, "device": nasty}))
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", card, flags=re.DOTALL | re.MULTILINE)  # code is shown as it is
+    assert "<script" not in text
+    assert "](" not in text.replace("](#reproduce)", "").replace("](https://doi.org/10.1038/s41597-024-03496-6)", "")
+    assert {line for line in text.splitlines() if line.startswith("#")} == {
+        line for line in plain.splitlines() if line.startswith("#")
+    }
+    assert shape(card) == shape(plain)
+    ast.parse(program(card))
+    assert ModelCard(card).data.eval_results
+
+
+def shape(card):
+    """How many cells each line of a table has, as GitHub counts them."""
+    lines = [line for line in card.splitlines() if line.startswith("|")]
+    return [len(re.sub(r"\\.", "", line).split("|")) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a 3.5 cm mass (arrow), right-sided; T2_map", "a 3.5 cm mass (arrow), right-sided; T2_map"),
+        ("_it_ __b__ _", "&#95;it&#95; &#95;&#95;b&#95;&#95; &#95;"),
+        ("<b> | https://x", "&#60;b&#62; &#124; https&#58;//x"),
+        ("two\n\nlines ", "two lines"),
+        (7, "7"),
+    ],
+)
+def test_escape_leaves_plain_text_alone_and_makes_text_of_the_rest(text, written):
+    assert escape(text) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("", '<code>""</code>'),
+        ("a picture of ", "`a picture of `"),
+        ("a|b", r"`a\|b`"),
+        (r"a\|b", r'<code>"a&#92;&#92;&#124;b"</code>'),
+        ("a`b", '<code>"a&#96;b"</code>'),
+        (None, "`null`"),
+        (["q", 1], '`["q", 1]`'),
+    ],
+)
+def test_code_of_a_recipes_value(value, written):
+    assert code(value) == written
+
+
+SIZES = {
+    "the base's": (None, 384, False),
+    "the same, written down": (384, 384, False),
+    "another": (224, 384, True),
+    "another, or not: harmless": (224, None, True),
+}
+
+
+@pytest.mark.parametrize(("size", "of_base", "flag"), SIZES.values(), ids=SIZES)
+def test_positions_are_interpolated_exactly_when_the_size_is_not_the_bases(size, of_base, flag):
+    recipe = {**RECIPE, "image_size": size} if size else RECIPE
+    shown = program(render_card(facts(recipe=recipe, base_image_size=of_base)))
+    assert ("interpolate_pos_encoding=True" in shown) == flag
+
+
+def test_the_program_names_base_release_and_revision_and_needs_no_medcap():
+    recipe = {**RECIPE, "model_revision": "v1", "quantization": "4bit"}
+    card = render_card(facts(recipe=recipe, repo_id="someone/radiology-captions"))
+    shown = program(card)
+    assert '"Salesforce/blip-image-captioning-base", "someone/radiology-captions"' in shown
+    assert 'from_pretrained(base, revision="v1")' in shown
+    assert "loaded unquantised" in card
+    assert card.count("\n# radiology-captions\n") == 1
+    imported = [node.module for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.ImportFrom)]
+    assert sorted(imported) == ["PIL", "peft", "transformers"]
+    assert 7 <= len(shown.splitlines()) <= 15
+
+
+def test_template_is_found_in_the_installed_package():
+    assert importlib.resources.files("medcap.publish").joinpath("card_template.md").is_file()
+
+
+@pytest.fixture(scope="module")
+def make_run(tiny_base, tmp_path_factory):
+    """Writes a run whose adapter, never trained but random, says other things than the base."""
+
+    def make(image_size, prompt):
+        run = tmp_path_factory.mktemp("run")
+        model, processor = load_blip(str(tiny_base), image_size=image_size)
+        adapted = add_lora(model, targets="text", r=4, alpha=64, dropout=0.5)
+        torch.manual_seed(1)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight)
+        for part in (adapted, processor, generation_config(model, num_beams=2, max_new_tokens=12)):
+            part.save_pretrained(run / "adapter")
+        recipe = {
+            "data_dir": "phantoms",
+            "model_name_or_path": str(tiny_base),
+            "prompt": prompt,
+            "image_size": image_size,
+        }
+        (run / "adapter" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize(("image_size", "prompt"), [(32, ""), (48, "ct of ")])
+def test_the_program_of_the_card_runs_and_says_what_medcap_says(
+    image_size, prompt, make_run, tiny_base, tmp_path, monkeypatch, capsys
+):
+    run = make_run(image_size, prompt)
+    here = build_release(run, tmp_path / "release")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    picture.save(here / "image.png")
+    (here / tiny_base.name).symlink_to(tiny_base)  # the base that a reader brings
+    monkeypatch.chdir(here)
+    monkeypatch.setitem(sys.modules, "medcap", None)
+    exec(compile(program((here / "README.md").read_text()), "README.md", "exec"), {})
+    said = capsys.readouterr().out.strip()
+
+    captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
+    expected = captioner.caption([picture])[0]
+    assert restore_surface(said).removeprefix(prompt.strip()).strip() == expected
+    with captioner.model.disable_adapter():
+        assert expected not in ("", captioner.caption([picture])[0])  # it is the adapter's
+    assert said == plain(tiny_base, run / "adapter", picture, prompt, image_size != 32)
+
+
+def plain(base, adapter, picture, prompt, interpolate):
+    """What transformers and peft say when they are asked by hand."""
+    model = PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), adapter).eval()
+    processor = BlipProcessor.from_pretrained(adapter)
+    inputs = processor(images=picture, text=prompt or None, return_tensors="pt")
+    ids = model.generate(**inputs, num_beams=2, max_new_tokens=12, interpolate_pos_encoding=interpolate)
+    return processor.decode(ids[0], skip_special_tokens=True).strip()

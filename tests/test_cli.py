@@ -1,0 +1,128 @@
+"""The command line: results on stdout, one line for what is wrong, and the status that goes with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from medcap import __version__
+from medcap.cli import launch, main, shipped
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Status, stdout and stderr of `medcap words`."""
+    status = 0
+    try:
+        main(words)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, *capsys.readouterr()
+
+
+def write_csv(path: Path, rows: dict[str, str]) -> Path:
+    path.write_text("ID,Caption\n" + "".join(f'{key},"{text}"\n' for key, text in rows.items()))
+    return path
+
+
+WRONG = {
+    "no command": ([], 2, "required: COMMAND"),
+    "unknown command": (["fly"], 2, "invalid choice: 'fly'"),
+    "missing option": (["evaluate", "--model", "m"], 2, "required: --data, --out"),
+    "unknown split": (["evaluate", "--model", "m", "--data", "d", "--out", "o", "--split", "dev"], 2, "'dev'"),
+    "no data": (["evaluate", "--model", "m", "--data", "/nowhere/x", "--out", "o"], 1, "no ROCOv2 at '/nowhere/x'"),
+    "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "holds no metrics.json"),
+    "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
+    "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
+    "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
+    "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, ddp"),
+}
+
+
+@pytest.mark.parametrize(("words", "status", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_one_line_and_a_status(words, status, message, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    got, out, err = run(words, capsys)
+    assert (got, out) == (status, "")
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_is_printed(capsys) -> None:
+    assert run(["--version"], capsys)[:2] == (0, f"medcap {__version__}\n")
+
+
+def test_debug_shows_the_traceback(capsys) -> None:
+    with pytest.raises(ValueError, match=r"holds no metrics.json"):
+        main(["compare", "/nowhere/eval", "--out", "o", "--debug"])
+
+
+def test_train_hands_every_word_to_accelerate_launch() -> None:
+    words = launch(["--config", "r.yaml", "--lora_r", "4"], "cpu")
+    assert words[1:3] == ["-m", "accelerate.commands.launch"]
+    assert words[-5:] == [str(shipped("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
+    assert Path(words[4]).name == "cpu.yaml"
+
+
+def test_score_pairs_by_id_and_not_by_line(capsys, tmp_path) -> None:
+    said = {"a": "a mass in the left lung (arrow)", "b": "normal chest x-ray", "c": "a cyst, 3.5 cm, in the liver"}
+    references = write_csv(tmp_path / "r.csv", said)
+    predictions = write_csv(tmp_path / "p.csv", dict(reversed(said.items())))
+    words = ["score", "--predictions", str(predictions), "--references", str(references)]
+    status, out, _ = run([*words, "--out", str(tmp_path / "m.json")], capsys)
+    result = json.loads(out)
+    assert status == 0
+    assert result["metrics"]["bleu_1"] == pytest.approx(1)
+    assert result["n"] == 3
+    assert "tok:ptb" in result["signature"]
+    assert json.loads((tmp_path / "m.json").read_text()) == result
+
+
+def test_score_with_an_id_on_one_side_only_names_it(capsys, tmp_path) -> None:
+    predictions = write_csv(tmp_path / "p.csv", {"a": "one"})
+    references = write_csv(tmp_path / "r.csv", {"a": "one", "b": "two"})
+    words = ["score", "--predictions", str(predictions), "--references", str(references)]
+    status, _, err = run(words, capsys)
+    assert (status, "p.csv: 1 ids are missing, b the first" in err) == (1, True)
+
+
+def test_caption_writes_a_json_line_for_each_image_of_files_and_folders(capsys, tmp_path, tiny_base) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, grey in (("one.png", 40), ("folder/two.png", 200), ("folder/three.jpg", 90)):
+        Image.new("L", (50, 40), grey).save(tmp_path / name)
+    words = ["caption", str(tmp_path / "one.png"), str(tmp_path / "folder"), "--model", str(tiny_base)]
+    status, out, _ = run([*words, "--max_new_tokens", "5", "--num_beams", "1"], capsys)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [Path(line["image"]).name for line in lines] == ["one.png", "three.jpg", "two.png"]
+    assert all(set(line) == {"image", "caption"} for line in lines)
+
+
+def test_caption_leaves_no_half_file_when_an_image_is_broken(capsys, tmp_path, tiny_base) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    words = ["caption", str(tmp_path / "broken.png"), "--model", str(tiny_base), "--out", str(tmp_path / "c.jsonl")]
+    status, _, err = run(words, capsys)
+    assert status == 1
+    assert "broken.png" in err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png"]
+
+
+def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_base, phantoms) -> None:
+    words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
+    status, out, _ = run([*words, "--num_beams", "1", "--max_new_tokens", "6", "--name", "a <b>"], capsys)
+    result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    page = (tmp_path / "eval" / "report.html").read_text()
+    assert status == 0
+    assert "constant" in out
+    assert "shuffled" in out
+    assert result["n"] == 6
+    assert {"constant", "shuffled"} == result["baselines"].keys()
+    assert set(result["findings"]) == {"modality", "side", "level", "finding"}
+    assert "decoding:beams-1,max-6,ngram-0" in result["signature"]
+    assert "a &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert page.count("<img") == 6
+    rows = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "ID,Caption"
+    assert len(rows) == 7

@@ -1,0 +1,202 @@
+"""Images become captions, the same whoever asks: training's evaluation, a folder, a batch, one by one, or plain PEFT.
+
+Traps 2, 6, 8, 9, 15, 20. pytest tests/test_inference.py
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from PIL import Image
+
+from medcap.data.images import ImageTransform, load_image
+from medcap.data.rocov2 import load_rocov2
+from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
+from medcap.modeling.blip import first_token, generation_config
+
+
+@pytest.fixture(scope="module")
+def adapted(trained_run):
+    """The run's adapter; not to be changed."""
+    return load_captioner(str(trained_run.folder / "adapter"))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    """The tiny base, which says something else of every picture; not to be changed."""
+    return load_captioner(str(tiny_base), generation={"num_beams": 3, "max_new_tokens": 12})
+
+
+@pytest.fixture(scope="module")
+def valid(phantoms):
+    return load_rocov2(phantoms, splits=["valid"])["valid"]
+
+
+@pytest.fixture(scope="module")
+def images(valid):
+    return [load_image(image) for image in valid["image"]]
+
+
+def test_captions_in_a_batch_equal_captions_one_by_one(base, images):
+    together = base.caption(images)
+    assert together == [base.caption([image])[0] for image in images]
+    assert len(set(together)) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_captions_of_a_data_set_come_in_its_order(base, valid, images, batch_size):
+    captions, cut = caption_dataset(base, valid, batch_size=batch_size)
+    assert captions == base.caption(images)
+    assert len(cut) == len(captions) == 6
+
+
+def test_captions_of_a_data_set_do_not_need_its_references(base, valid, images):
+    nameless = Dataset.from_dict({"image_id": valid["image_id"][:], "image": images}).cast(
+        valid.select_columns(["image_id", "image"]).features
+    )
+    assert caption_dataset(base, nameless)[0] == caption_dataset(base, valid)[0]
+
+
+def test_an_image_of_any_mode_can_be_captioned(base):
+    grey = np.random.default_rng(0).integers(0, 2**16, (40, 60), dtype=np.uint16)
+    pictures = [Image.fromarray(grey), Image.new("1", (9, 5)), Image.new("RGBA", (200, 30), (9, 8, 7, 100))]
+    assert all(isinstance(caption, str) for caption in base.caption(pictures))
+
+
+def test_the_best_epochs_captions_are_said_again(trained_run, adapted, valid):
+    """What evaluation said in training, the saved adapter says: same weights, size, beams and surface."""
+    epoch = int(re.search(r"checkpoint-(\d+),", trained_run.stdout)[1]) // 3
+    said = (trained_run.folder / "samples" / f"epoch-{epoch}.md").read_text(encoding="utf-8")
+    assert caption_dataset(adapted, valid)[0] == re.findall(r"^- prediction: (.*)$", said, re.MULTILINE)
+
+
+def test_an_adapter_brings_its_base_size_and_generation_settings(adapted, trained_run, tiny_base):
+    assert (adapted.base, adapted.adapter) == (str(tiny_base), str(trained_run.folder / "adapter"))
+    assert adapted.image_size == 48
+    settings = adapted.generation
+    assert (settings.num_beams, settings.max_new_tokens, settings.no_repeat_ngram_size) == (2, 24, 3)
+    assert adapted.prompt == ""
+    assert not adapted.model.training
+
+
+def test_what_is_asked_for_replaces_what_the_adapter_brings(trained_run):
+    captioner = load_captioner(
+        str(trained_run.folder / "adapter"), image_size=64, generation={"num_beams": 1, "max_new_tokens": 3}
+    )
+    assert captioner.image_size == 64
+    settings = captioner.generation
+    assert (settings.num_beams, settings.max_new_tokens, settings.no_repeat_ngram_size) == (1, 3, 3)
+    assert all(captioner.generate(torch.zeros(1, 3, 64, 64))[1])  # three tokens end none of its captions
+
+
+def test_a_base_has_the_defaults_of_recipes(tiny_base):
+    captioner = load_captioner(str(tiny_base))
+    assert (captioner.base, captioner.adapter, captioner.image_size) == (str(tiny_base), None, 32)
+    assert (captioner.generation.num_beams, captioner.generation.max_new_tokens) == (4, 64)
+
+
+def test_an_adapter_changes_the_captions(adapted, valid, tiny_base):
+    base = load_captioner(str(tiny_base), image_size=48, generation={"num_beams": 2, "max_new_tokens": 24})
+    assert caption_dataset(base, valid)[0] != caption_dataset(adapted, valid)[0]
+
+
+def test_an_adapter_without_a_recipe_has_no_prompt(trained_run, tmp_path):
+    shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "recipe.yaml").unlink()
+    assert load_captioner(str(tmp_path / "adapter")).prompt == ""
+
+
+def test_what_has_an_adapter(trained_run, tiny_base):
+    assert has_adapter(str(trained_run.folder / "adapter"))
+    assert has_adapter(str(trained_run.folder / "checkpoint-3"))
+    assert not has_adapter(str(tiny_base))
+    assert not has_adapter(str(trained_run.folder))
+
+
+@dataclass
+class Repeater:
+    """A model that always generates the same ids, and keeps how it was asked."""
+
+    ids: list[list[int]]
+    asked: dict = field(default_factory=dict)
+    device: str = "cpu"
+
+    def generate(self, **settings):
+        self.asked = settings
+        return torch.tensor(self.ids)
+
+
+def test_an_adapters_prompt_is_given_and_not_repeated(trained_run, tmp_path):
+    shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    recipe = yaml.safe_load((tmp_path / "adapter" / "recipe.yaml").read_text())
+    (tmp_path / "adapter" / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "prompt": "a large"}))
+    captioner = load_captioner(str(tmp_path / "adapter"))
+    assert captioner.prompt == "a large"
+    a, large, mass = captioner.processor.tokenizer("a large mass", add_special_tokens=False)["input_ids"]
+    fake = Repeater([[first_token(captioner.model), a, large, mass, captioner.generation.eos_token_id]] * 2)
+    captions, cut = replace(captioner, model=fake).generate(torch.zeros(2, 3, 48, 48))
+    assert fake.asked["input_ids"][:, 1:-1].tolist() == [[a, large]] * 2  # generate replaces the first, drops the last
+    assert (captions, cut) == (["mass"] * 2, [False] * 2)
+
+
+def test_captions_that_hit_the_limit_are_told_from_those_that_ended(loaded):
+    model, processor = loaded
+    dec, (a, mass), sep, pad = first_token(model), processor.tokenizer("a mass")["input_ids"][1:3], 3, 0
+    assert (processor.tokenizer.sep_token_id, processor.tokenizer.pad_token_id) == (sep, pad)
+    rows = [
+        [dec, sep, pad, pad, pad],  # said nothing
+        [dec, a, mass, sep, pad],
+        [dec, a, mass, mass, sep],  # ended with the last token that it had
+        [dec, a, mass, mass, mass],  # was cut
+    ]
+    settings = generation_config(model, num_beams=1, max_new_tokens=4)
+    captioner = Captioner(Repeater(rows), processor, settings, base="")
+    captions, cut = captioner.generate(torch.zeros(4, 3, 32, 32))
+    assert captions == ["", "a mass", "a mass mass", "a mass mass mass"]
+    assert cut == [False, False, False, True]
+    assert captioner.model.asked.keys() == {"pixel_values", "generation_config"}
+
+
+ELSEWHERE = """
+import json, sys
+sys.modules["medcap"] = None  # importing it raises
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, BlipForConditionalGeneration, GenerationConfig
+base, adapter, pixels, out = sys.argv[1:]
+pixels = torch.load(pixels, weights_only=True)
+captions = GenerationConfig.from_pretrained(adapter)
+models = {
+    "peft": PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), adapter),
+    "auto": AutoModelForImageTextToText.from_pretrained(adapter),
+}
+asked = {"pixel_values": pixels, "generation_config": captions, "interpolate_pos_encoding": True}
+found = {name: model.eval().generate(**asked).tolist() for name, model in models.items()}
+open(out, "w").write(json.dumps([found, [name for name in sys.modules if name.startswith("medcap.")]]))
+"""
+
+
+def test_where_medcap_is_not_installed_the_adapter_says_the_same(trained_run, adapted, images, tmp_path):
+    """With PEFT or transformers alone, on the untouched base: positions by the run-time flag, settings as saved."""
+    pixels = torch.stack(ImageTransform(adapted.processor.image_processor)({"image": images})["pixel_values"])
+    torch.save(pixels, tmp_path / "pixels.pt")
+    words = [
+        adapted.base,
+        str(trained_run.folder / "adapter"),
+        str(tmp_path / "pixels.pt"),
+        str(tmp_path / "ids.json"),
+    ]
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found, ours = json.loads((tmp_path / "ids.json").read_text())
+    assert ours == []
+    expected = adapted.model.generate(pixel_values=pixels, generation_config=adapted.generation).tolist()
+    assert found == {"peft": expected, "auto": expected}

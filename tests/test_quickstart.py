@@ -1,0 +1,42 @@
+"""What quickstart promises around its story; the story itself is run by .ci/run."""
+
+from pathlib import Path
+
+import pytest
+
+from medcap.evaluation.evaluate import load_split
+from medcap.inference import caption_dataset, load_captioner
+from medcap.quickstart import MARK, RECIPES, _make_room, check_release
+from medcap.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_folder_with_something_else_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        _make_room(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_an_earlier_quickstart_is_replaced(tmp_path: Path) -> None:
+    _make_room(tmp_path / "out")
+    (tmp_path / "out" / "old.json").write_text("{}")
+    _make_room(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
+
+
+def test_its_two_recipes_differ_in_nothing_but_epochs_and_folder() -> None:
+    four, six = (
+        read_recipe(["--config", str(ROOT / "recipes/phantom" / name)]).as_dict() for name in RECIPES.values()
+    )
+    assert {key for key in six if six[key] != four[key]} == {"num_train_epochs", "output_dir"}
+
+
+def test_a_release_is_loaded_without_medcap_and_compared_word_for_word(trained_run, tiny_base, phantoms) -> None:
+    split = load_split(str(phantoms), "test", max_eval_samples=2)
+    adapter = trained_run.folder / "adapter"
+    captions, _ = caption_dataset(load_captioner(str(adapter)), split.rows)
+    assert check_release(tiny_base, adapter, split, captions) == 2
+    with pytest.raises(RuntimeError, match="the evaluation 'another caption'"):
+        check_release(tiny_base, adapter, split, [captions[0], "another caption"])

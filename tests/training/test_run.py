@@ -1,0 +1,266 @@
+"""scripts/train.py from recipe to adapter: what a run leaves, how it is gone on with, and how it fails.
+
+Traps 9, 11, 12, 15, 23, 24, 27. pytest tests/training/test_run.py
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import write_recipe
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from medcap.data.rocov2 import load_rocov2
+from medcap.recipe import RecipeError, read_recipe
+from medcap.training.run import checkpoint_to_resume, describe, write_json
+
+STEPS = 3  # of an epoch: 12 images in batches of 4
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_run_folder_holds_what_is_needed_and_no_more(trained_run):
+    assert names(trained_run.folder) == {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "checkpoint-3", "checkpoint-6",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [STEPS, 2 * STEPS])
+def test_a_checkpoint_of_every_epoch_holds_all_that_training_needs(trained_run, step):
+    assert names(trained_run.folder / f"checkpoint-{step}") >= {
+        "adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+        "trainer_state.json",
+    }  # fmt: skip
+
+
+def test_nothing_in_the_adapter_is_pickled(trained_run):
+    found = names(trained_run.folder / "adapter")
+    assert found >= {
+        "adapter_model.safetensors", "adapter_config.json", "generation_config.json", "recipe.yaml",
+        "tokenizer.json", "processor_config.json",
+    }  # fmt: skip
+    assert {name.rpartition(".")[2] for name in found} <= {"safetensors", "json", "yaml", "md", "txt"}
+
+
+def test_the_adapter_is_that_of_the_best_epoch(trained_run):
+    scores = [line["eval_cider"] for line in lines(trained_run.folder / "metrics.jsonl")]
+    best = trained_run.folder / f"checkpoint-{STEPS * (1 + scores.index(max(scores)))}"
+    kept = load_file(trained_run.folder / "adapter" / "adapter_model.safetensors")
+    assert_same_weights(kept, load_file(best / "adapter_model.safetensors"))
+    assert trained_run.stdout == (
+        f"{trained_run.folder / 'adapter'}: the adapter of {best.name}, the best by cider ({max(scores):.4f})\n"
+    )
+
+
+def assert_same_weights(found, expected):
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def test_the_epochs_have_different_weights(trained_run):
+    first, second = (
+        load_file(trained_run.folder / f"checkpoint-{n}" / "adapter_model.safetensors") for n in (STEPS, 2 * STEPS)
+    )
+    assert all(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_adapters_config_is_plain_peft(trained_run, tiny_base):
+    text = (trained_run.folder / "adapter" / "adapter_config.json").read_text()
+    saved = json.loads(text)
+    assert saved["task_type"] is None
+    assert saved["base_model_name_or_path"] == str(tiny_base)
+    assert "medcap" not in text
+
+
+def test_the_generation_settings_are_the_recipes(trained_run):
+    saved = json.loads((trained_run.folder / "adapter" / "generation_config.json").read_text())
+    assert {key: saved[key] for key in ("num_beams", "max_new_tokens", "no_repeat_ngram_size")} == {
+        "num_beams": 2, "max_new_tokens": 24, "no_repeat_ngram_size": 3,
+    }  # fmt: skip
+
+
+def test_metrics_hold_one_line_per_epoch(trained_run):
+    found = lines(trained_run.folder / "metrics.jsonl")
+    assert [(line["epoch"], line["step"]) for line in found] == [(1.0, STEPS), (2.0, 2 * STEPS)]
+    for line in found:
+        keys = ("loss", "eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_meteor", "eval_rouge_l", "eval_cider")
+        assert all(isinstance(line[key], float) for key in keys)
+    assert found[1]["loss"] < found[0]["loss"]
+    assert found[1]["eval_loss"] < found[0]["eval_loss"]
+
+
+def test_samples_show_reference_and_prediction_of_the_same_images(trained_run, phantoms):
+    valid = load_rocov2(phantoms, splits=["valid"])["valid"]
+    assert names(trained_run.folder / "samples") == {"epoch-1.md", "epoch-2.md"}
+    for epoch in (1, 2):
+        text = (trained_run.folder / "samples" / f"epoch-{epoch}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# After epoch {epoch}\n")
+        for image_id, caption in zip(valid["image_id"], valid["caption"], strict=True):
+            assert f"**{image_id}**\n- reference: {caption}\n- prediction: " in text
+
+
+def test_the_resolved_recipe_reads_as_the_recipe_that_ran(trained_run):
+    ran = read_recipe(["--config", str(trained_run.recipe)])
+    for path in (trained_run.folder / "recipe.yaml", trained_run.folder / "adapter" / "recipe.yaml"):
+        assert read_recipe(["--config", str(path)]).as_dict() == ran.as_dict()
+        assert yaml.safe_load(path.read_text(encoding="utf-8")) == ran.as_dict()
+
+
+def test_the_environment_names_versions_device_seed_and_data(trained_run):
+    found = json.loads((trained_run.folder / "environment.json").read_text())
+    assert found.keys() >= {"medcap", "commit", "python", "device", "packages", "seed", "data", "processes"}
+    assert found["seed"] == 3
+    assert found["packages"].keys() >= {"torch", "transformers", "peft", "accelerate", "datasets"}
+    assert {split: data["rows"] for split, data in found["data"].items()} == {"train": 12, "valid": 6}
+    assert all(data["fingerprint"] and data["kept"] == data["rows"] for data in found["data"].values())
+
+
+def test_what_is_trained_and_cut_is_said(trained_run):
+    assert "12 training and 6 validation images from" in trained_run.stderr
+    assert "weights learn (" in trained_run.stderr
+    assert "% of the training captions are longer than 96 tokens and are cut" in trained_run.stderr
+    assert "epoch 1: loss " in trained_run.stderr
+    assert "epoch 2: loss " in trained_run.stderr
+
+
+def test_a_run_resumed_after_an_epoch_equals_the_uninterrupted_one(trained_run, train_script, tmp_path):
+    """Weights, losses and scores, bit for bit: adapter, optimizer, schedule, order of images, dropout are taken up."""
+    run = tmp_path / "run"
+    shutil.copytree(trained_run.folder / f"checkpoint-{STEPS}", run / f"checkpoint-{STEPS}")
+    shutil.copy(trained_run.folder / "metrics.jsonl", run)  # as if it had been stopped in the middle of epoch 2
+    with contextlib.redirect_stderr(io.StringIO()):
+        train_script.main([
+            "--config", str(trained_run.folder / "recipe.yaml"),
+            "--output_dir", str(run), "--resume_from_checkpoint", "last",
+        ])  # fmt: skip
+    last = f"checkpoint-{2 * STEPS}/adapter_model.safetensors"
+    assert_same_weights(load_file(run / last), load_file(trained_run.folder / last))
+    timeless = [
+        [{key: value for key, value in line.items() if not key.endswith(("runtime", "per_second"))} for line in found]
+        for found in (lines(run / "metrics.jsonl"), lines(trained_run.folder / "metrics.jsonl"))
+    ]
+    assert timeless[0] == timeless[1]
+    losses = [
+        [line["loss"] for line in state["log_history"] if "loss" in line]
+        for state in (
+            json.loads((folder / f"checkpoint-{2 * STEPS}" / "trainer_state.json").read_text())
+            for folder in (run, trained_run.folder)
+        )
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2 * STEPS
+
+
+@pytest.fixture
+def recipe_in(trained_run):
+    """The recipe of the run, in another folder, with another resume_from_checkpoint."""
+    recipe = read_recipe(["--config", str(trained_run.recipe)])
+
+    def make(folder, resume=None):
+        training = dataclasses.replace(recipe.training, output_dir=str(folder), resume_from_checkpoint=resume)
+        return dataclasses.replace(recipe, training=training)
+
+    return make
+
+
+def test_training_starts_anew_in_a_new_or_an_empty_folder(recipe_in, tmp_path):
+    assert checkpoint_to_resume(recipe_in(tmp_path / "new")) is None
+    assert checkpoint_to_resume(recipe_in(tmp_path)) is None
+
+
+def test_training_goes_on_from_the_newest_checkpoint_or_the_one_named(recipe_in, trained_run):
+    run = trained_run.folder
+    assert checkpoint_to_resume(recipe_in(run, "last")) == str(run / "checkpoint-6")
+    assert checkpoint_to_resume(recipe_in(run, str(run / "checkpoint-3"))) == str(run / "checkpoint-3")
+
+
+@pytest.mark.parametrize("left", ["checkpoint-3", "adapter"])
+def test_a_folder_that_holds_a_run_raises(recipe_in, tmp_path, left):
+    (tmp_path / left).mkdir()
+    with pytest.raises(RecipeError, match=f"{tmp_path} holds a run: go on with --resume_from_checkpoint last, or"):
+        checkpoint_to_resume(recipe_in(tmp_path))
+
+
+def test_nothing_to_go_on_with_raises(recipe_in, tmp_path):
+    with pytest.raises(RecipeError, match=f"resume_from_checkpoint is last, but {tmp_path} holds no checkpoint"):
+        checkpoint_to_resume(recipe_in(tmp_path, "last"))
+
+
+def test_what_is_no_checkpoint_raises(recipe_in, tmp_path, trained_run):
+    for folder in (tmp_path / "none", trained_run.folder / "adapter"):
+        with pytest.raises(RecipeError, match=f"{folder} is no checkpoint: it has no trainer_state.json"):
+            checkpoint_to_resume(recipe_in(tmp_path, str(folder)))
+
+
+def ending(train_script, capsys, words):
+    """Status and the one line on stderr of scripts/train.py, which prints nothing on stdout."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=r"\d") as ended:
+        train_script.main(words)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("medcap: error: ")
+    assert said.err.count("\n") == 1
+    return ended.value.code, said.err.removeprefix("medcap: error: ").rstrip("\n")
+
+
+WRONG = {
+    "a typo": (["--learning_rat", "1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+    "a key of former times": (["--warmup_ratio", "0.1"], "there is no key 'warmup_ratio'; use warmup_steps"),
+    "a wrong value": (["--lora_r", "0"], "lora_r is 0; allowed is 1 to 1024"),
+    "a folder in use": ([], "holds a run: go on with --resume_from_checkpoint last"),
+    "no such targets": (["--output_dir", "{new}", "--lora_target_modules", "qkv"], "matches no linear layer"),
+    "not a multiple of the patch": (["--output_dir", "{new}", "--image_size", "50"], "image_size is 50; it must be"),
+}
+
+
+@pytest.mark.parametrize(("words", "line"), WRONG.values(), ids=WRONG)
+def test_a_wrong_recipe_ends_with_status_2_and_one_line(trained_run, train_script, capsys, tmp_path, words, line):
+    words = [word.format(new=tmp_path / "run") for word in words]
+    status, said = ending(train_script, capsys, ["--config", str(trained_run.recipe), *words])
+    assert (status, line in said) == (2, True), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_ends_with_status_1_and_one_line(train_script, capsys, tmp_path, tiny_base):
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", data_dir=str(tmp_path / "no data"), model_name_or_path=str(tiny_base),
+        output_dir=str(tmp_path / "run"), use_cpu=True,
+    )  # fmt: skip
+    status, said = ending(train_script, capsys, ["--config", str(recipe)])
+    assert status == 1
+    assert "no data" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_where_it_failed(train_script, tmp_path):
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        train_script.main(["--config", str(tmp_path / "none.yaml"), "--debug"])
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "a.json", {"é": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(tmp_path / "a.json", {"é": object()})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"é": 1}
+    assert names(tmp_path) == {"a.json"}
+
+
+def test_data_of_other_makes_is_described_too():
+    rows = Dataset.from_dict({"image_id": ["a", "b"], "caption": ["x", "y"]})
+    described = describe({"train": rows})["train"]
+    assert described.keys() == {"rows", "fingerprint"}
+    assert described["rows"] == 2

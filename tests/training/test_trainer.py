@@ -1,0 +1,294 @@
+"""CaptionTrainer: the loss is what it says, generation sees pixels alone, and eight captions can be learned by heart.
+
+Traps 6, 7, 8, 14, 17, 19, 20, 21, 22, 23. pytest tests/training/test_trainer.py
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import EvalPrediction, TrainerCallback
+
+from medcap.data.captions import IGNORED, CaptionCollator
+from medcap.evaluation import predictions
+from medcap.evaluation.coco import Scores
+from medcap.evaluation.predictions import CaptionScores
+from medcap.modeling.blip import decode_captions, first_token, generation_config, load_blip
+from medcap.modeling.lora import add_lora
+from medcap.recipe import CaptionTrainingArguments
+from medcap.training.trainer import CaptionTrainer
+
+# of 3 to 22 tokens, with all that the decoder breaks
+CAPTIONS = (
+    "Cyst.",
+    "Normal chest radiograph.",
+    "CT scan showing no lesion.",
+    "Large left-sided mass (arrow).",
+    "Contrast-enhanced CT of the abdomen with a 3.5 cm rim-enhancing abscess.",
+    "Axial T2-weighted MRI shows a small calcification in the left upper hemisphere (white arrow).",
+    "Ultrasound with a cystic lesion measuring 3 x 4.5 cm in the right liver lobe.",
+    "Angiogram: a crescent-shaped hematoma in the lower right territory of an 81-year-old man.",
+)
+
+
+def rows_of(captions=CAPTIONS, size=32):
+    """Rows as the transform gives them: noise for pictures, the same for the same number of captions."""
+    pixels = torch.randn(len(captions), 3, size, size, generator=torch.Generator().manual_seed(0))
+    return [
+        {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption, "row": row}
+        for row, caption in enumerate(captions)
+    ]
+
+
+@pytest.fixture
+def make_trainer(blip, tmp_path):
+    """A trainer of a new adapter on the tiny base; settings are those of CaptionTrainingArguments."""
+
+    def make(rows=None, base=None, prompt="", max_new_tokens=40, callbacks=None, compute_metrics=None, **settings):
+        model, processor = base or blip
+        torch.manual_seed(0)
+        adapted = add_lora(model, targets="text", r=16, alpha=32, dropout=0.0)
+        rows = rows_of() if rows is None else rows
+        arguments = {
+            "output_dir": str(tmp_path / "run"), "use_cpu": True, "disable_tqdm": True, "max_steps": 1,
+            "per_device_train_batch_size": 8, "per_device_eval_batch_size": 3, "logging_steps": 1, "seed": 0,
+            "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+        }  # fmt: skip
+        return CaptionTrainer(
+            model=adapted,
+            args=CaptionTrainingArguments(**{**arguments, **settings}),
+            captions=generation_config(model, num_beams=1, max_new_tokens=max_new_tokens),
+            prompt=prompt,
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=CaptionCollator(processor.tokenizer, first_token(model), 64, prompt),
+            processing_class=processor,
+            callbacks=callbacks,
+            compute_metrics=compute_metrics,
+        )
+
+    return make
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of the first step, before it is clipped: train with max_grad_norm 0."""
+
+    def __init__(self):
+        self.by_name = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        weights = model.named_parameters()
+        self.by_name = self.by_name or {n: w.grad.clone() for n, w in weights if w.grad is not None}
+
+
+def losses(trainer):
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+# --- the loss ---
+
+
+def test_the_loss_is_the_mean_over_the_tokens_that_follow(make_trainer):
+    trainer = make_trainer()
+    batch = trainer.data_collator(trainer.train_dataset)
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    likelihood = outputs.logits.log_softmax(-1)
+    terms = [
+        -likelihood[row, at - 1, batch["input_ids"][row, at]].item()  # what stands at t is predicted at t - 1
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
+        for at in range(1, length)
+    ]
+    assert loss.item() == pytest.approx(np.mean(terms), abs=1e-4)
+
+
+def test_the_loss_does_not_depend_on_the_padding(make_trainer):
+    trainer = make_trainer()
+    batch = trainer.data_collator(trainer.train_dataset[:3])
+    wider = {"pixel_values": batch["pixel_values"]}
+    for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", IGNORED)):
+        wider[name] = F.pad(batch[name], (0, 50), value=value)
+    with torch.no_grad():
+        assert trainer.compute_loss(trainer.model, wider).item() == pytest.approx(
+            trainer.compute_loss(trainer.model, batch).item(), abs=1e-5
+        )
+
+
+def test_the_loss_of_a_batch_is_that_of_its_captions_one_by_one(make_trainer):
+    trainer = make_trainer()
+    with torch.no_grad():
+        alone = [trainer.data_collator([row]) for row in trainer.train_dataset]
+        tokens = [int(batch["labels"].ne(IGNORED).sum()) for batch in alone]
+        sums = [trainer.compute_loss(trainer.model, batch, num_items_in_batch=1).item() for batch in alone]
+        together = trainer.compute_loss(trainer.model, trainer.data_collator(trainer.train_dataset))
+    assert len(set(tokens)) > 4
+    assert together.item() == pytest.approx(sum(sums) / sum(tokens), abs=1e-4)
+
+
+def test_nothing_is_learned_from_the_words_of_a_prompt(make_trainer):
+    trainer = make_trainer(prompt="a picture of")
+    batch = trainer.data_collator(trainer.train_dataset)
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    outputs.logits[:, :3] += torch.randn_like(outputs.logits[:, :3])  # where "a", "picture" and "of" are predicted
+    changed = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert changed.item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing_is_torchs_on_the_labels_that_follow(make_trainer, smoothing):
+    trainer = make_trainer(label_smoothing_factor=smoothing)
+    batch = trainer.data_collator(trainer.train_dataset)
+    trainer.model.train()
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    expected = F.cross_entropy(
+        outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=smoothing
+    )
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_evaluation_is_not_smoothed(make_trainer):
+    trainer = make_trainer(label_smoothing_factor=0.1)
+    batch = trainer.data_collator(trainer.train_dataset)
+    plain = trainer.model.eval()(**{k: v for k, v in batch.items() if k != "row"}).loss
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_accumulated_batches_give_the_same_step(make_trainer, loaded):
+    """8 x 1 = 2 x 4 = 1 x 8 in loss, gradient and its norm, with captions of 3 to 22 tokens."""
+    steps = []
+    for batch, accumulated in ((8, 1), (2, 4), (1, 8)):
+        gradients = Gradients()
+        trainer = make_trainer(
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated, callbacks=[gradients],
+            max_grad_norm=0.0, learning_rate=0.0, base=copy.deepcopy(loaded),
+        )  # fmt: skip
+        trainer.train()
+        norm = torch.stack([gradient.norm() for gradient in gradients.by_name.values()]).norm().item()
+        steps.append((losses(trainer)[0], norm, gradients.by_name))
+    for loss, norm, gradient in steps[1:]:
+        assert loss == pytest.approx(steps[0][0], rel=1e-5)
+        assert norm == pytest.approx(steps[0][1], rel=1e-4)
+        torch.testing.assert_close(gradient, steps[0][2], rtol=1e-3, atol=1e-5)
+
+
+LOSSES = (16.28984, 16.57927, 15.32490, 13.58387, 11.70200, 11.48089)  # torch 2.13.0, transformers 5.23.0, CPU
+
+
+def test_the_loss_of_every_step_is_as_it_was(make_trainer):
+    """A change of any of these numbers is a change of the training: say so in the changelog."""
+    trainer = make_trainer(max_steps=6, per_device_train_batch_size=4, learning_rate=0.01, warmup_steps=2)
+    trainer.train()
+    assert losses(trainer) == pytest.approx(LOSSES, rel=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(make_trainer, loaded):
+    steps = []
+    for checkpointing in (False, True):
+        gradients = Gradients()
+        trainer = make_trainer(
+            gradient_checkpointing=checkpointing, callbacks=[gradients], max_grad_norm=0.0, base=copy.deepcopy(loaded)
+        )
+        trainer.train()
+        text = trainer.model.base_model.model.text_decoder.bert.encoder
+        assert text.gradient_checkpointing == checkpointing
+        steps.append(gradients.by_name)
+    assert len(steps[0]) == 2 * 2 * 10  # A and B of the ten linear layers of each of two layers
+    assert sum(gradient.abs().sum() for gradient in steps[0].values()) > 0.1
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_trainer):
+    trainer = make_trainer(max_steps=4, learning_rate=1e38, lr_scheduler_type="constant")
+    with pytest.raises(FloatingPointError, match=r"the loss became nan at step 2, and no weight was changed by it"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantized_base_trains(make_trainer, tiny_base, quantization):
+    base = load_blip(str(tiny_base), quantization=quantization)
+    trainer = make_trainer(base=base, max_steps=3, learning_rate=0.01)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
+    trainer.train()
+    first, *_, last = losses(trainer)
+    assert last < first - 0.1
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters() if name in before
+    )
+
+
+# --- evaluation ---
+
+
+def test_eight_captions_are_learned_by_heart_and_generated_word_for_word(make_trainer):
+    trainer = make_trainer(max_steps=80, learning_rate=0.02, lr_scheduler_type="cosine", logging_steps=80)
+    trainer.train()
+    evaluated = trainer.predict(trainer.eval_dataset)
+    assert evaluated.metrics["test_loss"] < 0.05
+    captions = dict(zip(evaluated.label_ids.tolist(), decoded(trainer, evaluated.predictions), strict=True))
+    assert captions == {row: caption.lower() for row, caption in enumerate(CAPTIONS)}
+
+
+def decoded(trainer, ids):
+    tokenizer = trainer.processing_class.tokenizer
+    return decode_captions(tokenizer, np.where(ids < 0, tokenizer.pad_token_id, ids).tolist(), trainer.prompt)
+
+
+def test_evaluation_keeps_ids_and_row_numbers_alone(make_trainer):
+    kept = []
+    trainer = make_trainer(max_new_tokens=7, compute_metrics=lambda evaluated: kept.append(evaluated) or {})
+    trainer.evaluate()
+    (evaluated,) = kept
+    assert isinstance(evaluated.predictions, np.ndarray)
+    assert evaluated.predictions.shape == (8, 1 + 7)
+    assert evaluated.predictions.dtype == np.int64
+    assert evaluated.label_ids.tolist() == list(range(8))
+    assert evaluated.inputs is None
+    assert evaluated.losses is None
+
+
+def test_predictions_do_not_depend_on_the_references(make_trainer):
+    trainer = make_trainer(max_new_tokens=12)
+    others = rows_of([CAPTIONS[-1]] * len(CAPTIONS))
+    found, again = trainer.predict(trainer.eval_dataset), trainer.predict(others)
+    assert found.metrics["test_loss"] != pytest.approx(again.metrics["test_loss"], abs=0.01)
+    assert np.array_equal(found.predictions, again.predictions)
+    assert len({tuple(ids) for ids in found.predictions.tolist()}) > 1  # they depend on the pictures
+
+
+def test_a_prompt_is_given_again_when_captions_are_generated(make_trainer):
+    trainer = make_trainer(prompt="a picture of", max_new_tokens=5)
+    ids = trainer.predict(trainer.eval_dataset).predictions
+    given = trainer.processing_class.tokenizer("a picture of", add_special_tokens=False)["input_ids"]
+    assert ids[:, :4].tolist() == [[first_token(trainer.model), *given]] * 8
+    assert not any(text.startswith("a picture of") for text in decoded(trainer, ids))
+
+
+def test_loss_alone_needs_no_generation(make_trainer, monkeypatch):
+    trainer = make_trainer(prediction_loss_only=True)
+    monkeypatch.setattr(trainer, "_generate", None)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatch):
+    """In whatever order they come; what pads the batches to one width is no word."""
+    tokenizer, scored = loaded[1].tokenizer, []
+
+    def score(made, references, metrics):
+        scored.append((list(made), references))
+        return Scores({"cider": 1.5}, {}, "")
+
+    monkeypatch.setattr(predictions, "score_captions", score)
+    ids = [tokenizer(text)["input_ids"] for text in ("a large mass", "", "a cyst", "a cyst")]
+    table = np.full((4, 6), -100)
+    for row, tokens in enumerate(ids):
+        table[row, : len(tokens)] = tokens
+    scores = CaptionScores(tokenizer, ["R0", "R1", "R2", "R3"])
+    metrics = scores(EvalPrediction(predictions=table, label_ids=np.array([2, 0, 3, 1])))
+    assert scored == [(["", "a cyst", "a large mass", "a cyst"], [["R0"], ["R1"], ["R2"], ["R3"]])]
+    assert scores.predictions == scored[0][0]
+    assert metrics == {"cider": 1.5, "mean_words": 7 / 4, "distinct_share": 3 / 4}
