@@ -207,9 +207,12 @@ def _caption(args: argparse.Namespace) -> None:
             print(json.dumps(line, ensure_ascii=False), flush=True)
         return
     part = args.out.with_name(args.out.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    os.replace(part, args.out)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        part.replace(args.out)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _publish(args: argparse.Namespace) -> None:

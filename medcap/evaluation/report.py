@@ -95,7 +95,8 @@ def _label(title: str, caption: str) -> str:
 
 
 def _spread(length: int, count: int) -> list[int]:
-    return sorted({round(i * (length - 1) / max(count - 1, 1)) for i in range(min(count, length))})
+    count = min(count, length)
+    return [round(i * (length - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 def write_curves(path: Path, runs: Mapping[str, Path]) -> None:
