@@ -109,9 +109,12 @@ class Recipe:
     given: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """The resolved recipe, flat: all keys of medcap, and of the Trainer's those that were given."""
+        """The resolved recipe, flat: all keys of medcap, and of the Trainer's those that were given.
+
+        That a run was gone on with is left out: it says nothing of what is made, and in another folder it would stop.
+        """
         own = {k: v for part in (self.data, self.model, self.lora, self.generation) for k, v in vars(part).items()}
-        trainer = {k: getattr(self.training, k) for k in sorted(self.given - own.keys())}
+        trainer = {k: getattr(self.training, k) for k in sorted(self.given - own.keys() - {"resume_from_checkpoint"})}
         return {k: _plain(v) for k, v in {**own, **trainer}.items() if v is not None}
 
     def save(self, path: Path) -> None:

@@ -216,7 +216,6 @@ KINDS = {
     "a list of one": {"report_to": ["none"]},
     "an accelerator": {"accelerator_config": {"split_batches": True}},
     "sharding": {"fsdp": "", "fsdp_config": {"min_num_params": 0}},
-    "resumption": {"resume_from_checkpoint": "last"},
 }  # fmt: skip
 
 
@@ -228,6 +227,12 @@ def test_a_saved_recipe_reads_as_the_same_recipe(recipe_file, tmp_path, keys):
     assert again.as_dict() == recipe.as_dict()
     assert recipe.as_dict().keys() >= {**SMALLEST, **keys}.keys()
     assert again.training.to_dict() == recipe.training.to_dict()
+
+
+def test_a_saved_recipe_does_not_say_that_a_run_was_gone_on_with(recipe_file):
+    recipe = read_recipe(["--config", recipe_file(), "--resume_from_checkpoint", "last"])
+    assert recipe.training.resume_from_checkpoint == "last"
+    assert recipe.as_dict() == read_recipe(["--config", recipe_file()]).as_dict()
 
 
 ON_THE_COMMAND_LINE = {

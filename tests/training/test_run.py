@@ -162,6 +162,8 @@ def test_a_run_resumed_after_an_epoch_equals_the_uninterrupted_one(trained_run, 
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2 * STEPS
+    recipes = [yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (run, trained_run.folder)]
+    assert recipes[0] == {**recipes[1], "output_dir": str(run)}  # nothing of the interruption is published
 
 
 @pytest.fixture
