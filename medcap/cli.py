@@ -171,9 +171,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from medcap.evaluation.evaluate import evaluate, load_split
     from medcap.evaluation.report import text_table
 
+    captioner = _captioner(args)  # first: a wrong name is said before every image is decoded
     split = load_split(args.data, args.split, max_eval_samples=args.max_eval_samples)
     name = args.name or Path(args.model).name
-    result, _ = evaluate(_captioner(args), split, args.out, name=name, batch_size=args.batch_size)
+    result, _ = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size)
     print(text_table([result, *({"name": name, **row} for name, row in result["baselines"].items())]))
     print(f"\n{result['signature']}\n{args.out / 'report.html'} shows it")
 

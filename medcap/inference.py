@@ -19,7 +19,14 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import ImageTransform, image_extensions, read_image, with_pixel_values
-from medcap.modeling.blip import decode_captions, first_token, generation_config, load_blip, prompt_ids
+from medcap.modeling.blip import (
+    check_model_name,
+    decode_captions,
+    first_token,
+    generation_config,
+    load_blip,
+    prompt_ids,
+)
 from medcap.modeling.lora import is_adapter
 from medcap.recipe import GenerationArguments
 
@@ -89,7 +96,8 @@ def load_captioner(
 
 
 def has_adapter(model: str) -> bool:
-    """Whether a folder or a repository on the Hub holds a PEFT adapter."""
+    """Whether a folder or a repository on the Hub holds a PEFT adapter; FileNotFoundError when it cannot be either."""
+    check_model_name(model)
     if Path(model).is_dir():
         return is_adapter(model)
     return file_exists(model, "adapter_config.json")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from medcap import __version__
 from medcap.cli import launch, main, shipped
+from medcap.modeling.blip import TINY_BASE
 
 
 def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -25,12 +26,15 @@ def write_csv(path: Path, rows: dict[str, str]) -> Path:
     return path
 
 
+BASE = str(TINY_BASE)
 WRONG = {
     "no command": ([], 2, "required: COMMAND"),
     "unknown command": (["fly"], 2, "invalid choice: 'fly'"),
     "missing option": (["evaluate", "--model", "m"], 2, "required: --data, --out"),
     "unknown split": (["evaluate", "--model", "m", "--data", "d", "--out", "o", "--split", "dev"], 2, "'dev'"),
-    "no data": (["evaluate", "--model", "m", "--data", "/nowhere/x", "--out", "o"], 1, "no ROCOv2 at '/nowhere/x'"),
+    "no data": (["evaluate", "--model", BASE, "--data", "/nowhere/x", "--out", "o"], 1, "no ROCOv2 at '/nowhere/x'"),
+    "no model": (["caption", "x.png", "--model", "runs/none/adapter"], 1, "no model at 'runs/none/adapter'"),
+    "a folder without model": (["caption", "x.png", "--model", "/"], 1, "/ holds no model"),
     "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "holds no metrics.json"),
     "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),

@@ -118,7 +118,8 @@ def test_what_has_an_adapter(trained_run, tiny_base):
     assert has_adapter(str(trained_run.folder / "adapter"))
     assert has_adapter(str(trained_run.folder / "checkpoint-3"))
     assert not has_adapter(str(tiny_base))
-    assert not has_adapter(str(trained_run.folder))
+    with pytest.raises(FileNotFoundError, match=r"holds no model.*did you mean .*adapter\?"):
+        has_adapter(str(trained_run.folder))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,13 @@ def load_blip(
     for something that is not a BLIP captioner, RecipeError for a size that its patches do not divide, OSError when it
     is not found.
     """
+    check_model_name(name_or_path)
     if Path(name_or_path).is_dir():  # an adapter remembers the name: "runs/base" would be a name on the Hub elsewhere
         name_or_path = str(Path(name_or_path).resolve())
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except OSError as error:
+        raise OSError(f"no model {name_or_path!r}: no folder here, and not had from the Hub: {error}") from error
     kind = (config.architectures or [config.model_type])[0]
     if config.model_type != "blip" or kind not in ("blip", "BlipForConditionalGeneration"):
         raise ValueError(f"{name_or_path} is a {kind!r} model; medcap trains and runs 'blip' captioners")
@@ -57,6 +62,21 @@ def load_blip(
         resize_positions(model, image_size)
         processor.image_processor.size = {"height": image_size, "width": image_size}
     return model, processor
+
+
+def check_model_name(name: str) -> None:
+    """Raise FileNotFoundError for what is neither a folder with a model or adapter nor a name for the Hub."""
+    place = Path(name)
+    if place.is_dir():
+        if not any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
+            advice = f"; did you mean {place / 'adapter'}?" if (place / "adapter").is_dir() else ""
+            raise FileNotFoundError(f"{name} holds no model, neither config.json nor adapter_config.json{advice}")
+    elif (
+        not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+        or name.startswith(".")
+        or (place.parent != Path() and place.parent.is_dir())
+    ):
+        raise FileNotFoundError(f"no model at {name!r}: no such folder, and the Hub's names are NAMESPACE/NAME")
 
 
 def quantization_config(quantization: str) -> BitsAndBytesConfig:
