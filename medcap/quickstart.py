@@ -73,6 +73,8 @@ def quickstart(out: Path, *, short: bool = False) -> None:
         out / "samples.png", split.rows, {"reference": split.references, **{name: captions[name] for name in captions}}
     )
     print(f"\n{text_table(systems)}\n")
+    if short:
+        print("--short: both rows are one epoch on few images, which teaches nothing; the names are the full story's")
     print(
         "modality ... finding: share of test images whose caption names it rightly, by the known truth of the phantoms"
     )
