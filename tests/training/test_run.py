@@ -146,6 +146,10 @@ def test_a_run_resumed_after_an_epoch_equals_the_uninterrupted_one(trained_run, 
             "--config", str(trained_run.folder / "recipe.yaml"),
             "--output_dir", str(run), "--resume_from_checkpoint", "last",
         ])  # fmt: skip
+    written = [
+        (folder / f"checkpoint-{STEPS}" / "optimizer.pt").stat().st_mtime_ns for folder in (run, trained_run.folder)
+    ]
+    assert written[0] == written[1]  # the first epoch was not trained again
     last = f"checkpoint-{2 * STEPS}/adapter_model.safetensors"
     assert_same_weights(load_file(run / last), load_file(trained_run.folder / last))
     timeless = [
