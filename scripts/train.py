@@ -25,7 +25,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from medcap.data.captions import CaptionCollator, cut_share
 from medcap.data.images import with_pixel_values
-from medcap.data.rocov2 import check_images, load_rocov2
+from medcap.data.rocov2 import load_rocov2
+from medcap.data.selection import check_images
 from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
 from medcap.modeling.blip import first_token, generation_config, load_blip

@@ -4,7 +4,9 @@ import contextlib
 import copy
 import importlib.util
 import io
+import os
 import string
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,9 @@ import pytest
 import torch
 import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+_CACHE = tempfile.TemporaryDirectory(prefix="medcap-tests-")  # what tests decode is not remembered in one's home
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 from medcap.data.phantom import write_phantom
 from medcap.modeling.blip import load_blip

@@ -10,7 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from medcap.data.rocov2 import check_images, fingerprint, load_rocov2
+from medcap.data.rocov2 import load_rocov2
+from medcap.data.selection import check_images, fingerprint
 from medcap.evaluation.baselines import constant_caption, shuffled
 from medcap.evaluation.coco import Meteor, score_captions, signature
 from medcap.evaluation.findings import findings_accuracy, read_truth

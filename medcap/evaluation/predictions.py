@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from medcap.data.rocov2 import read_column
+from medcap.data.tables import read_column
 from medcap.evaluation.coco import Meteor, score_captions
 from medcap.modeling.blip import decode_captions
 

@@ -18,7 +18,7 @@ from transformers import BlipProcessor, GenerationConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from medcap import __version__
-from medcap.data.rocov2 import drop_counts, fingerprint
+from medcap.data.selection import drop_counts, fingerprint
 from medcap.recipe import Recipe, RecipeError
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "pycocoevalcap", "bitsandbytes")

@@ -13,7 +13,8 @@ from PIL import Image
 from medcap.data.phantom import write_phantom
 from medcap.data.phantom_captions import caption_of
 from medcap.data.phantom_pictures import FINDINGS, LEVELS, MODALITIES, SIDES, SIZES, Phantom, draw, random_phantom
-from medcap.data.rocov2 import check_images, load_rocov2
+from medcap.data.rocov2 import load_rocov2
+from medcap.data.selection import check_images
 from medcap.evaluation.findings import said
 
 

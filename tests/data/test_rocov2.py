@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medcap.data import rocov2
-from medcap.data.rocov2 import check_images, drop_counts, fingerprint, load_rocov2, read_column
+from medcap.data import rocov2, selection
+from medcap.data.rocov2 import load_rocov2
+from medcap.data.selection import check_images, drop_counts, fingerprint
+from medcap.data.tables import read_column
 
 # an id with a gap, dots and blanks; a caption with a line break and odd blanks; a row without concepts
 ROWS = {
@@ -102,8 +104,8 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 def test_every_layout_gives_the_same_rows(tmp_path, place):
     data = load_rocov2(write_split(tmp_path / "data", place=place), splits=["train"])["train"]
-    assert data.features == rocov2.FEATURES
-    assert data.column_names == ["image_id", "image", "caption", "cuis"]
+    assert data.features == selection.FEATURES
+    assert data.column_names == ["image_id", "image", "caption", "cuis", "manual_cuis", "group", "license"]
     assert data["image_id"][:] == list(ROWS)
     assert data["caption"][:] == CLEAN
     assert data["cuis"][:] == CUIS
@@ -145,7 +147,7 @@ def test_the_hub_mirror_gives_the_rows_of_the_zenodo_files(tmp_path, column):
     hub = load_rocov2(write_parquet(tmp_path / "hub", column=column))
     zenodo = load_rocov2(write_split(tmp_path / "zenodo"), splits=["train"])["train"]
     assert list(hub) == ["train", "valid", "test"]
-    assert hub["valid"].features == rocov2.FEATURES
+    assert hub["valid"].features == selection.FEATURES
     assert hub["valid"].column_names == zenodo.column_names
     for name in ("image_id", "caption", "cuis"):
         assert hub["valid"][name][:] == zenodo[name][:]
@@ -179,7 +181,7 @@ def test_ten_percent_is_the_same_everywhere_and_inside_twenty(tmp_path):
 
 def test_the_hash_of_the_fraction_is_never_changed():
     """What others have trained on depends on it: blake2b, 8 bytes, of seed:id."""
-    chosen = [i for i in range(1, 60) if rocov2._in_fraction(f"ROCOv2_2023_train_{i:06d}", 0.1, 42)]
+    chosen = [i for i in range(1, 60) if selection._in_fraction(f"ROCOv2_2023_train_{i:06d}", 0.1, 42)]
     assert chosen == [3, 6, 16, 35]
 
 
@@ -199,7 +201,7 @@ def test_fraction_out_of_range_raises(tmp_path, fraction):
 
 
 def test_fraction_that_keeps_nothing_raises(tmp_path):
-    with pytest.raises(ValueError, match="fraction 1e-06 keeps none of the 3 rows of train"):
+    with pytest.raises(ValueError, match="nothing is left of the 3 rows of train: 3 outside_fraction"):
         load_rocov2(write_split(tmp_path / "data"), fraction=1e-6, splits=["train"])
 
 
@@ -238,8 +240,8 @@ def test_missing_images_below_the_limit_are_dropped_named_and_counted(tmp_path, 
 
 
 def counts(**changed):
-    zero = dict.fromkeys(["read", "blank", "outside_fraction", "missing", "undecodable", "kept", "seed"], 0)
-    return {**zero, "fraction": 1.0, **changed}
+    zero = dict.fromkeys(["read", *selection.REASONS, "kept", "seed"], 0)
+    return {**zero, "fraction": 1.0, "license_filter": "any", "dedupe": False, "exclude_leaks": False, **changed}
 
 
 def test_counts_add_up_and_survive_what_is_done_to_the_data(tmp_path):
@@ -247,7 +249,7 @@ def test_counts_add_up_and_survive_what_is_done_to_the_data(tmp_path):
     folder = write_split(tmp_path / "data", rows=rows)
     data = load_rocov2(folder, fraction=0.5, seed=3, splits=["train"])["train"]
     found = drop_counts(data)
-    parts = ("blank", "outside_fraction", "missing", "undecodable", "kept")
+    parts = (*selection.REASONS, "kept")
     assert found["read"] == 61 == sum(found[part] for part in parts)
     assert found["kept"] == len(data)
     assert (found["fraction"], found["seed"]) == (0.5, 3)
@@ -278,7 +280,7 @@ def test_undecodable_images_are_dropped_named_and_counted(tmp_path, caplog, num_
     assert good["image_id"][:] == [f"train_{i}" for i in range(10) if i not in (3, 8)]
     assert drop_counts(good) == counts(read=10, undecodable=2, kept=8)
     assert drop_counts(data) == counts(read=10, kept=10)
-    assert good.features == rocov2.FEATURES
+    assert good.features == selection.FEATURES
     for part in ("2 of 10 images of train cannot be decoded: train_3 (", "truncated", "train_8 (", "not an image"):
         assert part in caplog.text
     with pytest.raises(ValueError, match=r"2 of 10 images of train cannot be decoded: train_3 .* At most 0\.10%"):
@@ -312,10 +314,16 @@ BAD_CSV = {
     "id with a slash": ("ID,Caption\r\n../a,x\r\n", r".* hold a slash or '::' .*: \.\./a$"),
     "id that breaks the URL": ("ID,Caption\r\na::b,x\r\n", r".* hold a slash or '::' .*: a::b$"),
     "blank id": ("ID,Caption\r\n,x\r\n", r"ids that are blank .*: \(blank\)$"),
-    "comma not quoted": ("ID,Caption\r\na,left, upper\r\n", r"more cells than the header has in the rows of a; quote"),
-    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"not a CSV in UTF-8 \(unexpected end of data\)"),
-    "Latin-1": ("ID,Caption\r\na,\xe9\r\n".encode("latin-1"), r"not a CSV in UTF-8 \('utf-8' codec"),
-    "a megabyte in a cell": ("ID,Caption\r\na," + "x" * 2**20, r"not a CSV in UTF-8 \(field larger than"),
+    "comma not quoted": (
+        "ID,Caption\r\na,left, upper\r\n",
+        r"not a sound CSV: more cells than the header has; quote the captions \(line 2\)",
+    ),
+    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"not a sound CSV: unexpected end of data \(line 3\)"),
+    "Latin-1": ("ID,Caption\r\na,\xe9\r\n".encode("latin-1"), r"not in UTF-8 \(.* at byte 14\); save it as UTF-8"),
+    "a megabyte in a cell": (
+        "ID,Caption\r\na," + "x" * 2**20,
+        r"not a sound CSV: field larger than field limit \(131072\) \(line 2\)",
+    ),
 }
 
 

@@ -1,0 +1,70 @@
+"""Licences and sources of single images: what `license_information.csv` of ROCOv2 says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcap.data.tables import check_ids, read_table
+
+_CC = re.compile(r"\bCC[\s-]*(0|BY(?:[\s-]*(?:NC|ND|SA))*)(?![a-z])", re.IGNORECASE)
+_PUBLIC_DOMAIN = re.compile(r"\bpublic domain\b", re.IGNORECASE)
+_SUBJECT = re.compile(r"\b(patient|case)\s+([\w.-]*\d[\w.-]*)", re.IGNORECASE)
+_COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "public domain")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an image comes from: `license` ("CC BY-NC-SA", None when not stated) and `group`, which is the article's
+    PMCID, or the patient or case where there is none; None when unknown. Images of one group belong in one split.
+    """
+
+    license: str | None = None
+    group: str | None = None
+
+
+def read_sources(folder: Path) -> dict[str, Source]:
+    """Return {image_id: Source} of all splits from `license_information.csv`; empty without that file.
+
+    Its columns are ID, PMCID, Attribution and Link; the Attribution starts with or holds the licence, and where PMCID
+    is blank, "patient 12" or "case 12" in it names the group. Raises ValueError as `read_column`.
+    """
+    path = folder / "license_information.csv"
+    if not path.is_file():
+        return {}
+    table = read_table(path, ["ID", "PMCID", "Attribution"])
+    check_ids(table["ID"], path)
+    return {
+        image_id: Source(license_of(attribution), pmcid.strip() or _subject(attribution))
+        for image_id, pmcid, attribution in zip(table["ID"], table["PMCID"], table["Attribution"], strict=True)
+    }
+
+
+def license_of(attribution: str) -> str | None:
+    """Return the Creative Commons licence that a text names, without its version, or None: "CC BY-NC-ND", "CC0"."""
+    if found := _CC.search(attribution):
+        parts = re.findall(r"0|BY|NC|ND|SA", found[1].upper())
+        return "CC0" if parts == ["0"] else "CC " + "-".join(parts)
+    return "public domain" if _PUBLIC_DOMAIN.search(attribution) else None
+
+
+def allows_commercial_use(license_name: str | None) -> bool:
+    """Whether a licence is known to allow commercial use of a work and of what is derived from it: no NC, no ND."""
+    return license_name in _COMMERCIAL
+
+
+def _subject(attribution: str) -> str | None:
+    found = _SUBJECT.search(attribution)
+    return f"{found[1].lower()} {found[2]}" if found else None
+
+
+def groups_in_several(groups: dict[str, Sequence[str | None]]) -> dict[str, list[str]]:
+    """Return {group: splits} of the groups that occur in more than one of the splits `groups`, {split: groups}."""
+    splits: dict[str, list[str]] = {}
+    for split, names in groups.items():
+        for name in dict.fromkeys(names):
+            if name:
+                splits.setdefault(name, []).append(split)
+    return {name: found for name, found in splits.items() if len(found) > 1}

@@ -1,0 +1,70 @@
+"""Tables of texts: CSV files read strictly, and the ids in them checked."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_UNFIT_ID = re.compile(r"[/\\]|::|^$")  # an id is part of file names, and of zip:// URLs whose parts :: separates
+
+
+def read_table(path: str | os.PathLike[str], needed: Sequence[str]) -> dict[str, list[str]]:
+    """Return {column: cells} of a CSV with a header, all columns of it, cells uncleaned and in file order.
+
+    UTF-8 with or without a BOM, any line ends; blanks around the header's names do not count. Raises ValueError with
+    file, line and cause: a column of `needed` that is not there, a row with surplus cells (a caption whose comma was
+    not quoted), a broken quote, a cell of more than `csv.field_size_limit()` characters (131,072), another encoding.
+    """
+    line = 1
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            check_columns(header, needed, path)
+            rows = []
+            for row in reader:
+                line = reader.line_num
+                if len(row) > len(header):
+                    raise csv.Error("more cells than the header has; quote the captions")
+                if row:
+                    rows.append(row + [""] * (len(header) - len(row)))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a sound CSV: {error} (line {max(line, reader.line_num)})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
+    """Return {id: cell} of a CSV with the columns `ID` and `column`, uncleaned and in file order.
+
+    Raises ValueError as `read_table`, and for an id that is blank, holds a slash, or occurs twice.
+    """
+    table = read_table(path, ["ID", column])
+    check_ids(table["ID"], path)
+    return dict(zip(table["ID"], table[column], strict=True))
+
+
+def check_columns(found: Sequence[str], needed: Sequence[str], where: object) -> None:
+    """Raise ValueError, naming `where` and what is there, unless all `needed` columns are among the `found`."""
+    if not set(needed) <= set(found):
+        raise ValueError(f"{where}: needs the columns {', '.join(needed)}, has {', '.join(found) or 'none'}")
+
+
+def check_ids(ids: Sequence[str], where: object) -> None:
+    """Raise ValueError, naming `where` and the first five, for ids that cannot name files or occur twice."""
+    unfit = [image_id or "(blank)" for image_id in ids if _UNFIT_ID.search(image_id or "")]
+    if unfit:
+        raise ValueError(f"{where}: ids that are blank or hold a slash or '::' cannot name files: {some(unfit)}")
+    twice = [image_id for image_id, n in Counter(ids).items() if n > 1]
+    if twice:
+        raise ValueError(f"{where}: ids that occur more than once: {some(twice)}")
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first five names and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
