@@ -85,6 +85,15 @@ def make_parser() -> argparse.ArgumentParser:
         phantom.add_argument(f"--{split}", type=int, default=count, help=f"images (default: {count})")
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
 
+    audit = _command(data, "audit", _audit, "look for broken files, repetitions, leaks across splits, licences")
+    audit.add_argument("data", metavar="DIR", help="folder in ROCOv2's layout, or a data set on the Hub")
+    audit.add_argument(
+        "--out", type=Path, default=Path("report.json"), help="and the page beside it (default: report.json)"
+    )
+    audit.add_argument("--tokenizer", help="folder or Hub name of the base whose tokens are counted (default: BLIP's)")
+    audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="count the captions that these limits cut")
+    audit.add_argument("--num_proc", type=int, help="processes that decode images (default: one a core)")
+
     _command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--any_key value]")
 
     evaluate = _command(commands, "evaluate", _evaluate, "caption a split and score it")
@@ -165,6 +174,14 @@ def _phantom(args: argparse.Namespace) -> None:
 
     write_phantom(args.out, train=args.train, valid=args.valid, test=args.test, seed=args.seed)
     print(f"{args.out}: {args.train} training, {args.valid} validation and {args.test} test images")
+
+
+def _audit(args: argparse.Namespace) -> None:
+    from medcap.data.audit import LIMITS
+    from medcap.data.audit_page import summary, write_audit
+
+    report = write_audit(args.data, args.out, args.tokenizer, args.max_caption_tokens or LIMITS, args.num_proc)
+    print(f"{summary(report)}\n\n{args.out} holds all of it, {args.out.with_suffix('.html')} shows it")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -62,7 +62,7 @@ class Likeness:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        n = self.kinds.max() + 1
+        n = self.kinds.max(initial=-1) + 1
         links = coo_array((np.ones(len(self.pairs)), (self.pairs[:, 0], self.pairs[:, 1])), shape=(n, n))
         labels = connected_components(links, directed=False)[1][self.kinds]  # (n,)
         order = np.argsort(labels, kind="stable")
@@ -85,7 +85,7 @@ class Likeness:
 
     def leaked(self, rank: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Return (n,) whether a picture resembles one of a split of higher `rank` (n,), test being the highest."""
-        highest = np.full(self.kinds.max() + 1, -1)
+        highest = np.full(self.kinds.max(initial=-1) + 1, -1)
         np.maximum.at(highest, self.kinds, rank)
         around = highest.copy()
         np.maximum.at(around, self.pairs[:, 0], highest[self.pairs[:, 1]])
@@ -98,4 +98,6 @@ def leaked_groups(groups: Sequence[str | None], rank: Sequence[int]) -> NDArray[
     highest: dict[str | None, int] = {}
     for group, place in zip(groups, rank, strict=True):
         highest[group] = max(highest.get(group, place), place)
-    return np.array([group is not None and highest[group] > place for group, place in zip(groups, rank, strict=True)])
+    return np.array(
+        [group is not None and highest[group] > place for group, place in zip(groups, rank, strict=True)], bool
+    )

@@ -61,37 +61,36 @@ def load_rocov2(
 
 
 def read_rocov2(
-    path_or_hub_id: str | os.PathLike[str], splits: Sequence[str], others_too: bool = False
+    path_or_hub_id: str | os.PathLike[str], splits: Sequence[str] = (), others_too: bool = True
 ) -> dict[str, Dataset]:
-    """Return the raw rows of `splits` (with `others_too`: of train, valid and test, as far as they are there).
+    """Return the raw rows of `splits`, and with `others_too` also of whatever else of train, valid and test there is.
 
-    Columns as `FEATURES`, texts as they are, None for an image that is not there. Raises as `load_rocov2`.
+    Columns as `FEATURES`, texts as they are, None for an image that is not there: of the others, all may be missing.
+    Raises as `load_rocov2`.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir() and any(folder.glob("*_captions.csv")):
         others = [split for split in SPLITS if others_too and _find(folder, split, "captions.csv")]
-        return _read_folder(folder, dict.fromkeys([*splits, *others]))
+        return {split: _read_split(folder, split, split in splits) for split in dict.fromkeys([*splits, *others])}
     return _read_parquet_or_hub(str(folder if folder.exists() else path_or_hub_id), splits, others_too)
 
 
-def _read_folder(folder: Path, splits: Iterable[str]) -> dict[str, Dataset]:
-    """Return the rows of Zenodo's layout; an image is a path or a zip:// URL."""
-    sources, data = read_sources(folder), {}
-    for split in splits:
-        captions = read_column(_find(folder, split, "captions.csv", required=True)[0], "Caption")
-        images = _find_images(folder, split)
-        found = [sources.get(image_id, Source()) for image_id in captions]
-        columns = {
-            "image_id": list(captions),
-            "image": [images.get(image_id) for image_id in captions],
-            "caption": list(captions.values()),
-            "cuis": _concepts(folder, split, "concepts.csv", captions),
-            "manual_cuis": _concepts(folder, split, "concepts_manual.csv", captions),
-            "group": [source.group for source in found],
-            "license": [source.license for source in found],
-        }
-        data[split] = Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
-    return data
+def _read_split(folder: Path, split: str, with_images: bool) -> Dataset:
+    """Return the rows of a split in Zenodo's layout; an image is a path or a zip:// URL."""
+    captions = read_column(_find(folder, split, "captions.csv", required=True)[0], "Caption")
+    images = _find_images(folder, split, with_images)
+    sources = read_sources(folder)
+    found = [sources.get(image_id, Source()) for image_id in captions]
+    columns = {
+        "image_id": list(captions),
+        "image": [images.get(image_id) for image_id in captions],
+        "caption": list(captions.values()),
+        "cuis": _concepts(folder, split, "concepts.csv", captions),
+        "manual_cuis": _concepts(folder, split, "concepts_manual.csv", captions),
+        "group": [source.group for source in found],
+        "license": [source.license for source in found],
+    }
+    return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
 
 
 def _concepts(folder: Path, split: str, ending: str, ids: Iterable[str]) -> list[list[str]]:
@@ -152,7 +151,7 @@ def _find(folder: Path, split: str, ending: str, required: bool = False) -> list
     return found
 
 
-def _find_images(folder: Path, split: str) -> dict[str, str]:
+def _find_images(folder: Path, split: str, required: bool) -> dict[str, str]:
     """Return {id: absolute path or zip:// URL} from one table of contents or directory listing; no file is opened."""
     for name in _names(split):
         archive = folder / f"{name}_images.zip"
@@ -161,6 +160,8 @@ def _find_images(folder: Path, split: str) -> dict[str, str]:
         for place in (folder / f"{name}_images" / name, folder / f"{name}_images", folder / name):
             if place.is_dir() and (images := index_images(place)):
                 return images
+    if not required:
+        return {}
     raise ValueError(
         f"no images of split {split!r} in {folder}: looked for {split}_images.zip, {split}_images/{split}/, "
         f"{split}_images/ and {split}/"
