@@ -18,6 +18,10 @@ from medcap import __version__
 from medcap.quiet import hush, one_line_errors
 
 HERE = Path(__file__).parent
+_FORMAT_OPTIONS = {
+    "image_column": str, "caption_column": str, "group_column": str,
+    "valid_fraction": float, "test_fraction": float, "split_seed": int,
+}  # fmt: skip
 
 
 def shipped(name: str) -> Path:
@@ -85,26 +89,37 @@ def make_parser() -> argparse.ArgumentParser:
         phantom.add_argument(f"--{split}", type=int, default=count, help=f"images (default: {count})")
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
 
+    download = _command(data, "download", _download, "fetch ROCOv2, resumed after a break, verified")
+    download.add_argument("--source", choices=("zenodo", "hub"), required=True, help="zips, or the mirror's parquet")
+    download.add_argument("--out", type=Path, required=True, help="folder for the files; what is complete in it stays")
+    download.add_argument(
+        "--splits", nargs="+", default=["train", "valid", "test"], metavar="SPLIT", help="(default: all)"
+    )
+
     audit = _command(data, "audit", _audit, "look for broken files, repetitions, leaks across splits, licences")
-    audit.add_argument("data", metavar="DIR", help="folder in ROCOv2's layout, or a data set on the Hub")
+    audit.add_argument("data", metavar="DIR", help="a folder, a CSV file, or a data set's name on the Hub")
     audit.add_argument(
         "--out", type=Path, default=Path("report.json"), help="and the page beside it (default: report.json)"
     )
     audit.add_argument("--tokenizer", help="folder or Hub name of the base whose tokens are counted (default: BLIP's)")
     audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="count the captions that these limits cut")
     audit.add_argument("--num_proc", type=int, help="processes that decode images (default: one a core)")
+    _format_options(audit, "as in a recipe, needed where the data is not in ROCOv2's layout")
 
     _command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--any_key value]")
 
     evaluate = _command(commands, "evaluate", _evaluate, "caption a split and score it")
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
-    evaluate.add_argument("--data", required=True, help="folder in ROCOv2's layout, or a data set on the Hub")
+    evaluate.add_argument("--data", required=True, help="a folder, a CSV file, or a data set's name on the Hub")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
     evaluate.add_argument(
         "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
     )
     evaluate.add_argument("--name", help="what the system is called in tables (default: the model's folder)")
     evaluate.add_argument("--max_eval_samples", type=int, help="only the first so many images")
+    evaluate.add_argument("--license_filter", "--license-filter", default="any", choices=("any", "commercial"))
+    evaluate.add_argument("--dedupe", action="store_true", help="of pictures that are nearly the same, only the first")
+    _format_options(evaluate, "as in the adapter's recipe, unless given")
     _generation_options(evaluate)
 
     score = _command(commands, "score", _score, "score captions without model and images")
@@ -120,6 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR")
     caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     caption.add_argument("--out", type=Path, help="write the lines here instead of the terminal")
+    caption.add_argument("--frame", type=int, help="of files with several, from 0 (default: DICOM's middle one)")
     _generation_options(caption)
 
     publish = _command(commands, "publish", _publish, "make a release folder, or push it to the Hub")
@@ -144,6 +160,13 @@ def _command(
     return parser
 
 
+def _format_options(parser: argparse.ArgumentParser, text: str) -> None:
+    group = parser.add_argument_group("format of the data", text)
+    group.add_argument("--data_format", "--data-format", choices=("auto", "rocov2", "imagefolder", "csv", "hub"))
+    for name, kind in _FORMAT_OPTIONS.items():
+        group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind)
+
+
 def _generation_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation", "as the adapter was trained, unless given")
     for name, kind in (
@@ -163,6 +186,16 @@ def _captioner(args: argparse.Namespace) -> Any:
     return load_captioner(args.model, base=args.base, image_size=args.image_size, generation=given)
 
 
+def _format(args: argparse.Namespace, adapter: str | None = None) -> Any:
+    """The data's format; unless told otherwise the adapter's, or images of its training would be in the test."""
+    from medcap.data.formats import Format
+    from medcap.inference import adapter_recipe
+
+    recipe, names = adapter_recipe(adapter) if adapter else {}, ("data_format", *_FORMAT_OPTIONS)
+    trained = {name: recipe[name] for name in names if name in recipe}
+    return Format(**{**trained, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}})
+
+
 def _quickstart(args: argparse.Namespace) -> None:
     from medcap.quickstart import quickstart
 
@@ -176,20 +209,33 @@ def _phantom(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.train} training, {args.valid} validation and {args.test} test images")
 
 
+def _download(args: argparse.Namespace) -> None:
+    from medcap.data.download import download_hub, download_zenodo
+
+    fetch = download_zenodo if args.source == "zenodo" else download_hub
+    for path in fetch(args.out, args.splits):
+        print(path)
+
+
 def _audit(args: argparse.Namespace) -> None:
     from medcap.data.audit import LIMITS
     from medcap.data.audit_page import summary, write_audit
 
-    report = write_audit(args.data, args.out, args.tokenizer, args.max_caption_tokens or LIMITS, args.num_proc)
+    report = write_audit(
+        args.data, args.out, args.tokenizer, args.max_caption_tokens or LIMITS, args.num_proc, _format(args)
+    )
     print(f"{summary(report)}\n\n{args.out} holds all of it, {args.out.with_suffix('.html')} shows it")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from medcap.data.selection import Selection
     from medcap.evaluation.evaluate import evaluate, load_split
     from medcap.evaluation.report import text_table
 
     captioner = _captioner(args)  # first: a wrong name is said before every image is decoded
-    split = load_split(args.data, args.split, max_eval_samples=args.max_eval_samples)
+    wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
+    form = _format(args, captioner.adapter)
+    split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
     name = args.name or Path(args.model).name
     result, _ = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size)
     print(text_table([result, *({"name": name, **row} for name, row in result["baselines"].items())]))
@@ -219,7 +265,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _caption(args: argparse.Namespace) -> None:
     from medcap.inference import caption_files
 
-    lines = caption_files(_captioner(args), args.images, batch_size=args.batch_size)
+    lines = caption_files(_captioner(args), args.images, batch_size=args.batch_size, frame=args.frame)
     if args.out is None:
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from medcap.data.captions import CaptionCollator
-from medcap.data.images import ImageTransform, image_extensions, read_image, with_pixel_values
+from medcap.data.images import ImageTransform, is_image, read_image, with_pixel_values
 from medcap.modeling.blip import (
     check_model_name,
     decode_captions,
@@ -84,7 +84,7 @@ def load_captioner(
     if has_adapter(model):
         adapter, base_name = model, base or _base_of(model)
         image_size = image_size or _image_size(model)
-        prompt = _recipe(model).get("prompt", "")
+        prompt = adapter_recipe(model).get("prompt", "")
         saved = _saved_generation(model)
     blip, processor = load_blip(base_name, image_size=image_size)
     settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
@@ -121,8 +121,8 @@ def _saved_generation(adapter: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _recipe(adapter: str) -> dict[str, Any]:
-    """The recipe beside an adapter; empty where there is none (an adapter that medcap did not make)."""
+def adapter_recipe(adapter: str) -> dict[str, Any]:
+    """The recipe beside an adapter (folder or Hub name); empty where there is none: medcap did not make it."""
     if Path(adapter).is_dir():
         path = Path(adapter) / "recipe.yaml"
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -151,16 +151,21 @@ def caption_dataset(
     return captions, cut
 
 
-def caption_files(captioner: Captioner, paths: Sequence[Path], *, batch_size: int = 16) -> Iterator[dict[str, str]]:
+def caption_files(
+    captioner: Captioner, paths: Sequence[Path], *, batch_size: int = 16, frame: int | None = None
+) -> Iterator[dict[str, str]]:
     """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
 
+    `frame`: which one of files with several, as for `read_image`.
     Raises FileNotFoundError or ValueError, one line, for what is absent, no image, or a folder without images.
     """
     files = [file for path in paths for file in _files(path)]
     with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            for file, caption in zip(batch, captioner.caption([read_image(file) for file in batch]), strict=True):
+            for file, caption in zip(
+                batch, captioner.caption([read_image(file, frame) for file in batch]), strict=True
+            ):
                 yield {"image": str(file), "caption": caption}
             bar.update(len(batch))
 
@@ -170,7 +175,7 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: no such image or folder")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in image_extensions())
+    files = sorted(file for file in path.rglob("*") if is_image(file))
     if not files:
         raise ValueError(f"{path}: no image in this folder")
     return files

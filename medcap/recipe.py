@@ -27,7 +27,27 @@ class RecipeError(ValueError):
 class DataArguments:
     """Which captions and pictures, and how many of them."""
 
-    data_dir: str = field(default="", metadata={"help": "folder in ROCOv2's layout, or a data set's name on the Hub"})
+    data_dir: str = field(default="", metadata={"help": "a folder, a CSV file, or a data set's name on the Hub"})
+    data_format: Literal["auto", "rocov2", "imagefolder", "csv", "hub"] = field(
+        default="auto", metadata={"help": "how it is laid out; auto: as found"}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "where images stand; none: file_name, on the Hub image"}
+    )
+    caption_column: str | None = field(default=None, metadata={"help": "where captions stand; none: caption"})
+    group_column: str | None = field(
+        default=None, metadata={"help": "patient or study: splits that are made have no group in common"}
+    )
+    valid_fraction: float = field(default=0.1, metadata={"help": "share for validation where no splits are given"})
+    test_fraction: float = field(default=0.1, metadata={"help": "share for the test where no splits are given"})
+    split_seed: int = field(default=0, metadata={"help": "which shares: the same seed makes the same splits"})
+    license_filter: Literal["any", "commercial"] = field(
+        default="any", metadata={"help": "commercial: images whose licence allows it, and no others"}
+    )
+    dedupe: bool = field(default=False, metadata={"help": "of pictures that are nearly the same, only the first"})
+    exclude_leaks: bool = field(
+        default=False, metadata={"help": "train without pictures, articles and patients of valid and test"}
+    )
     train_fraction: float = field(default=1.0, metadata={"help": "share of the training split, above 0, at most 1"})
     fraction_seed: int = field(
         default=0, metadata={"help": "which share: the same seed takes the same ids everywhere"}
@@ -244,12 +264,17 @@ def _checked(recipe: Recipe) -> Recipe:
             raise RecipeError(f"{key} is {value}; allowed is {lowest} to {highest}")
     if not 0 < recipe.data.train_fraction <= 1:
         raise RecipeError(f"train_fraction is {recipe.data.train_fraction}; allowed is above 0, at most 1")
+    made = recipe.data.valid_fraction + recipe.data.test_fraction
+    if made >= 1:
+        raise RecipeError(f"valid_fraction and test_fraction are {made:g} together; below 1 leaves something to train")
     if recipe.training.remove_unused_columns:
         raise RecipeError("remove_unused_columns must be false: the image column would be gone before the collator")
     return recipe
 
 
 RANGES = {
+    "valid_fraction": (0, 1),
+    "test_fraction": (0, 1),
     "max_broken": (0, 1),
     "max_caption_tokens": (3, 512),
     "max_train_samples": (1, math.inf),

@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from medcap.data.captions import CaptionCollator, cut_share
 from medcap.data.images import with_pixel_values
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import find_format, load_recipe_data
 from medcap.data.selection import check_images
 from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
@@ -64,7 +64,7 @@ def train(recipe: Recipe) -> None:
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
     )
-    data = load_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
+    data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
     run = Path(recipe.training.output_dir)
     if recipe.training.process_index == 0:
         start_run(recipe, data)
@@ -77,28 +77,24 @@ def train(recipe: Recipe) -> None:
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
 
 
-def load_data(recipe: Recipe) -> DatasetDict:
-    """The training and validation splits, every image of them decoded once."""
+def checked_data(recipe: Recipe) -> DatasetDict:
+    """The training and validation splits, every image of them decoded once: by one process, the others wait for it."""
     wanted = recipe.data
-    data = load_rocov2(
-        wanted.data_dir,
-        fraction=wanted.train_fraction,
-        seed=wanted.fraction_seed,
-        splits=("train", "valid"),
-        max_broken=wanted.max_broken,
-    )
-    for split, most in (("train", wanted.max_train_samples), ("valid", wanted.max_eval_samples)):
-        data[split] = check_images(
-            data[split].select(range(min(most or len(data[split]), len(data[split])))), wanted.max_broken
-        )
+    with recipe.training.main_process_first(desc="decoding"):
+        data = load_recipe_data(wanted, splits=("train", "valid"))
+        for split, most in (("train", wanted.max_train_samples), ("valid", wanted.max_eval_samples)):
+            data[split] = check_images(
+                data[split].select(range(min(most or len(data[split]), len(data[split])))), wanted.max_broken
+            )
     return data
 
 
 def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
     """Say on stderr what is about to be trained, and what the recipe cuts."""
     cut = cut_share(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
+    source = f"{recipe.data.data_dir} ({find_format(recipe.data.data_dir, recipe.data.data_format)})"
     sys.stderr.write(
-        f"{len(data['train']):,} training and {len(data['valid']):,} validation images from {recipe.data.data_dir}\n"
+        f"{len(data['train']):,} training and {len(data['valid']):,} validation images from {source}\n"
         f"{trainable_summary(model)}\n"
         f"{cut:.1%} of the training captions are longer than {recipe.data.max_caption_tokens} tokens and are cut\n"
     )

@@ -32,7 +32,7 @@ WRONG = {
     "unknown command": (["fly"], 2, "invalid choice: 'fly'"),
     "missing option": (["evaluate", "--model", "m"], 2, "required: --data, --out"),
     "unknown split": (["evaluate", "--model", "m", "--data", "d", "--out", "o", "--split", "dev"], 2, "'dev'"),
-    "no data": (["evaluate", "--model", BASE, "--data", "/nowhere/x", "--out", "o"], 1, "no ROCOv2 at '/nowhere/x'"),
+    "no data": (["evaluate", "--model", BASE, "--data", "/nowhere/x", "--out", "o"], 1, "no data at '/nowhere/x'"),
     "no model": (["caption", "x.png", "--model", "runs/none/adapter"], 1, "no model at 'runs/none/adapter'"),
     "a folder without model": (["caption", "x.png", "--model", "/"], 1, "/ holds no model"),
     "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "holds no metrics.json"),

@@ -15,8 +15,9 @@ from jinja2 import Environment, StrictUndefined
 
 from medcap.data.audit import LIMITS, audit
 from medcap.data.concepts import concept_names
+from medcap.data.formats import Format
 from medcap.data.images import load_image
-from medcap.data.rocov2 import read_rocov2
+from medcap.data.load import read_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,14 +36,20 @@ _SHARES = (
 
 
 def write_audit(
-    data: str, out: Path, tokenizer: str | None = None, limits: Sequence[int] = LIMITS, num_proc: int | None = None
+    data: str,
+    out: Path,
+    tokenizer: str | None = None,
+    limits: Sequence[int] = LIMITS,
+    num_proc: int | None = None,
+    form: Format | None = None,
 ) -> dict[str, Any]:
     """Audit a folder, or a data set on the Hub; write the report to `out` (JSON) and a page beside it (.html).
 
+    `form`: how the data is laid out and split; None: as found.
     `tokenizer`: folder or Hub name; None: BLIP's, or none where it cannot be fetched, with a line that says so.
-    Returns the report (see `audit`). Raises as `read_rocov2`; images that are missing or broken are findings here.
+    Returns the report (see `audit`). Raises as `read_data`; images that are missing or broken are findings here.
     """
-    raw = read_rocov2(data)
+    raw = read_data(data, form)
     report = audit(raw, concept_names(data), load_tokenizer(tokenizer), limits, num_proc)
     texts = {
         out: json.dumps(report, indent=1, ensure_ascii=False) + "\n",

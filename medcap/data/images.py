@@ -14,6 +14,8 @@ import datasets
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from medcap.data.dicom import is_dicom
+
 if TYPE_CHECKING:  # transformers takes seconds to import, and nothing but the two names below needs it
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -22,9 +24,15 @@ Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """Return the file name extensions that Pillow reads, lower case with the dot: .jpg, .png, .tif, ..."""
+    """Return the file name extensions that Pillow reads, lower case with the dot: .jpg, .png, .tif, .dcm, ..."""
     formats = Image.registered_extensions()
     return frozenset(extension for extension, name in formats.items() if name in Image.OPEN)
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is named as an image, or has no extension and begins as a DICOM file does (IM000001)."""
+    extension = os.path.splitext(path)[1].lower()
+    return extension in image_extensions() or (not extension and os.path.isfile(path) and is_dicom(path))
 
 
 def index_images(place: str | os.PathLike[str]) -> dict[str, str]:
@@ -40,9 +48,10 @@ def index_images(place: str | os.PathLike[str]) -> dict[str, str]:
         paths = [f"zip://{member}::{place}" for member in _members(place)]
     images: dict[str, str] = {}
     for path in paths:
-        name, extension = os.path.splitext(os.path.basename(path.removesuffix(f"::{place}")))
-        if extension.lower() not in image_extensions():
+        member = path.removesuffix(f"::{place}")
+        if not is_image(member):
             continue
+        name = os.path.splitext(os.path.basename(member))[0]
         if name in images:
             raise ValueError(f"two images are called {name}: {images[name]} and {path}")
         images[name] = path
@@ -75,23 +84,26 @@ def load_image(entry: Image.Image | Mapping[str, Any] | bytes | str | os.PathLik
     return decode_image(data or b"", name=path or "bytes")
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
     """Return the RGB image in a file, or in a zip that is left packed: `zip://member::/path/archive.zip`.
 
     The URL is the one that `datasets` and fsspec write. They open the archive and read its table of contents anew for
     every image; here a process opens it once. The content decides the format, not the name: PNG bytes in a .jpg are
-    read. Raises ValueError, one line with path and cause, for a file that is absent, truncated, no image, or larger
-    than `PIL.Image.MAX_IMAGE_PIXELS`.
+    read. `frame` (from 0) chooses one of several; None: the middle one of a DICOM file (see
+    `medcap.data.dicom.DicomImageFile` for what is done to its values), and the first of any other.
+
+    Raises ValueError, one line with path and cause, for a file that is absent, truncated, no image, or larger than
+    `PIL.Image.MAX_IMAGE_PIXELS`, and for a frame that is not there.
     """
     name = os.fspath(path)
     with _errors_named(name):
-        return _rgb(_open(_read_bytes(name)))
+        return _rgb(_open(_read_bytes(name), name, frame))
 
 
 def decode_image(data: bytes, name: str = "bytes") -> Image.Image:
     """Return the RGB image in the bytes of an image file; `name` stands for them in the ValueError."""
     with _errors_named(name):
-        return _rgb(_open(data))
+        return _rgb(_open(data, name))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -126,13 +138,24 @@ def _rescaled(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.round().astype(np.uint8))
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, name: str, frame: int | None = None) -> Image.Image:
     """Return the opened image; a decompression bomb of which Pillow only warns is an error here."""
+    file = io.BytesIO(data)
+    file.name = name  # tells a DICOM file that lacks its preamble
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(file)
+        if frame is not None:
+            _seek(image, frame)
         image.load()  # now, because some formats (ICO, GIF) tell their true size only here
     return image
+
+
+def _seek(image: Image.Image, frame: int) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if not 0 <= frame < frames:
+        raise ValueError(f"there is no frame {frame}: it has {frames}, counted from 0")
+    image.seek(frame)
 
 
 def _read_bytes(path: str) -> bytes:

@@ -105,15 +105,7 @@ def _read_parquet_or_hub(name: str, splits: Sequence[str], others_too: bool) -> 
         f"no ROCOv2 at {name!r}: looked for a folder with train_captions.csv (as in Zenodo record 10821435) or "
         "parquet files, and for a data set NAMESPACE/NAME on the Hub; `medcap data phantom --out DIR` makes one"
     )
-    path = Path(name)  # data/rocov2 where data/ exists is a path that is wrong, and not worth asking the Hub for
-    if not (any(path.rglob("*.parquet")) if path.exists() else _HUB_ID.fullmatch(name) and not path.parent.is_dir()):
-        raise FileNotFoundError(nothing)
-    try:
-        found = load_dataset(name)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{nothing} ({' '.join(str(error).split())})") from error
-    except (DatasetBuildError, ValueError) as error:  # ValueError: pyarrow's, without the name
-        raise ValueError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
+    found = open_data_set(name, nothing)
     data = {"valid" if split == "validation" else split: rows for split, rows in found.items()}
     lacking = [split for split in splits if split not in data]
     if lacking:
@@ -121,6 +113,22 @@ def _read_parquet_or_hub(name: str, splits: Sequence[str], others_too: bool) -> 
     others = [split for split in SPLITS if others_too and split in data]
     chosen = dict.fromkeys([*splits, *others])
     return {split: _with_our_columns(data[split], f"{name}, split {split}") for split in chosen}
+
+
+def open_data_set(name: str, nothing: str) -> DatasetDict:
+    """Return the splits, as they are called there, of a folder of parquet files or of a data set on the Hub.
+
+    Raises FileNotFoundError `nothing` where neither is, and ValueError with the name for what cannot be read.
+    """
+    path = Path(name)  # data/rocov2 where data/ exists is a path that is wrong, and not worth asking the Hub for
+    if not (any(path.rglob("*.parquet")) if path.exists() else _HUB_ID.fullmatch(name) and not path.parent.is_dir()):
+        raise FileNotFoundError(nothing)
+    try:
+        return load_dataset(name)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"{nothing} ({' '.join(str(error).split())})") from error
+    except (DatasetBuildError, ValueError) as error:  # ValueError: pyarrow's, without the name
+        raise ValueError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
 def _with_our_columns(rows: Dataset, where: str) -> Dataset:

@@ -1,12 +1,17 @@
-"""Tables of texts: CSV files read strictly, and the ids in them checked."""
+"""Tables of texts: CSV, JSON Lines and parquet files read strictly, and the ids in them checked."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 
 _UNFIT_ID = re.compile(r"[/\\]|::|^$")  # an id is part of file names, and of zip:// URLs whose parts :: separates
 
@@ -36,6 +41,48 @@ def read_table(path: str | os.PathLike[str], needed: Sequence[str]) -> dict[str,
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
+    """Return {key: values} of a file with one JSON object a line (jsonlines.org), in file order; None where one lacks.
+
+    UTF-8 with or without a BOM; blank lines do not count. Raises ValueError with file, line and cause: no JSON, no
+    object, a text of more than `csv.field_size_limit()` characters (131,072), another encoding.
+    """
+    rows = list(_json_objects(path))
+    return {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+
+
+def _json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig").strip()
+                row = json.loads(text) if text else {}
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: not in UTF-8 ({error.reason}, line {number}); save it as UTF-8") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: not JSON, one object a line: {error.msg} (line {number})") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f'{path}: not an object {{"key": value, ...}} but {type(row).__name__} (line {number})'
+                )
+            longest = max((len(value) for value in row.values() if isinstance(value, str)), default=0)
+            if longest > csv.field_size_limit():
+                raise ValueError(
+                    f"{path}: {longest} characters in one text; at most {csv.field_size_limit()} are read "
+                    f"(line {number})"
+                )
+            if text:
+                yield row
+
+
+def read_parquet(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
+    """Return {column: values} of a parquet file; raises ValueError for a file that is damaged."""
+    try:
+        return dict(pyarrow.parquet.read_table(path).to_pydict())
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a sound parquet file: {' '.join(str(error).split())}") from error
 
 
 def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from medcap.data.rocov2 import load_rocov2
-from medcap.data.selection import check_images, fingerprint
+from medcap.data.captions import clean_caption
+from medcap.data.formats import Format
+from medcap.data.load import find_format, read_data
+from medcap.data.selection import Selection, check_images, drop_counts, fingerprint, select_rows
 from medcap.evaluation.baselines import constant_caption, shuffled
 from medcap.evaluation.coco import Meteor, score_captions, signature
 from medcap.evaluation.findings import findings_accuracy, read_truth
@@ -43,16 +46,32 @@ class Split:
         return list(self.rows["image_id"])
 
 
-def load_split(data: str, name: str, *, max_eval_samples: int | None = None, max_broken: float = 0.001) -> Split:
-    """Load one split, every image of it decoded once, with the training captions for the constant baseline."""
-    rows = load_rocov2(data, splits=[name], max_broken=max_broken)[name]
-    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), max_broken)
-    try:
-        training = list(load_rocov2(data, splits=["train"], max_broken=1.0)["train"]["caption"])
-    except ValueError as error:
-        logger.warning(f"no constant caption as a baseline: {error}")
-        training = None
-    return Split(name, rows, training, read_truth(data, name))
+def load_split(
+    data: str,
+    name: str,
+    *,
+    form: Format | None = None,
+    wanted: Selection | None = None,
+    max_eval_samples: int | None = None,
+) -> Split:
+    """Load the `wanted` rows of one split, every image of it decoded once; `data` and `form` as for `load_data`.
+
+    The captions of the training split, all of them, come along for the constant baseline; its images may be missing.
+    """
+    form, wanted = form or Format(), wanted or Selection()
+    raw = read_data(data, form, [name])
+    sys.stderr.write(f"{data}: read as {find_format(data, form.data_format)}\n")
+    rows = select_rows(raw if wanted.exclude_leaks else {name: raw[name]}, [name], wanted)[name]
+    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), wanted.max_broken)
+    return Split(name, rows, _training_captions(raw), read_truth(data, name))
+
+
+def _training_captions(raw: Mapping[str, Dataset]) -> list[str] | None:
+    if "train" not in raw:
+        logger.warning("no constant caption as a baseline: there is no training split")
+        return None
+    captions = (clean_caption(caption or "") for caption in raw["train"]["caption"])
+    return [caption for caption in captions if caption]
 
 
 def evaluate(
@@ -74,6 +93,7 @@ def evaluate(
         "model": captioner.adapter or captioner.base,
         "base": captioner.base,
         "split": split.name,
+        "data": drop_counts(split.rows),
         "image_size": captioner.image_size,
         **scores,
         "signature": signature(

@@ -1,0 +1,259 @@
+"""DICOM files as Pillow images: once this module is imported, `PIL.Image.open` reads them, and so does `datasets`.
+
+A Pillow plugin, so that every place that reads an image reads DICOM. pydicom (the extra `dicom`) does the work and is
+imported when the first DICOM file is met. Only the picture comes out: no tag is copied into `Image.info`, and no
+message holds the value of a tag that is not about pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+EXTENSIONS = (".dcm", ".dicom", ".ima")
+INSTALL = "pip install 'medcap[dicom]'"
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as PS3.10 section 7.1 says, whatever its name; a DICOMDIR is an index and no picture."""
+    if os.path.basename(path).upper() == "DICOMDIR":
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+class DicomImageFile(ImageFile.ImageFile):
+    """One frame of a DICOM file as 8-bit "L" or "RGB"; the middle one, and after `seek(n)` the n-th (from 0).
+
+    Grey values go through, in the order of PS3.4 N.2: modality LUT or rescale (PS3.3 C.11.1); VOI LUT, or the first
+    window (C.11.2; LINEAR, LINEAR_EXACT or SIGMOID), or where there is neither, least to greatest value with the
+    padding (C.7.5.1.1.2) left out; inversion for MONOCHROME1 or a presentation LUT shape INVERSE (C.11.6). The
+    functional groups of enhanced multi-frame objects (C.7.6.16) count for their frame. PALETTE COLOR and YBR become
+    RGB; colours of more than 8 bits are scaled. Overlays are not drawn, and pixels that are not square stay as stored.
+
+    Raises ValueError, one line, for a file without a picture, a compression that no installed package reads, a frame
+    that is not there, pixel data that are cut short, and more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
+
+    format = "DICOM"
+    format_description = "Digital Imaging and Communications in Medicine"
+
+    def _open(self) -> None:
+        assert self.fp is not None  # for mypy: Pillow has opened it
+        has_magic = self.fp.read(132)[128:] == b"DICM"
+        name = str(getattr(self.fp, "name", ""))
+        if not has_magic and not name.lower().endswith(EXTENSIONS):
+            raise SyntaxError("not a DICOM file")  # and Pillow asks its other plugins
+        self.fp.seek(0)
+        with _discreet():
+            self._dataset = _read(self.fp)
+            if not has_magic and "Rows" not in self._dataset:
+                raise SyntaxError("another file under the name of a DICOM file")
+            _check(self._dataset)
+            self.n_frames = int(self._dataset.get("NumberOfFrames") or 1)
+            self._size = (int(self._dataset.Columns), int(self._dataset.Rows))
+        self._frame = self.n_frames // 2
+        self._mode = "L" if _is_grey(self._dataset) else "RGB"
+        self._is_rendered = False
+
+    @property
+    def is_animated(self) -> bool:
+        """Whether there are several frames."""
+        return self.n_frames > 1
+
+    def tell(self) -> int:
+        """Return the number of the frame, from 0."""
+        return self._frame
+
+    def seek(self, frame: int) -> None:
+        """Choose a frame, from 0; ValueError for one that is not there."""
+        if not 0 <= frame < self.n_frames:
+            raise ValueError(f"there is no frame {frame}: it has {self.n_frames}, counted from 0")
+        self._frame, self._is_rendered = frame, False
+
+    def load(self) -> Image.core.PixelAccess | None:
+        """Decode the frame."""
+        if not self._is_rendered:
+            with _discreet():
+                pixels = _render(self._dataset, self._frame)
+            self.im = Image.fromarray(pixels).im
+            self._size, self._is_rendered = (pixels.shape[1], pixels.shape[0]), True
+        return Image.Image.load(self)
+
+
+@contextmanager
+def _discreet() -> Iterator[None]:
+    """Keep pydicom's warnings and log lines, which quote the values of tags, from being seen."""
+    try:
+        import pydicom
+    except ImportError:
+        raise ValueError(f"a DICOM file, which needs pydicom: {INSTALL}") from None
+    log, level = logging.getLogger("pydicom"), logging.getLogger("pydicom").level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _read(file: Any) -> Dataset:
+    import pydicom
+
+    try:
+        return pydicom.dcmread(file, force=True)  # force: files of old devices lack the preamble
+    except Exception:  # its words may quote a tag
+        raise ValueError("not a sound DICOM file: it cannot be parsed") from None
+
+
+def _check(dataset: Dataset) -> None:
+    """Raise ValueError for what holds no picture, or one that is too large or cannot be decompressed."""
+    kinds = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    if not any(kind in dataset for kind in kinds) or not dataset.get("Rows") or not dataset.get("Columns"):
+        what = dataset.get("SOPClassUID")
+        raise ValueError(f"a DICOM file without a picture ({what.name if what else 'of no stated class'})")
+    if dataset.Rows * dataset.Columns > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise ValueError(
+            f"{dataset.Columns} x {dataset.Rows} pixels are more than the {Image.MAX_IMAGE_PIXELS} allowed"
+        )
+    _check_compression(dataset)
+
+
+def _check_compression(dataset: Dataset) -> None:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # PS3.5 section 10.1: the default
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise ValueError(f"compressed as {syntax.name} ({syntax}), which no package for pydicom reads") from None
+    if not decoder.is_available:
+        readers = " or ".join(decoder.missing_dependencies)
+        raise ValueError(f"compressed as {syntax.name} ({syntax}), which needs a package: {INSTALL} ({readers})")
+
+
+def _advice(dataset: Dataset) -> str:
+    """Return what else might read the pixels: the packages for this compression that are not installed."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    missing = get_decoder(syntax).missing_dependencies if syntax.is_encapsulated else []
+    return f"; {syntax.name} ({syntax}) is also read by {' or '.join(missing)}" if missing else ""
+
+
+def _is_grey(dataset: Dataset) -> bool:
+    return (
+        int(dataset.get("SamplesPerPixel") or 1) == 1 and dataset.get("PhotometricInterpretation") != "PALETTE COLOR"
+    )
+
+
+def _render(dataset: Dataset, frame: int) -> NDArray[np.uint8]:
+    """Return the frame (H, W) or (H, W, 3)."""
+    from pydicom.pixels import apply_color_lut, pixel_array
+
+    try:
+        pixels = pixel_array(dataset, index=frame)  # (H, W) or (H, W, 3), YBR already RGB
+        if pixels.ndim == 2 and not _is_grey(dataset):
+            pixels = apply_color_lut(pixels, dataset)
+    except Exception as error:  # decoders see pixels and their sizes, and no other tag
+        raise ValueError(f"its pixels cannot be decoded: {' '.join(str(error).split())}{_advice(dataset)}") from None
+    if pixels.ndim == 3:
+        return _eight_bits(pixels, dataset)
+    settings = _settings(dataset, frame)
+    shown = _windowed(pixels, settings)
+    inverted = dataset.get("PhotometricInterpretation") == "MONOCHROME1" or _shape(settings) == "INVERSE"
+    return np.rint(255 * (1 - shown if inverted else shown)).astype(np.uint8)
+
+
+def _eight_bits(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    """Scale colours of more than 8 bits down; those of a palette have as many as its type."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
+    highest = np.iinfo(pixels.dtype).max if is_palette else 2 ** int(dataset.BitsStored) - 1
+    return np.rint(pixels * (255 / highest)).astype(np.uint8)
+
+
+def _settings(dataset: Dataset, frame: int) -> Dataset:
+    """Return what is said of a frame: the file's own elements, then those of its functional groups."""
+    import pydicom
+
+    settings = pydicom.Dataset()
+    settings.file_meta = dataset.file_meta  # tells the byte order of look-up tables
+    for number in (0x0028, 0x2050):  # what is about pixels and about their presentation
+        settings.update(dataset.group_dataset(number))
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
+    own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
+    for group in [*shared, *own]:
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for item in list(group.get(name) or [])[:1]:
+                settings.update(item)
+    return settings
+
+
+def _windowed(pixels: NDArray[Any], settings: Dataset) -> NDArray[np.float64]:
+    """Return the frame (H, W), 0 to 1."""
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
+    values = apply_modality_lut(pixels, settings).astype(np.float64)
+    if settings.get("VOILUTSequence"):
+        bits = int(settings.VOILUTSequence[0].LUTDescriptor[2])
+        return np.clip(apply_voi(values.astype(np.int64), settings) / (2**bits - 1), 0, 1)
+    if _has_window(settings):
+        ends = np.array([-1e12, 1e12])  # what lies far below and far above the window, to learn its two ends
+        windowed = apply_windowing(np.append(values.ravel(), ends), settings)
+        low, high = windowed[-2:]
+        return np.clip((windowed[:-2] - low) / (high - low), 0, 1).reshape(values.shape)
+    return _full_range(values, ~_padding(pixels, settings) & np.isfinite(values))
+
+
+def _has_window(settings: Dataset) -> bool:
+    """Whether a first window can be used; some files hold no number, or a width of 0."""
+    try:
+        centre, width = (np.atleast_1d(settings[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
+        return np.isfinite(float(centre)) and float(width) >= 1 and settings.get("PixelRepresentation") is not None
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+
+
+def _padding(pixels: NDArray[Any], settings: Dataset) -> NDArray[np.bool_]:
+    """Return (H, W) where the picture is only filled up, by the stored values."""
+    first = settings.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(pixels.shape, bool)
+    last = settings.get("PixelPaddingRangeLimit", first)
+    return (pixels >= min(first, last)) & (pixels <= max(first, last))
+
+
+def _full_range(values: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the values with the least and the greatest of those `counted` as 0 and 1; a flat picture is 0."""
+    if not counted.any():
+        return np.zeros(values.shape)
+    low, high = values[counted].min(), values[counted].max()
+    scaled = (np.nan_to_num(values, nan=low) - low) / (high - low) if high > low else np.zeros(values.shape)
+    return np.clip(scaled, 0, 1)
+
+
+def _shape(settings: Dataset) -> str:
+    return str(settings.get("PresentationLUTShape", ""))
+
+
+Image.register_open(DicomImageFile.format, DicomImageFile)
+Image.register_extensions(DicomImageFile.format, list(EXTENSIONS))
