@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from medcap.modeling.blip import (
 )
 from medcap.modeling.lora import is_adapter
 from medcap.recipe import GenerationArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,17 +160,29 @@ def caption_files(
     """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
 
     `frame`: which one of files with several, as for `read_image`.
-    Raises FileNotFoundError or ValueError, one line, for what is absent, no image, or a folder without images.
+    A file in a folder that cannot be read (a DICOM study holds plans and reports beside its pictures) is left out with
+    a warning that names it. Raises FileNotFoundError or ValueError, one line, for what is absent, a named file that
+    cannot be read, or a folder without images.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [(file, path.is_dir()) for path in paths for file in _files(path)]
     with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            for file, caption in zip(
-                batch, captioner.caption([read_image(file, frame) for file in batch]), strict=True
-            ):
+            images = {file: image for file, found in batch if (image := _read(file, frame, found))}
+            made = captioner.caption(list(images.values())) if images else []
+            for file, caption in zip(images, made, strict=True):
                 yield {"image": str(file), "caption": caption}
             bar.update(len(batch))
+
+
+def _read(file: Path, frame: int | None, was_found: bool) -> Image.Image | None:
+    try:
+        return read_image(file, frame)
+    except ValueError as error:
+        if not was_found:
+            raise
+        logger.warning("%s. Left out", error)
+        return None
 
 
 def _files(path: Path) -> list[Path]:

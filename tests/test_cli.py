@@ -130,3 +130,19 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
     rows = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()
     assert rows[0] == "ID,Caption"
     assert len(rows) == 7
+
+
+def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys, tmp_path, tiny_base, caplog) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    frames = [Image.new("L", (40, 40), level) for level in (0, 200)]
+    frames[0].save(tmp_path / "several.tif", save_all=True, append_images=frames[1:])
+    status, out, _ = run(["caption", str(tmp_path), "--model", str(tiny_base), "--frame", "1"], capsys)
+    assert status == 0
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(tmp_path / "several.tif")]
+    assert "broken.png" in caplog.text
+    assert "Left out" in caplog.text
+    status, out, err = run(
+        ["caption", str(tmp_path / "several.tif"), "--model", str(tiny_base), "--frame", "2"], capsys
+    )
+    assert (status, out) == (1, "")
+    assert "there is no frame 2: it has 2, counted from 0" in err

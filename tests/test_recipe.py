@@ -157,6 +157,13 @@ WRONG_VALUES = {
     "more than all": ({"train_fraction": 1.5}, "train_fraction is 1.5"),
     "not a number": ({"lora_r": "many"}, "lora_r/--lora-r: invalid int value: 'many'"),
     "not on offer": ({"quantization": "2bit"}, "2bit"),
+    "no such format": ({"data_format": "coco"}, "data_format/--data-format: invalid choice: 'coco'"),
+    "no such licence filter": ({"license_filter": "free"}, "license_filter/--license-filter: invalid choice: 'free'"),
+    "neither yes nor no": ({"dedupe": "perhaps"}, "perhaps"),
+    "nothing left to train": (
+        {"valid_fraction": 0.5, "test_fraction": 0.5},
+        "valid_fraction and test_fraction are 1 ",
+    ),
     "a wrong schedule": ({"lr_scheduler_type": "lineal"}, "lineal"),
     "the image column would go": ({"remove_unused_columns": True}, "remove_unused_columns must be false"),
     "best of what is not saved": ({"save_strategy": "steps", "save_steps": 7}, "load_best_model_at_end"),

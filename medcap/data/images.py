@@ -19,6 +19,7 @@ from medcap.data.dicom import is_dicom
 if TYPE_CHECKING:  # transformers takes seconds to import, and nothing but the two names below needs it
     from transformers.image_processing_utils import BaseImageProcessor
 
+MAX_FILE_BYTES = 2**30  # of one image in a zip; a DICOM series in one file has some hundred MB
 Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
 
 
@@ -161,7 +162,10 @@ def _seek(image: Image.Image, frame: int) -> None:
 def _read_bytes(path: str) -> bytes:
     if path.startswith("zip://"):
         member, _, archive = path.removeprefix("zip://").rpartition("::")
-        return _zip_of_process(archive, os.getpid()).read(member)
+        opened = _zip_of_process(archive, os.getpid())
+        if (size := opened.getinfo(member).file_size) > MAX_FILE_BYTES:  # a zip of a few KB can hold many GB of zeros
+            raise ValueError(f"{size:,} bytes when unpacked; at most {MAX_FILE_BYTES:,} are read")
+        return opened.read(member)
     with open(path, "rb") as file:
         return file.read()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
+from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from medcap.data.images import load_image
 
 HASH_SIDE = 16  # of the perceptual hash: 16 x 16 = 256 bits
+_BLOCK = 1000  # rows: what a kill loses at most
 _VERSION = 1  # of what a Print holds; another number forgets what was remembered
 
 
@@ -54,38 +56,35 @@ def take_print(entry: Any) -> Print:
 def take_prints(dataset: Dataset, num_proc: int | None = None) -> list[Print]:
     """Return the Print of every row, in order; a progress bar runs on stderr.
 
-    `num_proc` processes share the work; None: one for each core. Prints are remembered in `prints.sqlite` in the
-    cache of `datasets` (HF_DATASETS_CACHE) by path, size and time of change of the file or zip, or by the content of
-    images that lie in the data itself; a file that was changed is decoded anew.
+    `num_proc` processes share the work; None: one for each core. Prints are remembered in a file in the cache of
+    `datasets` (HF_DATASETS_CACHE) by path, size and time of change of the file or zip, or by the content of images
+    that lie in the data itself; a file that was changed is decoded anew, and so is one that could not be decoded.
     """
-    entries = _entries(dataset)
-    keys = _keys(entries)
-    with closing(_memory()) as memory:
-        known = _recall(memory, keys)
-        new = [i for i, key in enumerate(keys) if key not in known]
-        with tqdm(total=len(new), desc=f"decoding {dataset.split or 'images'}", unit="image", disable=not new) as bar:
-            made: list[tuple[str, Print]] = []
-            for i, one in zip(new, _in_parallel([entries[i] for i in new], num_proc), strict=True):
-                known[keys[i]] = one
-                made.append((keys[i], one))
+    images = dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
+    found: list[Print] = []
+    with closing(_memory()) as memory, ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(images), desc=f"decoding {dataset.split or 'images'}", unit="image"))
+        run: Callable[..., Iterable[Print]] = map  # until there is something to share
+        for start in range(0, len(images), _BLOCK):
+            entries = images[start : start + _BLOCK]  # a block at a time: a column may hold 13 GB of parquet's bytes
+            keys = _keys(entries)
+            known = _recall(memory, keys)
+            new = [i for i, key in enumerate(keys) if key not in known]
+            if run is map and len(new) > 64 and (workers := num_proc or _cores()) > 1:
+                run = partial(stack.enter_context(Pool(workers)).imap, chunksize=16)
+            made = {}
+            for i, one in zip(new, run(take_print, [entries[i] for i in new]), strict=True):
+                made[keys[i]] = one
                 bar.update()
-                if len(made) == 1000 or i == new[-1]:
-                    _remember(memory, made)
-                    made = []
-    return [known[key] for key in keys]
+            _remember(memory, made)
+            bar.update(len(entries) - len(new))
+            found += [made[key] if key in made else known[key] for key in keys]
+    return found
 
 
-def _entries(dataset: Dataset) -> list[Any]:
-    return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))["image"][:]
-
-
-def _in_parallel(entries: list[Any], num_proc: int | None) -> Iterator[Print]:
-    workers = min(num_proc or len(os.sched_getaffinity(0)), 1 + len(entries) // 64)
-    if workers < 2:
-        yield from map(take_print, entries)
-        return
-    with Pool(workers) as pool:
-        yield from pool.imap(take_print, entries, chunksize=16)
+def _cores() -> int:
+    """Return the cores that this process may use; macOS does not tell, and has them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keys(entries: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -126,7 +125,8 @@ def _recall(memory: sqlite3.Connection, keys: list[str]) -> dict[str, Print]:
     return known
 
 
-def _remember(memory: sqlite3.Connection, made: list[tuple[str, Print]]) -> None:
+def _remember(memory: sqlite3.Connection, made: Mapping[str, Print]) -> None:
+    """Keep the prints of what could be decoded; a package that is installed later helps the others."""
     with memory:
-        rows = [(key, *astuple(one)) for key, one in made]
+        rows = [(key, *astuple(one)) for key, one in made.items() if not one.cause]
         memory.executemany("INSERT OR REPLACE INTO prints VALUES (?, ?, ?, ?, ?, ?)", rows)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BlipImageProcessor
 
+from medcap.data import images
 from medcap.data.images import ImageTransform, index_images, load_image, read_image, to_rgb, with_pixel_values
 
 SIDE = 24
@@ -273,3 +274,24 @@ def test_a_process_opens_a_zip_once(tmp_path, processor, opened):
 def test_one_column_can_be_asked_for_alone(tmp_path, processor):
     data = with_pixel_values(zipped_data(tmp_path), processor)
     assert data["image_id"][3] == "3"
+
+
+def test_a_zip_member_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(1001))
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    with pytest.raises(ValueError, match=r"bomb.png::.*: 1,001 bytes when unpacked; at most 1,000 are read"):
+        read_image(f"zip://bomb.png::{tmp_path / 'a.zip'}")
+
+
+def test_members_that_would_climb_out_are_read_in_place_and_written_nowhere(tmp_path):
+    Image.new("L", (2, 2), 9).save(buffer := io.BytesIO(), "PNG")
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "a.zip", "w") as archive:
+        archive.writestr("../../climbs.png", buffer.getvalue())
+        archive.writestr("/absolute.png", buffer.getvalue())
+    found = index_images(tmp_path / "in" / "a.zip")
+    assert sorted(found) == ["absolute", "climbs"]
+    assert [np.asarray(read_image(path)).max() for path in found.values()] == [9, 9]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.zip", "in"]

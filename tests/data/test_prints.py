@@ -1,0 +1,151 @@
+"""Prints tell pictures apart, are taken once, and forget nothing but what changed."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from medcap.data import prints
+from medcap.data.phantom_pictures import draw, random_phantom
+from medcap.data.prints import take_print, take_prints
+
+
+@pytest.fixture(autouse=True)
+def _own_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def jpeg(seed, quality=90):
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
+    image = Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC)
+    image.save(buffer := io.BytesIO(), "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def rows_of(entries):
+    return datasets.Dataset.from_dict({"image": entries}).cast_column("image", datasets.Image())
+
+
+def write_files(folder, count=5):
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        (folder / f"{i}.jpg").write_bytes(jpeg(i))
+    return rows_of([str(folder / f"{i}.jpg") for i in range(count)])
+
+
+def refuse(_):
+    raise AssertionError("an image is decoded again")
+
+
+def test_files_zips_and_bytes_give_the_same_prints(tmp_path):
+    files = write_files(tmp_path / "files")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(5):
+            archive.writestr(f"train/{i}.jpg", jpeg(i))
+    zipped = rows_of([f"zip://train/{i}.jpg::{tmp_path / 'a.zip'}" for i in range(5)])
+    within = rows_of([{"bytes": jpeg(i), "path": None} for i in range(5)])
+    assert take_prints(files) == take_prints(zipped) == take_prints(within)
+    assert len({one.pixels for one in take_prints(files)}) == 5
+
+
+def test_a_print_holds_size_and_hashes(tmp_path):
+    one = take_print(jpeg(0))
+    assert (one.width, one.height, len(one.phash), len(one.pixels), one.cause) == (64, 48, 32, 64, "")
+
+
+def test_the_same_pixels_in_another_file_format_have_the_same_print():
+    image = Image.open(io.BytesIO(jpeg(1))).convert("RGB")
+    image.save(buffer := io.BytesIO(), "PNG")
+    assert take_print(buffer.getvalue()) == take_print(jpeg(1))
+
+
+def test_a_copy_of_another_quality_has_other_pixels_and_nearly_the_same_hash():
+    rng = np.random.default_rng(0)
+    phantom = Image.fromarray((255 * draw(random_phantom(rng), rng, 120, 140)).astype(np.uint8))
+    phantom.save(worse := io.BytesIO(), "JPEG", quality=60)
+    first, second = take_print(phantom), take_print(worse.getvalue())
+    apart = np.bitwise_count(np.frombuffer(first.phash, np.uint8) ^ np.frombuffer(second.phash, np.uint8)).sum()
+    assert first.pixels != second.pixels
+    assert apart <= 16
+
+
+def test_what_is_remembered_is_not_decoded_again(tmp_path, monkeypatch):
+    rows = write_files(tmp_path / "files")
+    before = take_prints(rows)
+    monkeypatch.setattr(prints, "take_print", refuse)
+    assert take_prints(rows) == before
+    assert take_prints(rows.select([3, 1])) == [before[3], before[1]]
+
+
+def test_a_file_that_changed_is_decoded_again(tmp_path):
+    rows = write_files(tmp_path / "files")
+    before = take_prints(rows)
+    (tmp_path / "files" / "2.jpg").write_bytes(jpeg(99))
+    after = take_prints(rows)
+    assert [i for i in range(5) if before[i] != after[i]] == [2]
+
+
+def test_a_failure_is_told_and_not_remembered(tmp_path):
+    rows = write_files(tmp_path / "files")
+    good = (tmp_path / "files" / "2.jpg").read_bytes()
+    stamp = os.stat(tmp_path / "files" / "2.jpg")
+    (tmp_path / "files" / "2.jpg").write_bytes(b"x" * len(good))
+    os.utime(tmp_path / "files" / "2.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert "not an image" in take_prints(rows)[2].cause
+    (tmp_path / "files" / "2.jpg").write_bytes(good)
+    os.utime(tmp_path / "files" / "2.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert not take_prints(rows)[2].cause
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_processes_keep_the_order(tmp_path, num_proc):
+    within = rows_of([{"bytes": jpeg(i % 90), "path": None} for i in range(150)])
+    assert take_prints(within, num_proc) == [take_print(jpeg(i % 90)) for i in range(150)]
+
+
+def test_a_block_at_a_time_is_held_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(prints, "_BLOCK", 2)
+    rows = write_files(tmp_path / "files")
+    taken = []
+
+    def until_the_fourth(entry):
+        taken.append(entry)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take_print(entry)
+
+    monkeypatch.setattr(prints, "take_print", until_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        take_prints(rows)
+    taken.clear()
+    taken += [None] * 5
+    take_prints(rows)
+    assert len(taken) == 5 + 3  # the first block was kept
+
+
+def test_several_at_once_share_the_memory(tmp_path):
+    within = rows_of([{"bytes": jpeg(i), "path": None} for i in range(30)])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: take_prints(within, 1), range(4)))
+    assert all(prints == found[0] for prints in found)
+
+
+def test_other_processes_remember_too(tmp_path):
+    write_files(tmp_path / "files")
+    program = (
+        "import datasets, sys; from medcap.data.prints import take_prints; "
+        "rows = datasets.Dataset.from_dict({'image': sys.argv[1:]}).cast_column('image', datasets.Image()); "
+        "print(take_prints(rows)[0].pixels)"
+    )
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", program, str(tmp_path / "files" / "0.jpg")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == take_print(jpeg(0)).pixels
+    assert (tmp_path / "cache" / "medcap").is_dir()
