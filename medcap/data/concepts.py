@@ -70,7 +70,7 @@ def concept_names(folder: str | os.PathLike[str]) -> dict[str, str]:
     return dict(zip(table["CUI"], table["Canonical name"], strict=True))
 
 
-def split_cuis(value: str | Sequence[str] | None) -> list[str]:
+def split_cuis(value: str | Sequence[str | None] | None) -> list[str]:
     """Return the concepts of a cell `C1;C2` or of a list; blank cells are empty lists."""
     parts = value.split(";") if isinstance(value, str) else value or []
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts if part and part.strip()]

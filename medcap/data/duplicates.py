@@ -1,4 +1,7 @@
-"""Pictures that are the same or nearly so, and what of them crosses splits. No step is quadratic in the images."""
+"""Pictures that are the same or nearly so, and what of them crosses splits.
+
+Time grows with the images, and with the square only of those that resemble each other without being the same.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,28 @@ def near_pairs(hashes: NDArray[np.uint8], limit: int = NEAR) -> NDArray[np.intp]
     pigeonhole principle), so only rows that share a band are compared. A band takes every (`limit` + 1)-th bit, so
     that each has its part of the low frequencies, in which X-rays of one region resemble each other.
     """
-    bits = np.unpackbits(hashes, axis=1)  # (n, 8 * bytes)
-    found = [_pairs_in_band(bits[:, band :: limit + 1], hashes, limit) for band in range(limit + 1)]
-    return np.unique(np.concatenate(found), axis=0)
+    bits = np.unpackbits(hashes, axis=1).astype(np.int64)  # (n, 8 * bytes)
+    bands = [bits[:, band :: limit + 1] for band in range(limit + 1)]
+    keys = np.stack([band @ (1 << np.arange(band.shape[1])) for band in bands])  # (limit + 1, n)
+    words = np.pad(hashes, ((0, 0), (0, -hashes.shape[1] % 8))).view(np.uint64).T  # 8 bytes are compared at once
+    found = np.concatenate([_pairs_in_band(keys, band, words, limit) for band in range(limit + 1)])
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
-def _pairs_in_band(band: NDArray[np.uint8], hashes: NDArray[np.uint8], limit: int) -> NDArray[np.intp]:
-    """Pairs of rows whose bits in `band` are all equal and that are at most `limit` bits apart in `hashes`."""
-    keys = band.astype(np.int64) @ (1 << np.arange(band.shape[1]))  # (n,)
-    order = np.argsort(keys, kind="stable")
-    ranked, places, pairs = keys[order], np.arange(len(keys)), [np.empty((0, 2), np.intp)]
-    for step in range(1, len(keys)):  # each row with the one `step` places on, as long as they share the key
-        places = places[places + step < len(keys)]
+def _pairs_in_band(keys: NDArray[np.int64], band: int, words: NDArray[np.uint64], limit: int) -> NDArray[np.intp]:
+    """Pairs of rows at most `limit` bits apart in `words` (w, n) whose first equal one of `keys` (b, n) is `band`."""
+    order = np.argsort(keys[band], kind="stable")  # stable: i < j where the keys are equal
+    ranked, words, places = keys[band, order], words[:, order], np.arange(len(order))
+    pairs = [np.empty((0, 2), np.intp)]
+    for step in range(1, len(order)):  # each row with the one `step` places on, as long as they share the key
+        places = places[places + step < len(order)]
         places = places[ranked[places] == ranked[places + step]]
         if not len(places):
             break
-        i, j = order[places], order[places + step]
-        near = np.bitwise_count(hashes[i] ^ hashes[j]).sum(1) <= limit
-        pairs.append(np.stack([np.minimum(i, j), np.maximum(i, j)], 1)[near])
+        near = places[np.bitwise_count(words[:, places] ^ words[:, places + step]).sum(0, np.int64) <= limit]
+        i, j = order[near], order[near + step]
+        new = (keys[:band, i] != keys[:band, j]).all(0)  # an earlier band has found the others
+        pairs.append(np.stack([i[new], j[new]], 1))
     return np.concatenate(pairs)
 
 
@@ -53,7 +60,7 @@ class Likeness:
 
     @classmethod
     def of(cls, hashes: Sequence[bytes]) -> Likeness:
-        """Compare n >= 1 perceptual hashes of 32 bytes."""
+        """Compare n perceptual hashes of 32 bytes."""
         distinct, kinds = np.unique(np.frombuffer(b"".join(hashes), "S32"), return_inverse=True)
         return cls(kinds, near_pairs(distinct.view(np.uint8).reshape(-1, 32)))
 
@@ -98,6 +105,4 @@ def leaked_groups(groups: Sequence[str | None], rank: Sequence[int]) -> NDArray[
     highest: dict[str | None, int] = {}
     for group, place in zip(groups, rank, strict=True):
         highest[group] = max(highest.get(group, place), place)
-    return np.array(
-        [group is not None and highest[group] > place for group, place in zip(groups, rank, strict=True)], bool
-    )
+    return np.array([bool(group) and highest[group] > place for group, place in zip(groups, rank, strict=True)], bool)

@@ -162,7 +162,7 @@ def _seek(image: Image.Image, frame: int) -> None:
 def _read_bytes(path: str) -> bytes:
     if path.startswith("zip://"):
         member, _, archive = path.removeprefix("zip://").rpartition("::")
-        opened = _zip_of_process(archive, os.getpid())
+        opened = _zip_of_process(archive, os.getpid(), os.stat(archive).st_mtime_ns)
         if (size := opened.getinfo(member).file_size) > MAX_FILE_BYTES:  # a zip of a few KB can hold many GB of zeros
             raise ValueError(f"{size:,} bytes when unpacked; at most {MAX_FILE_BYTES:,} are read")
         return opened.read(member)
@@ -171,8 +171,11 @@ def _read_bytes(path: str) -> bytes:
 
 
 @functools.lru_cache(maxsize=8)
-def _zip_of_process(archive: str, pid: int) -> zipfile.ZipFile:
-    """Return the archive as opened by process `pid`: forked workers that share a handle move each other's position."""
+def _zip_of_process(archive: str, pid: int, changed: int) -> zipfile.ZipFile:
+    """Return the archive as opened by process `pid`: forked workers that share a handle move each other's position.
+
+    `changed` is its time of change: an archive that is replaced is opened anew.
+    """
     return zipfile.ZipFile(archive)
 
 

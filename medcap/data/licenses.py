@@ -9,7 +9,15 @@ from pathlib import Path
 
 from medcap.data.tables import check_ids, read_table
 
-_CC = re.compile(r"\bCC[\s-]*(0|BY(?:[\s-]*(?:NC|ND|SA))*)(?![a-z])", re.IGNORECASE)
+_GAP = r"[\s/_\u2010-\u2015-]*"
+_CC = re.compile(rf"\bCC{_GAP}(0(?!\d)|BY(?:{_GAP}(?:NC|ND|SA))*)(?![a-z])", re.IGNORECASE)
+_LONG_NAMES = {  # of which none may be overlooked: CC BY-NonCommercial is not CC BY
+    re.compile(rf"\b{name}", re.IGNORECASE): short
+    for name, short in {
+        r"creative[\s-]+commons": "CC", "attribution": "BY", r"non[\s-]*commercial": "NC",
+        r"no[\s-]*deriv[a-z]*": "ND", r"share[\s-]*alike": "SA",
+    }.items()
+}  # fmt: skip
 _PUBLIC_DOMAIN = re.compile(r"\bpublic domain\b", re.IGNORECASE)
 _SUBJECT = re.compile(r"\b(patient|case)\s+([\w.-]*\d[\w.-]*)", re.IGNORECASE)
 _COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "public domain")
@@ -43,7 +51,12 @@ def read_sources(folder: Path) -> dict[str, Source]:
 
 
 def license_of(attribution: str) -> str | None:
-    """Return the Creative Commons licence that a text names, without its version, or None: "CC BY-NC-ND", "CC0"."""
+    """Return the Creative Commons licence that a text names, without its version, or None: "CC BY-NC-ND", "CC0".
+
+    Long names count too ("Creative Commons Attribution-NonCommercial 4.0"), and so does "public domain".
+    """
+    for name, short in _LONG_NAMES.items():
+        attribution = name.sub(short, attribution)
     if found := _CC.search(attribution):
         parts = re.findall(r"0|BY|NC|ND|SA", found[1].upper())
         return "CC0" if parts == ["0"] else "CC " + "-".join(parts)
@@ -57,7 +70,7 @@ def allows_commercial_use(license_name: str | None) -> bool:
 
 def _subject(attribution: str) -> str | None:
     found = _SUBJECT.search(attribution)
-    return f"{found[1].lower()} {found[2]}" if found else None
+    return f"{found[1].lower()} {found[2].rstrip('.-')}" if found else None
 
 
 def groups_in_several(groups: dict[str, Sequence[str | None]]) -> dict[str, list[str]]:

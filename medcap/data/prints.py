@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,8 @@ from datasets import Dataset, Image, config
 from tqdm import tqdm
 
 from medcap.data.images import load_image
+
+logger = logging.getLogger(__name__)
 
 HASH_SIDE = 16  # of the perceptual hash: 16 x 16 = 256 bits
 _BLOCK = 1000  # rows: what a kill loses at most
@@ -41,9 +44,11 @@ class Print:
 
 
 def take_print(entry: Any) -> Print:
-    """Return the Print of what an image column holds (as for `load_image`)."""
+    """Return the Print of what an image column holds: as for `load_image`, or None for an image that is not there."""
     import imagehash  # brings scipy, which takes a second
 
+    if entry is None or (isinstance(entry, Mapping) and set(entry.values()) == {None}):
+        return Print(cause="there is no image")
     try:
         image = load_image(entry)
     except ValueError as error:
@@ -87,8 +92,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _keys(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return what names each entry's content: a hash of its bytes, or path, size and time of change."""
+def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """Return what names each entry's content: a hash of its bytes, or path, size and time of change; "" for none."""
     stamps: dict[str, str] = {}
 
     def stamp(path: str) -> str:
@@ -100,18 +105,29 @@ def _keys(entries: Iterable[Mapping[str, Any]]) -> list[str]:
                 stamps[path] = "absent"
         return stamps[path]
 
-    return [
-        hashlib.blake2b(entry["bytes"], digest_size=20).hexdigest()
-        if entry["bytes"] is not None
-        else f"{entry['path']}:{stamp(entry['path'].rpartition('::')[2])}"
-        for entry in entries
-    ]
+    def key(entry: Mapping[str, Any] | None) -> str:
+        if entry and entry["bytes"] is not None:
+            return hashlib.blake2b(entry["bytes"], digest_size=20).hexdigest()
+        if not entry or not entry["path"]:
+            return ""
+        path = entry["path"] if "::" in entry["path"] else os.path.abspath(entry["path"])
+        return f"{path}:{stamp(path.rpartition('::')[2])}"
+
+    return [key(entry) for entry in entries]
 
 
 def _memory() -> sqlite3.Connection:
-    folder = Path(config.HF_DATASETS_CACHE) / "medcap"
-    folder.mkdir(parents=True, exist_ok=True)
-    memory = sqlite3.connect(folder / f"prints-{_VERSION}.sqlite", timeout=60)
+    """Open the file of what is remembered; where that cannot be, say so and remember for this once."""
+    path = Path(config.HF_DATASETS_CACHE) / "medcap" / f"prints-{_VERSION}.sqlite"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _with_table(sqlite3.connect(path, timeout=60))
+    except (OSError, sqlite3.Error) as error:
+        logger.warning("%s: %s; what is decoded now will be decoded again next time", path, error)
+        return _with_table(sqlite3.connect(":memory:"))
+
+
+def _with_table(memory: sqlite3.Connection) -> sqlite3.Connection:
     memory.execute("CREATE TABLE IF NOT EXISTS prints (key TEXT PRIMARY KEY, cause, pixels, phash, width, height)")
     return memory
 
@@ -127,6 +143,9 @@ def _recall(memory: sqlite3.Connection, keys: list[str]) -> dict[str, Print]:
 
 def _remember(memory: sqlite3.Connection, made: Mapping[str, Print]) -> None:
     """Keep the prints of what could be decoded; a package that is installed later helps the others."""
-    with memory:
-        rows = [(key, *astuple(one)) for key, one in made.items() if not one.cause]
-        memory.executemany("INSERT OR REPLACE INTO prints VALUES (?, ?, ?, ?, ?, ?)", rows)
+    rows = [(key, *astuple(one)) for key, one in made.items() if not one.cause]
+    try:
+        with memory:
+            memory.executemany("INSERT OR REPLACE INTO prints VALUES (?, ?, ?, ?, ?, ?)", rows)
+    except sqlite3.OperationalError as error:  # a full or write-protected disk; the prints are there all the same
+        logger.warning("%d prints are not remembered: %s", len(rows), error)

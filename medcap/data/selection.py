@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as compute
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from numpy.typing import NDArray
 
@@ -120,19 +121,20 @@ def _usable(rows: Dataset, split: str, wanted: Selection) -> Dataset:
     """Return the rows with a caption, the licence, in the fraction and with an image; captions are cleaned."""
     ids, fraction = rows["image_id"][:], wanted.fraction if split == "train" else 1.0
     check_ids(ids, split)
-    captions = [clean_caption(caption or "") for caption in rows["caption"]]
+    captions = [clean_caption(caption or "") for caption in rows["caption"][:]]  # [:]: by rows it takes seconds
     reasons = np.full(len(ids), "", dtype=object)
     _mark(reasons, "blank", [not caption for caption in captions])
     if wanted.license_filter == "commercial":
-        if rows.data["license"].null_count == len(ids):
+        licenses = rows["license"][:]
+        if not any(licenses):
             raise ValueError(
                 f"license_filter is commercial, but no licence is known of any image of {split}: there is no "
                 "license_information.csv, or none of its Attributions names one"
             )
-        _mark(reasons, "license", [not allows_commercial_use(name) for name in rows["license"]])
+        _mark(reasons, "license", [not allows_commercial_use(name) for name in licenses])
     _mark(reasons, "outside_fraction", [not _in_fraction(image_id, fraction, wanted.seed) for image_id in ids])
     asked = np.sum(reasons == "")
-    _mark(reasons, "missing", rows.data["image"].is_null())
+    _mark(reasons, "missing", _missing(rows))
     _tolerate(_ids(ids, reasons, "blank"), len(ids), f"captions of {split} are blank", 1.0)
     _tolerate(_ids(ids, reasons, "missing"), asked, f"images of {split} are missing", wanted.max_broken)
     cleaned = rows.remove_columns("caption").add_column("caption", captions, feature=FEATURES["caption"])
@@ -140,6 +142,15 @@ def _usable(rows: Dataset, split: str, wanted: Selection) -> Dataset:
     del choices["max_broken"]  # a limit, and not a choice of rows
     counts = {"read": len(ids), **dict.fromkeys(REASONS, 0), "kept": len(ids), **choices}
     return _left_out(_with_counts(cleaned.select_columns(list(FEATURES)), counts), reasons)
+
+
+def _missing(rows: Dataset) -> list[bool]:
+    """Return (n,) whether there is no image; `rows.data` would not know of rows that were selected or shuffled."""
+    found: list[bool] = []
+    for batch in rows.select_columns(["image"]).with_format("arrow").iter(1000):
+        data, path = (compute.is_null(compute.struct_field(batch["image"], name)) for name in ("bytes", "path"))
+        found += compute.and_(data, path).to_pylist()
+    return found
 
 
 def _without_repetitions(data: dict[str, Dataset], wanted: Selection, num_proc: int | None) -> dict[str, Dataset]:
@@ -154,10 +165,10 @@ def _without_repetitions(data: dict[str, Dataset], wanted: Selection, num_proc: 
     reasons = np.full(len(rank), "", dtype=object)
     if wanted.exclude_leaks:
         _mark(reasons, "leaked_image", likeness.leaked(rank))
-        groups = [group for rows in data.values() for group in rows["group"]]
+        groups = [group for rows in data.values() for group in rows["group"][:]]
         _mark(reasons, "leaked_group", leaked_groups(groups, rank.tolist()))
     if wanted.dedupe:
-        _mark(reasons, "duplicate", likeness.repeated(rank.tolist()))
+        _mark(reasons, "duplicate", likeness.repeated(np.where(reasons == "", rank, -1).tolist()))  # not of leaks
     ends = np.cumsum([len(rows) for rows in data.values()])
     parts = np.split(reasons, ends[:-1])
     return {split: _left_out(rows, part) for (split, rows), part in zip(data.items(), parts, strict=True)}
@@ -165,7 +176,9 @@ def _without_repetitions(data: dict[str, Dataset], wanted: Selection, num_proc: 
 
 def _without_undecodable(rows: Dataset, causes: Sequence[str], max_broken: float) -> Dataset:
     reasons = np.where(np.array(causes, dtype=object) != "", "undecodable", "")
-    broken = [f"{i} ({cause})" for i, cause in zip(rows.with_format(None)["image_id"], causes, strict=True) if cause]
+    broken = [
+        f"{i} ({cause})" for i, cause in zip(rows.with_format(None)["image_id"][:], causes, strict=True) if cause
+    ]
     _tolerate(broken, len(rows), f"images of {rows.split or 'the data set'} cannot be decoded", max_broken)
     return _left_out(rows, reasons)
 
@@ -181,14 +194,12 @@ def _ids(ids: Sequence[str], reasons: NDArray[np.object_], reason: str) -> list[
 
 def _left_out(rows: Dataset, reasons: NDArray[np.object_]) -> Dataset:
     """Return the rows without a reason; those with one are counted under it. Raises ValueError when none is left."""
-    counts = dict(drop_counts(rows))
-    for reason, n in Counter(reasons[reasons != ""].tolist()).items():
-        if counts:
-            counts[reason] += n
-            counts["kept"] -= n
+    counts, found = drop_counts(rows), Counter(reasons[reasons != ""].tolist())
+    if counts:
+        counts.update({reason: counts[reason] + n for reason, n in found.items()}, kept=counts["kept"] - found.total())
     kept = np.flatnonzero(reasons == "")
     if not len(kept):
-        why = ", ".join(f"{n} {reason}" for reason, n in counts.items() if reason in REASONS and n)
+        why = ", ".join(f"{n} {reason}" for reason, n in (counts or found).items() if reason in REASONS and n)
         raise ValueError(f"nothing is left of the {len(rows)} rows of {rows.split or 'the data set'}: {why}")
     return _with_counts(rows.select(kept), counts) if counts else rows.select(kept)
 

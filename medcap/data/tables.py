@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-_UNFIT_ID = re.compile(r"[/\\]|::|^$")  # an id is part of file names, and of zip:// URLs whose parts :: separates
+_UNFIT_ID = re.compile(r"[/\\]|::|^\s*$")  # an id is part of file names, and of zip:// URLs whose parts :: separates
 
 
 def read_table(path: str | os.PathLike[str], needed: Sequence[str]) -> dict[str, list[str]]:
     """Return {column: cells} of a CSV with a header, all columns of it, cells uncleaned and in file order.
 
-    UTF-8 with or without a BOM, any line ends; blanks around the header's names do not count. Raises ValueError with
-    file, line and cause: a column of `needed` that is not there, a row with surplus cells (a caption whose comma was
-    not quoted), a broken quote, a cell of more than `csv.field_size_limit()` characters (131,072), another encoding.
+    UTF-8 with or without a BOM, any line ends; blanks around the header's names and blank lines do not count, cells
+    that a row lacks at its end are blank. Raises ValueError with file, line and cause: a column of `needed` that is
+    not there, or any twice, a row with surplus cells (a caption whose comma was not quoted), a broken quote, a cell of
+    more than `csv.field_size_limit()` characters (131,072), another encoding.
     """
-    line = 1
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            check_columns(header, needed, path)
-            rows = []
-            for row in reader:
-                line = reader.line_num
-                if len(row) > len(header):
-                    raise csv.Error("more cells than the header has; quote the captions")
-                if row:
-                    rows.append(row + [""] * (len(header) - len(row)))
+        header = [name.strip() for name in next(reader, [])]
+        check_columns(header, needed, path)
+        rows = []
+        for row in reader:
+            if len(row) > len(header):
+                raise csv.Error("more cells than the header has; quote the captions")
+            if row:
+                rows.append(row + [""] * (len(header) - len(row)))
     except csv.Error as error:
-        raise ValueError(f"{path}: not a sound CSV: {error} (line {max(line, reader.line_num)})") from error
+        raise ValueError(f"{path}: not a sound CSV: {error} (line {reader.line_num})") from error
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    data = Path(path).read_bytes()  # all of it: a decoder that reads by blocks counts bytes from the block's start
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
@@ -61,8 +67,9 @@ def _json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
                 row = json.loads(text) if text else {}
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not in UTF-8 ({error.reason}, line {number}); save it as UTF-8") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: not JSON, one object a line: {error.msg} (line {number})") from error
+            except (ValueError, RecursionError) as error:  # beside JSONDecodeError: 5,000 digits, 5,000 brackets
+                cause = getattr(error, "msg", error)
+                raise ValueError(f"{path}: not JSON, one object a line: {cause} (line {number})") from error
             if not isinstance(row, dict):
                 raise ValueError(
                     f'{path}: not an object {{"key": value, ...}} but {type(row).__name__} (line {number})'
@@ -81,7 +88,9 @@ def read_parquet(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
     """Return {column: values} of a parquet file; raises ValueError for a file that is damaged."""
     try:
         return dict(pyarrow.parquet.read_table(path).to_pydict())
-    except pyarrow.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowInvalid, OSError) as error:  # OSError: what is damaged behind the first bytes
         raise ValueError(f"{path}: not a sound parquet file: {' '.join(str(error).split())}") from error
 
 
@@ -96,7 +105,9 @@ def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
 
 
 def check_columns(found: Sequence[str], needed: Sequence[str], where: object) -> None:
-    """Raise ValueError, naming `where` and what is there, unless all `needed` columns are among the `found`."""
+    """Raise ValueError, naming `where`, unless all `needed` columns are among the `found`, and no named one twice."""
+    if twice := [name for name, n in Counter(found).items() if n > 1 and name]:
+        raise ValueError(f"{where}: columns that occur more than once: {some(twice)}")
     if not set(needed) <= set(found):
         raise ValueError(f"{where}: needs the columns {', '.join(needed)}, has {', '.join(found) or 'none'}")
 

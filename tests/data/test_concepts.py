@@ -1,4 +1,4 @@
-"""Concepts and words name modality and region; licences and articles are read from their table."""
+"""Concepts and words name modality and region."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from medcap.data.concepts import (
     region_of,
     split_cuis,
 )
-from medcap.data.licenses import Source, allows_commercial_use, groups_in_several, license_of, read_sources
+from medcap.data.rocov2 import read_rocov2
 
 WORDS = {
     "A CT of the neck": "CT",
@@ -61,7 +61,7 @@ def test_no_concepts_name_nothing():
 
 @pytest.mark.parametrize(
     ("cell", "expected"),
-    [("C1;C2", ["C1", "C2"]), (" C1 ; ", ["C1"]), ("", []), (None, []), (["C1", ""], ["C1"]), ([], [])],
+    [("C1;C2", ["C1", "C2"]), (" C1 ; ", ["C1"]), ("", []), (None, []), (["C1", "", None], ["C1"]), ([], [])],
 )
 def test_cells_become_lists(cell, expected):
     assert split_cuis(cell) == expected
@@ -73,49 +73,10 @@ def test_names_are_joined_from_the_mapping(tmp_path):
     assert concept_names(tmp_path) == {"C1": "Mass, left"}
 
 
-LICENSES = {
-    "CC BY [Muller et al. (2022)]": "CC BY",
-    "CC BY-NC-SA 4.0": "CC BY-NC-SA",
-    "cc-by-nc": "CC BY-NC",
-    "CC BY NC ND 3.0": "CC BY-NC-ND",
-    "figure.png | patient 5 | CC BY-SA": "CC BY-SA",
-    "CC0 1.0": "CC0",
-    "a work in the public domain": "public domain",
-    "CC BYRNE": None,
-    "ACC BY mistake": None,
-    "all rights reserved": None,
-    "": None,
-}
-
-
-@pytest.mark.parametrize(("text", "expected"), LICENSES.items())
-def test_licences_are_read_from_attributions(text, expected):
-    assert license_of(text) == expected
-
-
-COMMERCIAL = {"CC BY": True, "CC BY-SA": True, "CC0": True, "public domain": True, "CC BY-NC": False,
-              "CC BY-ND": False, "CC BY-NC-SA": False, "CC BY-NC-ND": False, None: False, "my own": False}  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "allowed"), COMMERCIAL.items())
-def test_only_a_licence_known_to_allow_it_allows_commercial_use(name, allowed):
-    assert allows_commercial_use(name) == allowed
-
-
-def test_sources_name_article_patient_or_nothing(tmp_path):
-    (tmp_path / "license_information.csv").write_text(
-        "ID,PMCID,Attribution,Link\r\n"
-        "a,PMC7,CC BY [A],x\r\nb,,f.png | patient 12 | CC BY-NC,x\r\nc,,\u00a9 Publisher,x\r\n",
-        encoding="utf-8-sig",
-    )
-    assert read_sources(tmp_path) == {
-        "a": Source("CC BY", "PMC7"),
-        "b": Source("CC BY-NC", "patient 12"),
-        "c": Source(None, None),
-    }
-    assert read_sources(tmp_path / "none") == {}
-
-
-def test_groups_in_several_splits_are_found():
-    groups = {"train": ["a", "b", None, "a"], "valid": [None, "b"], "test": ["b", "c"]}
-    assert groups_in_several(groups) == {"b": ["train", "valid", "test"]}
+def test_concepts_of_files_are_joined_by_id_and_blank_cells_are_empty(tmp_path):
+    (tmp_path / "valid_captions.csv").write_text("ID,Caption\r\na,x\r\nb,y\r\nc,z\r\n")
+    (tmp_path / "valid_concepts.csv").write_text("ID,CUIs\r\nb,C2\r\na,C1;C0040405\r\nc,\r\n")
+    (tmp_path / "valid_concepts_manual.csv").write_text("ID,CUIs\r\na,C0040405\r\nb\r\n")
+    rows = read_rocov2(tmp_path)["valid"]
+    assert rows["cuis"][:] == [["C1", "C0040405"], ["C2"], []]
+    assert rows["manual_cuis"][:] == [["C0040405"], [], []]

@@ -33,6 +33,22 @@ def test_near_pairs_are_those_of_brute_force(limit, prototypes):
         assert expected
 
 
+def test_no_pair_comes_twice_and_each_is_in_order():
+    pairs = near_pairs(random_hashes(400, prototypes=2, flips=6))
+    assert len(pairs) > 1000
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_of_no_or_one_hash_there_are_no_pairs(n):
+    assert near_pairs(np.zeros((n, 32), np.uint8)).shape == (0, 2)
+
+
+def test_hashes_that_end_in_zeros_are_told_apart():
+    assert len(likeness_of([flipped(*range(100)), flipped(*range(101)), flipped()]).pairs) == 1
+
+
 def test_two_hashes_exactly_at_the_limit_are_near_whatever_bits_differ():
     rng = np.random.default_rng(1)
     zero = np.zeros(256, np.uint8)
@@ -88,6 +104,17 @@ def test_leaks_and_repetitions_are_those_of_brute_force(seed):
     assert np.flatnonzero(~found.repeated(rank.tolist())).tolist() == kept
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_are_those_of_brute_force(seed):
+    hashes = random_hashes(60, seed, prototypes=12)
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= NEAR
+    labels = np.arange(len(hashes))
+    for _ in labels:  # everyone takes the least label of those who are near
+        labels = np.where(near, labels, len(labels)).min(1)
+    expected = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
+    assert likeness_of(hashes).groups() == [group for group in expected if len(group) > 1]
+
+
 def test_ten_thousand_copies_are_one_kind():
     found = likeness_of([flipped()] * 10_000)
     assert (len(found.pairs), found.repeated([0] * 10_000).sum()) == (0, 9_999)
@@ -100,5 +127,5 @@ def test_of_no_pictures_nothing_is_alike():
 
 
 def test_a_group_leaks_from_the_lower_split_and_the_unknown_is_no_group():
-    groups = ["PMC1", "PMC2", None, "PMC1", "PMC2", None]
-    assert leaked_groups(groups, [0, 1, 0, 2, 1, 2]).tolist() == [True, False, False, False, False, False]
+    groups = ["PMC1", "PMC2", None, "PMC1", "PMC2", None, "", ""]
+    assert leaked_groups(groups, [0, 1, 0, 2, 1, 2, 0, 2]).tolist() == [True] + [False] * 7

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from multiprocessing import get_context
 
 import datasets
 import numpy as np
@@ -134,7 +136,27 @@ def test_several_at_once_share_the_memory(tmp_path):
     within = rows_of([{"bytes": jpeg(i), "path": None} for i in range(30)])
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: take_prints(within, 1), range(4)))
-    assert all(prints == found[0] for prints in found)
+    assert all(one == found[0] for one in found)
+
+
+def remember_many(cache, name):
+    datasets.config.HF_DATASETS_CACHE = cache
+    with closing(prints._memory()) as memory:
+        for i in range(50):
+            prints._recall(memory, [f"{name}{i}"])
+            prints._remember(memory, {f"{name}{i}": prints.Print(pixels=str(i))})
+
+
+def test_several_processes_write_at_once_and_none_finds_the_memory_locked(tmp_path):
+    fork = get_context("fork")
+    writers = [fork.Process(target=remember_many, args=(tmp_path / "cache", name)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    with closing(prints._memory()) as memory:
+        assert len(prints._recall(memory, [f"{name}{i}" for name in "abc" for i in range(50)])) == 150
 
 
 def test_other_processes_remember_too(tmp_path):
@@ -149,3 +171,80 @@ def test_other_processes_remember_too(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == take_print(jpeg(0)).pixels
     assert (tmp_path / "cache" / "medcap").is_dir()
+
+
+def test_a_row_without_an_image_says_so(tmp_path):
+    rows = rows_of([{"bytes": jpeg(0), "path": None}, None, {"bytes": None, "path": None}])
+    first, second, third = take_prints(rows)
+    assert [one.cause for one in (first, second, third)] == ["", "there is no image", "there is no image"]
+    assert take_print(None).cause == "there is no image"
+
+
+def test_pictures_in_memory_have_prints():
+    assert take_prints(rows_of([Image.new("RGB", (3, 2))]))[0].width == 3
+
+
+def test_a_zip_that_was_changed_is_another(tmp_path):
+    keys = set()
+    for seed in (0, 1):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("x.jpg", jpeg(seed))
+        keys.update(prints._keys([{"bytes": None, "path": f"zip://x.jpg::{tmp_path / 'a.zip'}"}]))
+    assert len(keys) == 2
+
+
+def test_a_relative_path_is_remembered_with_its_folder(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").write_bytes(bytes(9))
+        os.utime(tmp_path / name / "0.jpg", ns=(0, 0))
+    keys = set()
+    for name in ("one", "two"):
+        monkeypatch.chdir(tmp_path / name)
+        keys.update(prints._keys([{"bytes": None, "path": "0.jpg"}]))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("content", [b"this is no sqlite file" * 99, None])
+def test_a_memory_that_cannot_be_opened_costs_time_and_no_more(tmp_path, caplog, content):
+    if content:
+        (tmp_path / "cache" / "medcap").mkdir(parents=True)
+        (tmp_path / "cache" / "medcap" / f"prints-{prints._VERSION}.sqlite").write_bytes(content)
+    else:
+        (tmp_path / "cache").touch()  # no folder
+    assert take_prints(write_files(tmp_path / "files"))[0] == take_print(jpeg(0))
+    assert "will be decoded again next time" in caplog.text
+
+
+def test_a_memory_that_cannot_be_written_costs_time_and_no_more(tmp_path, caplog, monkeypatch):
+    rows = write_files(tmp_path / "files")
+    open_memory = prints._memory
+
+    def read_only():
+        (memory := open_memory()).execute("PRAGMA query_only = 1")
+        return memory
+
+    monkeypatch.setattr(prints, "_memory", read_only)
+    assert take_prints(rows)[0] == take_print(jpeg(0))
+    assert "5 prints are not remembered: attempt to write a readonly database" in caplog.text
+
+
+def test_workers_may_be_spawned_as_on_macos(tmp_path, monkeypatch):
+    monkeypatch.setattr(prints, "Pool", get_context("spawn").Pool)
+    within = rows_of([{"bytes": jpeg(i % 7), "path": None} for i in range(70)])
+    assert take_prints(within, 2) == [take_print(jpeg(i % 7)) for i in range(70)]
+
+
+def test_cores_are_counted_where_the_system_does_not_tell_which(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert prints._cores() == 1
+
+
+def test_no_more_than_a_block_of_a_column_is_read_at_once(monkeypatch):
+    monkeypatch.setattr(prints, "_BLOCK", 3)
+    sizes = []
+    keys = prints._keys
+    monkeypatch.setattr(prints, "_keys", lambda entries: sizes.append(len(entries)) or keys(entries))
+    take_prints(rows_of([{"bytes": jpeg(i), "path": None} for i in range(8)]))
+    assert sizes == [3, 3, 2]

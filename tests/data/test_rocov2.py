@@ -13,7 +13,6 @@ from PIL import Image
 from medcap.data import rocov2, selection
 from medcap.data.rocov2 import load_rocov2
 from medcap.data.selection import check_images, drop_counts, fingerprint
-from medcap.data.tables import read_column
 
 # an id with a gap, dots and blanks; a caption with a line break and odd blanks; a row without concepts
 ROWS = {
@@ -305,39 +304,6 @@ def test_fingerprint_tells_ids_and_captions_and_nothing_else(tmp_path):
     assert fingerprint(data) == fingerprint(elsewhere) == fingerprint(data.select([2, 0, 1]))
     assert fingerprint(data) == fingerprint(data.with_transform(lambda batch: 1 / 0))
     assert len({fingerprint(data), fingerprint(changed), fingerprint(data.select([0, 1]))}) == 3
-
-
-BAD_CSV = {
-    "other columns": ("image,text\r\na,b\r\n", r"needs the columns ID, Caption, has image, text"),
-    "empty file": ("", r"needs the columns ID, Caption, has none"),
-    "id twice": ("ID,Caption\r\na,x\r\nb,y\r\na,z\r\n", r"ids that occur more than once: a$"),
-    "id with a slash": ("ID,Caption\r\n../a,x\r\n", r".* hold a slash or '::' .*: \.\./a$"),
-    "id that breaks the URL": ("ID,Caption\r\na::b,x\r\n", r".* hold a slash or '::' .*: a::b$"),
-    "blank id": ("ID,Caption\r\n,x\r\n", r"ids that are blank .*: \(blank\)$"),
-    "comma not quoted": (
-        "ID,Caption\r\na,left, upper\r\n",
-        r"not a sound CSV: more cells than the header has; quote the captions \(line 2\)",
-    ),
-    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"not a sound CSV: unexpected end of data \(line 3\)"),
-    "Latin-1": ("ID,Caption\r\na,\xe9\r\n".encode("latin-1"), r"not in UTF-8 \(.* at byte 14\); save it as UTF-8"),
-    "a megabyte in a cell": (
-        "ID,Caption\r\na," + "x" * 2**20,
-        r"not a sound CSV: field larger than field limit \(131072\) \(line 2\)",
-    ),
-}
-
-
-@pytest.mark.parametrize(("content", "message"), BAD_CSV.values(), ids=BAD_CSV)
-def test_bad_csv_raises_with_file_and_cause(tmp_path, content, message):
-    path = tmp_path / "train_captions.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"train_captions.csv: {message}"):
-        load_rocov2(tmp_path, splits=["train"])
-
-
-def test_read_column_keeps_cells_as_they_are(tmp_path):
-    write_csv(tmp_path / "p.csv", "Caption", {"a": " x\r\ny ", "b": ""})
-    assert read_column(tmp_path / "p.csv", "Caption") == {"a": " x\r\ny ", "b": ""}
 
 
 def test_absent_split_raises_with_the_file_looked_for_and_the_splits_found(tmp_path):

@@ -1,11 +1,19 @@
 """Every row that is left out is left out for one reason, and counted under it."""
 
+import csv
+import io
+import shutil
+import zipfile
+
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from medcap.data.selection import FEATURES, REASONS, Selection, drop_counts, select_rows
+from medcap.data.phantom import write_phantom
+from medcap.data.prints import Print
+from medcap.data.rocov2 import load_rocov2
+from medcap.data.selection import FEATURES, REASONS, Selection, check_images, drop_counts, select_rows
 
 
 def picture(seed):
@@ -133,3 +141,125 @@ def test_a_picture_that_cannot_be_decoded_is_counted_as_that(raw, folder):
 def test_a_choice_out_of_range_raises(keys, message):
     with pytest.raises(ValueError, match=message):
         Selection(**keys)
+
+
+def test_rows_that_were_selected_or_shuffled_keep_their_own_images_and_licences(raw):
+    train = raw["train"].map(lambda row: {**row, "image": None if row["image_id"] == "train-5" else row["image"]})
+    train = train.map(lambda row: {**row, "license": None if row["image_id"] == "train-1" else row["license"]})
+    wanted = Selection(license_filter="commercial", max_broken=0.5)
+    data = select_rows({"train": train.select([5, 4, 2, 0])}, ["train"], wanted)
+    assert kept(data) == {"train": [4, 0]}
+    with pytest.raises(ValueError, match="no licence is known of any image of train"):
+        select_rows({"train": train.select([5, 2])}, ["train"], wanted)
+
+
+def test_what_repeats_a_leak_but_is_none_itself_stays(raw, monkeypatch):
+    """A chain: the second train row resembles the first, which leaks; it does not resemble the test row."""
+    hashes = {"train-0": range(10), "train-1": range(20), "test-0": (), "test-1": range(60, 120)}
+    train, test = raw["train"].select([0, 1]).remove_columns("group"), raw["test"].select([0, 1])
+    train = train.add_column("group", [None, None], feature=FEATURES["group"])
+
+    def prints_of(rows, num_proc):
+        bits = np.array([np.isin(np.arange(256), list(hashes[image_id])) for image_id in rows["image_id"]])
+        return [Print(pixels=str(i), phash=np.packbits(row).tobytes()) for i, row in enumerate(bits)]
+
+    monkeypatch.setattr("medcap.data.selection.take_prints", prints_of)
+    data = select_rows({"train": train, "test": test}, ["train"], Selection(dedupe=True, exclude_leaks=True))
+    assert (kept(data), reasons(data["train"])) == ({"train": [1]}, {"leaked_image": 1})
+
+
+def test_a_split_of_which_nothing_is_left_raises_with_the_reasons(raw, folder):
+    with pytest.raises(ValueError, match="nothing is left of the 1 rows of valid: 1 license"):
+        select_rows({"valid": raw["valid"].select([1])}, ["valid"], Selection(license_filter="commercial"))
+    (folder / "broken.png").write_bytes(b"")
+    other = datasets.Dataset.from_dict({"image_id": ["a"], "image": [str(folder / "broken.png")]})
+    with pytest.raises(ValueError, match="nothing is left of the 1 rows of the data set: 1 undecodable"):
+        check_images(other.cast_column("image", datasets.Image()), max_broken=1)
+
+
+def test_rows_without_an_image_are_none_that_can_be_decoded(raw):
+    train = raw["train"].map(lambda row: {**row, "image": None if row["image_id"] == "train-5" else row["image"]})
+    assert kept({"train": check_images(train, max_broken=0.5)}) == {"train": [0, 1, 2, 3, 4]}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clean") / "data"
+    write_phantom(folder, train=150, valid=40, test=40)
+    return folder
+
+
+def zipped(folder, split, number):
+    with zipfile.ZipFile(folder / f"{split}_images.zip") as archive:
+        return Image.open(io.BytesIO(archive.read(sorted(archive.namelist())[number]))).convert("RGB")
+
+
+def plant(folder, split, image_id, image, size=None, quality=60):
+    """Add a row whose picture is `image` encoded again at another size and quality."""
+    image.resize(size or (image.width * 2 // 3, image.height * 2 // 3)).save(
+        data := io.BytesIO(), "JPEG", quality=quality
+    )
+    with zipfile.ZipFile(folder / f"{split}_images.zip", "a") as archive:
+        archive.writestr(f"{split}/{image_id}.jpg", data.getvalue())
+    with (folder / f"{split}_captions.csv").open("a", newline="") as file:
+        csv.writer(file).writerow([image_id, "planted"])
+
+
+def tell_articles(folder, articles):
+    path = folder / "license_information.csv"
+    with path.open(newline="") as file:
+        rows = [[row[0], articles.get(row[0], row[1]), *row[2:]] for row in csv.reader(file)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def planted(clean, folder):
+    """One picture of train in test, one of train in valid, one of valid in test; two articles across splits."""
+    shutil.copytree(clean, folder / "data")
+    plant(folder / "data", "test", "from_train", zipped(clean, "train", 3))
+    plant(folder / "data", "valid", "too", zipped(clean, "train", 20), (200, 180), 85)
+    plant(folder / "data", "test", "from_valid", zipped(clean, "valid", 7), (90, 90), 75)
+    tell_articles(
+        folder / "data",
+        {"PHANTOM_train_000011": "PMC1", "PHANTOM_train_000012": "PMC1", "PHANTOM_test_000001": "PMC1",
+         "PHANTOM_valid_000002": "PMC2", "PHANTOM_test_000002": "PMC2", "PHANTOM_test_000003": "PMC2"},
+    )  # fmt: skip
+    return folder / "data"
+
+
+def gone(data, split, folder):
+    with (folder / f"{split}_captions.csv").open(newline="") as file:
+        return {row[0].removeprefix(f"PHANTOM_{split}_") for row in csv.reader(file)} - {
+            image_id.removeprefix(f"PHANTOM_{split}_") for image_id in ["ID", *data[split]["image_id"]]
+        }
+
+
+def test_of_clean_phantoms_nothing_is_lost(clean, folder):
+    data = load_rocov2(clean, dedupe=True, exclude_leaks=True)
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 150, "valid": 40, "test": 40}
+
+
+@pytest.mark.parametrize("splits", [["train", "valid", "test"], ["train"], ["train", "valid"]])
+def test_planted_leaks_and_nothing_else_are_excluded(planted, splits):
+    data = load_rocov2(planted, splits=splits, exclude_leaks=True)
+    expected = {"train": {"000004", "000021", "000011", "000012"}, "valid": {"000008", "000002"}, "test": set()}
+    assert {split: gone(data, split, planted) for split in splits} == {split: expected[split] for split in splits}
+    assert reasons(data["train"]) == {"leaked_image": 2, "leaked_group": 2}
+    if "test" in splits:
+        assert reasons(data["valid"]) == {"leaked_image": 1, "leaked_group": 1}
+        assert reasons(data["test"]) == {}
+
+
+def test_without_being_asked_leaks_stay(planted):
+    assert reasons(load_rocov2(planted, splits=["train"])["train"]) == {}
+
+
+def test_a_mirrored_picture_is_no_copy(clean, folder):
+    shutil.copytree(clean, folder / "data")
+    plant(folder / "data", "test", "mirrored", zipped(clean, "train", 3).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    plant(
+        folder / "data", "train", "upside_down", zipped(clean, "train", 5).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    )
+    data = load_rocov2(folder / "data", dedupe=True, exclude_leaks=True)
+    assert [reasons(rows) for rows in data.values()] == [{}, {}, {}]

@@ -1,0 +1,82 @@
+"""Licences and articles are read from their table, and nothing that forbids commercial use is overlooked."""
+
+import pytest
+
+from medcap.data.licenses import Source, allows_commercial_use, groups_in_several, license_of, read_sources
+
+LICENSES = {
+    "CC BY [Muller et al. (2022)]": "CC BY",
+    "CC BY-NC-SA 4.0": "CC BY-NC-SA",
+    "cc-by-nc": "CC BY-NC",
+    "CC BY NC ND 3.0": "CC BY-NC-ND",
+    "figure.png | patient 5 | CC BY-SA": "CC BY-SA",
+    "CCBY": "CC BY",
+    "CC-BY-SA-4.0": "CC BY-SA",
+    "CC_BY_NC": "CC BY-NC",
+    "CC BY\u2013NC": "CC BY-NC",
+    "CC BY/ND": "CC BY-ND",
+    "CC BY-NonCommercial 4.0": "CC BY-NC",
+    "CC BY-NoDerivatives": "CC BY-ND",
+    "CC BY [Sa et al. (2022)]": "CC BY",
+    "CC BY [Nc, Nd (2020)]": "CC BY",
+    "Creative Commons Attribution 4.0 International": "CC BY",
+    "Creative Commons Attribution-NonCommercial-ShareAlike 4.0": "CC BY-NC-SA",
+    "Creative Commons Attribution Non Commercial No Derivs (CC BY-NC-ND)": "CC BY-NC-ND",
+    "CC0123.png | patient 5 | CC BY-NC": "CC BY-NC",
+    "CC0 1.0": "CC0",
+    "a work in the public domain": "public domain",
+    "CC BYRNE": None,
+    "ACC BY mistake": None,
+    "all rights reserved": None,
+    "\u00a9 Elsevier": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), LICENSES.items())
+def test_licences_are_read_from_attributions(text, expected):
+    assert license_of(text) == expected
+
+
+COMMERCIAL = {"CC BY": True, "CC BY-SA": True, "CC0": True, "public domain": True, "CC BY-NC": False,
+              "CC BY-ND": False, "CC BY-NC-SA": False, "CC BY-NC-ND": False, None: False, "my own": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "allowed"), COMMERCIAL.items())
+def test_only_a_licence_known_to_allow_it_allows_commercial_use(name, allowed):
+    assert allows_commercial_use(name) == allowed
+
+
+def test_sources_name_article_patient_or_nothing(tmp_path):
+    (tmp_path / "license_information.csv").write_text(
+        "ID,PMCID,Attribution,Link\r\n"
+        "a,PMC7,CC BY [A],x\r\nb,,f.png | patient 12 | CC BY-NC,x\r\nc,,\u00a9 Publisher,x\r\n",
+        encoding="utf-8-sig",
+    )
+    assert read_sources(tmp_path) == {
+        "a": Source("CC BY", "PMC7"),
+        "b": Source("CC BY-NC", "patient 12"),
+        "c": Source(None, None),
+    }
+    assert read_sources(tmp_path / "none") == {}
+
+
+SUBJECTS = {"x.png | Patient 5 | CC BY": "patient 5", "case 12. CC BY": "case 12", "case A-7b": "case A-7b",
+            "CC BY [Case et al. (2020)]": None, "a case report": None, "": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(("attribution", "group"), SUBJECTS.items())
+def test_where_there_is_no_article_the_patient_or_case_is_the_group(tmp_path, attribution, group):
+    (tmp_path / "license_information.csv").write_text(f'ID,PMCID,Attribution\r\na, ,"{attribution}"\r\n')
+    assert read_sources(tmp_path)["a"].group == group
+
+
+def test_an_image_with_two_sources_raises(tmp_path):
+    (tmp_path / "license_information.csv").write_text("ID,PMCID,Attribution\na,PMC1,CC BY\na,PMC2,CC BY\n")
+    with pytest.raises(ValueError, match=r"license_information.csv: ids that occur more than once: a$"):
+        read_sources(tmp_path)
+
+
+def test_groups_in_several_splits_are_found():
+    groups = {"train": ["a", "b", None, "a"], "valid": [None, "b"], "test": ["b", "c"]}
+    assert groups_in_several(groups) == {"b": ["train", "valid", "test"]}
