@@ -188,11 +188,11 @@ def test_generation_goes_on_from_the_prompt(blip):
 DECODED = {
     "nothing": ("", "", ""),
     "a word": ("mass", "", "mass"),
-    "capitals are gone": ("Chest X-ray", "", "chest x-ray"),
+    "capitals are gone, but for known terms": ("Chest X-ray", "", "chest X-ray"),
     "what the decoder breaks": (
         "Right-sided 3.5 cm mass (arrow) on T2-weighted MRI, 3 x 4 cm.",
         "",
-        "right-sided 3.5 cm mass (arrow) on t2-weighted mri, 3 x 4 cm.",
+        "right-sided 3.5 cm mass (arrow) on T2-weighted MRI, 3 x 4 cm.",
     ),
     "a prompt is dropped": ("a picture of a large cyst.", PROMPT, "a large cyst."),
     "but not its words elsewhere": ("a picture of a picture of a cyst", PROMPT, "a picture of a cyst"),
