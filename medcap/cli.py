@@ -120,6 +120,12 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max_eval_samples", type=int, help="only the first so many images")
     evaluate.add_argument("--license_filter", "--license-filter", default="any", choices=("any", "commercial"))
     evaluate.add_argument("--dedupe", action="store_true", help="of pictures that are nearly the same, only the first")
+    evaluate.add_argument(
+        "--nearest", type=int, default=2000, metavar="N",
+        help="baseline: the most alike of N training images; 0 for none (default: 2000)",
+    )  # fmt: skip
+    evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption wrong pictures")
+    _protocol_options(evaluate)
     _format_options(evaluate, "as in the adapter's recipe, unless given")
     _generation_options(evaluate)
 
@@ -127,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--predictions", type=Path, required=True, help="CSV with the columns ID,Caption")
     score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
     score.add_argument("--out", type=Path, help="also write the scores into this JSON file")
+    _protocol_options(score)
 
     compare = _command(commands, "compare", _compare, "put evaluations into one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
@@ -161,6 +168,16 @@ def _command(
     return parser
 
 
+def _protocol_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("other scores")
+    group.add_argument(
+        "--protocol", choices=("coco", "imageclef"), default="coco", help="also as ImageCLEFmedical does"
+    )
+    group.add_argument(
+        "--bertscore", action="store_true", help="with BERTScore: needs the extra bertscore and the Hub"
+    )
+
+
 def _format_options(parser: argparse.ArgumentParser, text: str) -> None:
     group = parser.add_argument_group("format of the data", text)
     group.add_argument("--data_format", "--data-format", choices=("auto", "rocov2", "imagefolder", "csv", "hub"))
@@ -177,6 +194,9 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--base", help="the adapter's base, when it is not where its name says")
     group.add_argument("--image_size", type=int, help="pixels a side")
     group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
+    group.add_argument(
+        "--no_restore", "--no-restore", action="store_true", help="leave captions as the decoder writes them"
+    )
 
 
 def _captioner(args: argparse.Namespace) -> Any:
@@ -184,7 +204,9 @@ def _captioner(args: argparse.Namespace) -> Any:
 
     names = ("num_beams", "max_new_tokens", "no_repeat_ngram_size", "length_penalty")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return load_captioner(args.model, base=args.base, image_size=args.image_size, generation=given)
+    return load_captioner(
+        args.model, base=args.base, image_size=args.image_size, generation=given, restore=not args.no_restore
+    )
 
 
 def _format(args: argparse.Namespace, adapter: str | None = None) -> Any:
@@ -230,37 +252,76 @@ def _audit(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medcap.data.selection import Selection
-    from medcap.evaluation.evaluate import evaluate, load_split
-    from medcap.evaluation.report import text_table
+    from medcap.evaluation.evaluate import evaluate
+    from medcap.evaluation.report import text_table, verdict_text
+    from medcap.evaluation.split import load_split
 
     captioner = _captioner(args)  # first: a wrong name is said before every image is decoded
     wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
     form = _format(args, captioner.adapter)
     split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
     name = args.name or Path(args.model).name
-    result, _ = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size)
-    print(text_table([result, *({"name": name, **row} for name, row in result["baselines"].items())]))
-    print(f"\n{result['signature']}\n{args.out / 'report.html'} shows it")
+    if args.shuffle_images:
+        split, name = split.with_shuffled_images(), args.name or f"{name}, wrong pictures"
+    result, captions = evaluate(
+        captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest
+    )
+    others = {key.replace("_", " "): result[key] for key in ("wrong_pictures", "restored") if key in result}
+    rows = {**result["baselines"], **others}
+    print(text_table([result, *({"name": name, **row} for name, row in rows.items())]))
+    print(f"\n{verdict_text(result)}\n{result['signature']}\n{args.out / 'report.html'} shows it")
+    _other_scores(args, captions, split.references, args.out / "predictions.csv", split.ids, args.out / "metrics.json")
 
 
 def _score(args: argparse.Namespace) -> None:
     from medcap.evaluation.coco import score_captions
     from medcap.evaluation.predictions import paired
+    from medcap.evaluation.statistics import bootstrap
     from medcap.training.run import write_json
 
-    _, predictions, references = paired(args.predictions, args.references)
+    ids, predictions, references = paired(args.predictions, args.references)
     scores = score_captions(predictions, [[reference] for reference in references])
-    result = {"metrics": scores.metrics, "n": len(predictions), "signature": scores.signature}
+    result = {
+        "metrics": scores.metrics,
+        "intervals": bootstrap(scores.statistics),
+        "n": len(predictions),
+        "signature": scores.signature,
+    }
     if args.out:
         write_json(args.out, result)
     print(json.dumps(result, indent=2))
+    _other_scores(args, predictions, references, args.predictions, ids, args.out)
+
+
+def _other_scores(
+    args: argparse.Namespace,
+    predictions: list[str],
+    references: list[str],
+    submission: Path,
+    ids: list[str],
+    out: Path | None,
+) -> None:
+    """With --protocol imageclef: print, and add to `out`, the organisers' scores, and what a submission lacks."""
+    if args.protocol != "imageclef":
+        return
+    from medcap.evaluation.imageclef import check_submission, score_imageclef
+    from medcap.training.run import write_json
+
+    scored = score_imageclef(predictions, references, bertscore=args.bertscore)
+    problems = check_submission(submission, ids)
+    result = {"metrics": scored["metrics"], "signature": scored["signature"], "submission": problems or "valid"}
+    if out is not None:
+        write_json(out, {**json.loads(out.read_text(encoding="utf-8")), "imageclef": result})
+    print(json.dumps({"imageclef": result}, indent=2, ensure_ascii=False))
 
 
 def _compare(args: argparse.Namespace) -> None:
     from medcap.evaluation.compare import compare
-    from medcap.evaluation.report import text_table
+    from medcap.evaluation.report import differences_text, text_table
 
-    print(text_table(compare(args.folders, args.out)["systems"]))
+    comparison = compare(args.folders, args.out)
+    print(text_table(comparison["systems"]))
+    print(f"\n{differences_text(comparison['tests'])}\n{args.out / 'comparison.md'} has the intervals")
 
 
 def _caption(args: argparse.Namespace) -> None:

@@ -36,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captioner:
-    """A model ready to caption. `base` names the base, `adapter` the adapter on it, if there is one."""
+    """A model ready to caption. `base` names the base, `adapter` the adapter on it, if there is one.
+
+    `restore`: whether captions are written as captions are (`medcap.data.surface`), or as the decoder leaves them.
+    """
 
     model: BlipForConditionalGeneration | PeftModel
     processor: BlipProcessor
@@ -44,6 +47,7 @@ class Captioner:
     base: str
     adapter: str | None = None
     prompt: str = ""
+    restore: bool = True
 
     @property
     def image_size(self) -> int:
@@ -60,7 +64,7 @@ class Captioner:
             **{name: value.to(self.model.device) for name, value in given.items()},
         ).cpu()
         ended = (ids[:, 1:] == self.generation.eos_token_id).any(1)
-        return decode_captions(self.processor.tokenizer, ids, self.prompt), (~ended).tolist()
+        return decode_captions(self.processor.tokenizer, ids, self.prompt, self.restore), (~ended).tolist()
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """Captions of PIL images of any size and mode."""
@@ -75,6 +79,7 @@ def load_captioner(
     image_size: int | None = None,
     generation: dict[str, Any] | None = None,
     device: str | None = None,
+    restore: bool = True,
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
@@ -95,7 +100,7 @@ def load_captioner(
     loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded.eval().to(device)
-    return Captioner(loaded, processor, captions, base_name, adapter, prompt)
+    return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
 
 
 def has_adapter(model: str) -> bool:

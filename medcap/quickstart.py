@@ -17,8 +17,9 @@ from medcap.data.images import load_image
 from medcap.data.phantom import write_phantom
 from medcap.data.surface import restore_surface
 from medcap.evaluation.compare import compare
-from medcap.evaluation.evaluate import Split, evaluate, load_split
-from medcap.evaluation.report import text_table, write_curves, write_sample_sheet
+from medcap.evaluation.evaluate import evaluate
+from medcap.evaluation.report import differences_text, text_table, write_curves, write_sample_sheet
+from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
 from medcap.modeling.blip import TINY_BASE
 from medcap.publish.hub import build_release
@@ -58,7 +59,7 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     _say("4. Evaluation on the test split")
     split = load_split(str(out / "data"), "test")
     captions = {name: _evaluate(out, name, split, baselines=name == BASE_NAME) for name in [BASE_NAME, *RECIPES]}
-    systems = compare([_folder(out, "eval", name) for name in captions], out)["systems"]
+    comparison = compare([_folder(out, "eval", name) for name in captions], out)
     _say("5. A release, loaded where medcap cannot be imported")
     last = list(RECIPES)[-1]
     release = build_release(
@@ -72,7 +73,7 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     write_sample_sheet(
         out / "samples.png", split.rows, {"reference": split.references, **{name: captions[name] for name in captions}}
     )
-    print(f"\n{text_table(systems)}\n")
+    print(f"\n{text_table(comparison['systems'])}\n\n{differences_text(comparison['tests'])}\n")
     if short:
         print("--short: both rows are one epoch on few images, which teaches nothing; the names are the full story's")
     print(

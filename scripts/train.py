@@ -29,6 +29,7 @@ from medcap.data.load import find_format, load_recipe_data
 from medcap.data.selection import check_images
 from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
+from medcap.evaluation.report import write_sample_sheet
 from medcap.modeling.blip import first_token, generation_config, load_blip
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.recipe import Recipe, read_recipe
@@ -123,13 +124,23 @@ def make_trainer(
         ),
         processing_class=processor,
         compute_metrics=scores,
-        callbacks=[Progress(), MetricsLog(run), Samples(run, valid["image_id"][:8], valid["caption"][:8], scores)],
+        callbacks=[Progress(), MetricsLog(run), samples(run, valid.select(range(min(8, len(valid)))), scores)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if recipe.training.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     return trainer
+
+
+def samples(run: Path, few: Dataset, scores: CaptionScores) -> Samples:
+    """What the model says of a `few` images after each epoch, as text and as a picture."""
+    references = list(few["caption"])
+
+    def draw(path: Path, predictions: list[str]) -> None:
+        write_sample_sheet(path, few, {"reference": references, "prediction": predictions})
+
+    return Samples(run, list(few["image_id"]), references, scores, draw)
 
 
 def pixels_and_captions(rows: Dataset, processor: BlipProcessor) -> Dataset:

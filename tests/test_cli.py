@@ -114,22 +114,57 @@ def test_caption_leaves_no_half_file_when_an_image_is_broken(capsys, tmp_path, t
 
 def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_base, phantoms) -> None:
     words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    status, out, _ = run([*words, "--num_beams", "1", "--max_new_tokens", "6", "--name", "a <b>"], capsys)
+    status, out, _ = run([*words, "--num_beams", "1", "--max_new_tokens", "6", "--name", "a <q>"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     page = (tmp_path / "eval" / "report.html").read_text()
     assert status == 0
     assert "constant" in out
     assert "shuffled" in out
     assert result["n"] == 6
-    assert {"constant", "shuffled"} == result["baselines"].keys()
+    assert {"constant", "shuffled", "nearest"} == result["baselines"].keys()
+    for row in (result, *result["baselines"].values(), result["wrong_pictures"]):
+        for metric, (low, high) in row["intervals"].items():
+            assert low <= high
+            assert row["metrics"].keys() >= {metric}
+    assert result["baselines"]["nearest"]["of"] == 12
     assert set(result["findings"]) == {"modality", "side", "level", "finding"}
     assert "decoding:beams-1,max-6,ngram-0" in result["signature"]
-    assert "a &lt;b&gt;" in page
-    assert "<b>" not in page
-    assert page.count("<img") == 6
+    assert "a &lt;q&gt;" in page
+    assert "<q>" not in page
+    assert page.count("<img") == 3 * 6  # best, worst and at random
     rows = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()
     assert rows[0] == "ID,Caption"
     assert len(rows) == 7
+    assert (tmp_path / "eval" / "baselines" / "nearest" / "scores.csv").is_file()
+
+
+def test_evaluate_without_restoring_shows_both_surfaces(capsys, tmp_path, tiny_base, phantoms) -> None:
+    words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
+    words += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0", "--no-restore", "--max_eval_samples", "3"]
+    status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
+    result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]
+    assert status == 0
+    assert "restored" in out
+    assert "|surface:decoded|" in result["signature"]
+    captions = [line.partition(",")[2] for line in lines]
+    assert captions == [caption.lower() for caption in captions]
+    assert result["baselines"].keys() == {"constant", "shuffled"}
+    assert result["imageclef"]["metrics"].keys() == {"rouge_1"}
+    assert result["imageclef"]["submission"] == "valid"
+
+
+def test_score_with_imageclefs_protocol_says_what_is_no_submission(capsys, tmp_path) -> None:
+    made = write_csv(tmp_path / "made.csv", {"i1": "a mass", "i2": ""})
+    said = write_csv(tmp_path / "said.csv", {"i1": "A mass.", "i2": "normal"})
+    words = ["score", "--predictions", str(made), "--references", str(said), "--out", str(tmp_path / "m.json")]
+    status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert status == 0
+    assert result["imageclef"]["metrics"] == {"rouge_1": 0.5}
+    assert result["imageclef"]["submission"] == ["1 captions are blank, the first: i2"]
+    assert result["intervals"]["rouge_l"][0] <= result["metrics"]["rouge_l"] <= result["intervals"]["rouge_l"][1]
+    assert "1 captions are blank" in out
 
 
 def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys, tmp_path, tiny_base, caplog) -> None:

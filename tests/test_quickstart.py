@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medcap.evaluation.evaluate import load_split
+from medcap.evaluation.split import load_split
 from medcap.inference import caption_dataset, load_captioner
 from medcap.quickstart import MARK, RECIPES, _make_room, check_release
 from medcap.recipe import read_recipe

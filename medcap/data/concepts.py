@@ -39,7 +39,7 @@ _WORDS = {
     "ultrasound": r"ultraso|\bsono|sonogra|echocardio|echogra|doppler|\btte\b|\btee\b|\beus\b|\bus\b|\bpocus\b",
     "X-ray": r"x-?\s?ray|radiogra|roentgen|mammogra|fluorosc|panoram|pantomo|\bopg\b|\bcxr\b|plain film|cephalo",
 }
-_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _WORDS.items()}
+MODALITY_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _WORDS.items()}
 
 
 def modality_of(manual_cuis: Sequence[str]) -> str | None:
@@ -58,7 +58,7 @@ def modality_in_words(caption: str) -> str | None:
     A guess by key words, for captions without concepts. Against the manual concepts of ROCOv2's validation split it
     names one for 79 % of the 9,774 captions whose concepts do, and 98 % of those are right.
     """
-    return next((name for name, pattern in _PATTERNS.items() if pattern.search(caption)), None)
+    return next((name for name, pattern in MODALITY_PATTERNS.items() if pattern.search(caption)), None)
 
 
 def concept_names(folder: str | os.PathLike[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ image; the shuffled references are the score of human captions that belong to ot
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from medcap.evaluation.coco import tokenize
 # CIDEr-D (Vedantam et al. 2015, section 7) as in pycocoevalcap/cider/cider_scorer.py
 _ORDERS = 4
 _SIGMA = 6.0
+
+T = TypeVar("T")
 
 
 def constant_caption(captions: Sequence[str], candidates: int = 20) -> str:
@@ -44,7 +47,7 @@ def constant_caption(captions: Sequence[str], candidates: int = 20) -> str:
     return captions[min(exact, key=lambda row: (-round(exact[row], 9), captions[row]))]
 
 
-def shuffled(references: Sequence[str], seed: int = 0) -> list[str]:
+def shuffled(references: Sequence[T], seed: int = 0) -> list[T]:
     """Return n captions of which the i-th is the reference of another image than the i-th, each used once.
 
     The images are put in one random circle and each takes its neighbour's caption, so that none keeps its own (a

@@ -2,92 +2,56 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
-from medcap.data.captions import clean_caption
-from medcap.data.formats import Format
-from medcap.data.load import find_format, read_data
-from medcap.data.selection import Selection, check_images, drop_counts, fingerprint, select_rows
+from medcap.data.selection import drop_counts, fingerprint
+from medcap.data.surface import restore_surface
 from medcap.evaluation.baselines import constant_caption, shuffled
-from medcap.evaluation.coco import Meteor, score_captions, signature
-from medcap.evaluation.findings import findings_accuracy, read_truth
+from medcap.evaluation.coco import Meteor, Scores
+from medcap.evaluation.nearest import nearest_captions
+from medcap.evaluation.page import write_page
+from medcap.evaluation.per_image import write_scores
 from medcap.evaluation.predictions import describe_captions, write_predictions
-from medcap.evaluation.report import write_html
-from medcap.inference import Captioner, caption_dataset
+from medcap.evaluation.scoring import breakdown, compare_pictures, said_of_pictures, score_split
+from medcap.evaluation.split import Split
+from medcap.inference import Captioner, adapter_recipe, caption_dataset
 from medcap.training.run import environment, write_json
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images and references of one split, and what is known about it beside them."""
-
-    name: str
-    rows: Dataset
-    training_captions: Sequence[str] | None
-    truth: dict[str, dict[str, Any]] | None
-
-    @property
-    def references(self) -> list[str]:
-        """One reference per image, in order."""
-        return list(self.rows["caption"])
-
-    @property
-    def ids(self) -> list[str]:
-        """Image ids, in order."""
-        return list(self.rows["image_id"])
-
-
-def load_split(
-    data: str,
-    name: str,
-    *,
-    form: Format | None = None,
-    wanted: Selection | None = None,
-    max_eval_samples: int | None = None,
-) -> Split:
-    """Load the `wanted` rows of one split, every image of it decoded once; `data` and `form` as for `load_data`.
-
-    The captions of the training split, all of them, come along for the constant baseline; its images may be missing.
-    """
-    form, wanted = form or Format(), wanted or Selection()
-    raw = read_data(data, form, [name])
-    sys.stderr.write(f"{data}: read as {find_format(data, form.data_format)}\n")
-    rows = select_rows(raw if wanted.exclude_leaks else {name: raw[name]}, [name], wanted)[name]
-    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), wanted.max_broken)
-    return Split(name, rows, _training_captions(raw), read_truth(data, name))
-
-
-def _training_captions(raw: Mapping[str, Dataset]) -> list[str] | None:
-    if "train" not in raw:
-        logger.warning("no constant caption as a baseline: there is no training split")
-        return None
-    captions = (clean_caption(caption or "") for caption in raw["train"]["caption"])
-    return [caption for caption in captions if caption]
+# what may differ between two runs of one recipe: where they lie, and the seed
+_NOT_RECIPE = {"seed", "data_seed", "output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "data_dir"}
 
 
 def evaluate(
-    captioner: Captioner, split: Split, out: Path, *, name: str, batch_size: int = 16, baselines: bool = True
+    captioner: Captioner,
+    split: Split,
+    out: Path,
+    *,
+    name: str,
+    batch_size: int = 16,
+    baselines: bool = True,
+    nearest: int = 2000,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Caption and score `split`; writes metrics.json predictions.csv and report.html into `out`.
+    """Caption and score `split`; writes metrics.json, predictions.csv, scores.csv and report.html into `out`.
 
+    `nearest`: of how many training images the nearest one is looked for; 0 leaves that baseline out. Each baseline's
+    predictions and scores lie in out/baselines/NAME. Predictions are written before anything is scored.
     Returns the content of metrics.json and the captions, in the order of the split.
     """
-    captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
-    described = {**describe_captions(captions), "cut_share": sum(cut) / len(cut)}
-    with Meteor() as meteor:
-        scores = scored(captions, split, meteor)
-        rows = baseline_rows(split, meteor) if baselines else {}
-    generation = captioner.generation
-    decoding = f"beams-{generation.num_beams},max-{generation.max_new_tokens},ngram-{generation.no_repeat_ngram_size}"
+    with Meteor() as meteor:  # it gets ready while captions are made
+        captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
+        out.mkdir(parents=True, exist_ok=True)
+        write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
+        extra = _pairs(captioner, split)
+        scored, scores = score_split(captions, split, meteor, extra)
+        made = _baseline_captions(captioner, split, nearest, batch_size) if baselines else {}
+        rows = {kind: _baseline(out, kind, row, split, meteor) for kind, row in made.items()}
+        pictures = _wrong_pictures(captions, split, meteor, scores)
+        restored = {} if captioner.restore else _restored(captions, split, meteor)
+    write_scores(out / "scores.csv", split.ids, split.groups, scores.statistics)
     result = {
         "name": name,
         "model": captioner.adapter or captioner.base,
@@ -95,36 +59,84 @@ def evaluate(
         "split": split.name,
         "data": drop_counts(split.rows),
         "image_size": captioner.image_size,
-        **scores,
-        "signature": signature(
-            len(captions), 1, False, split=split.name, data=fingerprint(split.rows), decoding=decoding
-        ),
-        "captions": described,
+        **scored,
+        "captions": {**describe_captions(captions), **_lengths(scores), "cut_share": sum(cut) / len(cut)},
+        **said_of_pictures(captions, split),
+        "breakdown": breakdown(split, scores.statistics),
         "baselines": rows,
+        **pictures,
+        **restored,
+        "recipe": _recipe(captioner),
         "environment": environment(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
     write_json(out / "metrics.json", result)
-    write_html(out / "report.html", result, split.rows, captions)
+    write_page(out / "report.html", result, split.rows, captions, scores.per_image)
     return result, captions
 
 
-def scored(captions: Sequence[str], split: Split, meteor: Meteor) -> dict[str, Any]:
-    """`n`, COCO `metrics`, and on phantoms the share of facts named rightly (`findings`)."""
-    scores = score_captions(captions, [[reference] for reference in split.references], meteor=meteor)
-    result: dict[str, Any] = {"n": len(captions), "metrics": scores.metrics}
-    if split.truth is not None:
-        result["findings"] = findings_accuracy(captions, split.ids, split.truth)
-    return result
+def _pairs(captioner: Captioner, split: Split) -> dict[str, object]:
+    """What the signature says beyond the metrics: data, decoding, surface."""
+    settings = captioner.generation
+    decoding = f"beams-{settings.num_beams},max-{settings.max_new_tokens},ngram-{settings.no_repeat_ngram_size}"
+    surface = "restored" if captioner.restore else "decoded"
+    return {"split": split.name, "data": fingerprint(split.rows), "decoding": decoding, "surface": surface}
 
 
-def baseline_rows(split: Split, meteor: Meteor) -> dict[str, Any]:
-    """What needs no model: the best constant caption of the training split, and references shuffled among images."""
-    rows = {}
+def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, dict[str, Any]]:
+    """The captions of what needs no training: constant and nearest know train alone, shuffled the references."""
+    rows: dict[str, dict[str, Any]] = {}
     if split.training_captions:
         constant = constant_caption(split.training_captions)
-        rows["constant"] = {"caption": constant, **scored([constant] * len(split.rows), split, meteor)}
+        rows["constant"] = {"caption": constant, "captions": [constant] * len(split.rows)}
     if len(split.rows) > 1:
-        rows["shuffled"] = scored(shuffled(split.references), split, meteor)
+        rows["shuffled"] = {"captions": shuffled(split.references)}
+    if nearest and split.training is not None:
+        captions, of = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size)
+        rows["nearest"] = {"of": of, "captions": captions}
     return rows
+
+
+def _baseline(out: Path, name: str, row: Mapping[str, Any], split: Split, meteor: Meteor) -> dict[str, Any]:
+    """Score a baseline, and write its predictions and scores as those of a system."""
+    scored, scores = score_split(row["captions"], split, meteor)
+    folder = out / "baselines" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / "predictions.csv", dict(zip(split.ids, row["captions"], strict=True)))
+    write_scores(folder / "scores.csv", split.ids, split.groups, scores.statistics)
+    return {**{key: value for key, value in row.items() if key != "captions"}, **_unsigned(scored)}
+
+
+def _unsigned(scored: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a row without its signature, which would be the system's but for the decoding."""
+    return {key: value for key, value in scored.items() if key != "signature"}
+
+
+def _wrong_pictures(captions: Sequence[str], split: Split, meteor: Meteor, right: Scores) -> dict[str, Any]:
+    """Score every caption against another image: what is left is what the model says without looking.
+
+    A caption depends on its picture alone, so captioning shuffled pictures is shuffling the captions.
+    """
+    if len(captions) < 2:
+        return {}
+    scored, wrong = score_split(shuffled(captions), split, meteor)
+    return {"wrong_pictures": {**_unsigned(scored), **compare_pictures(right, wrong, split.groups)}}
+
+
+def _restored(captions: Sequence[str], split: Split, meteor: Meteor) -> dict[str, Any]:
+    scored, _ = score_split([restore_surface(caption) for caption in captions], split, meteor)
+    return {"restored": _unsigned(scored)}
+
+
+def _lengths(scores: Scores) -> dict[str, float]:
+    """How long the captions are beside their references, in tokens, and BLEU's penalty for being too short."""
+    ratio = scores.statistics.length_ratio
+    return {"length_ratio": ratio, "brevity_penalty": scores.statistics.brevity_penalty}
+
+
+def _recipe(captioner: Captioner) -> dict[str, Any] | None:
+    """Seed, and a hash of all else that the adapter's recipe says: runs of one hash differ in the seed alone."""
+    recipe = adapter_recipe(captioner.adapter) if captioner.adapter else {}
+    if not recipe:
+        return None
+    rest = json.dumps({key: value for key, value in recipe.items() if key not in _NOT_RECIPE}, sort_keys=True)
+    return {"hash": hashlib.sha256(rest.encode()).hexdigest()[:16], "seed": recipe.get("seed")}

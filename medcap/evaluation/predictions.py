@@ -45,7 +45,15 @@ def describe_captions(predictions: Sequence[str]) -> dict[str, float | int | str
         "most_frequent": caption,
         "most_frequent_share": count / len(predictions),
         "mean_words": sum(len(text.split()) for text in predictions) / len(predictions),
+        "repeated_share": sum(map(_repeats, predictions)) / len(predictions),
     }
+
+
+def _repeats(caption: str) -> bool:
+    """Whether a caption says three words in a row twice."""
+    words = caption.lower().split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(trigrams)) < len(trigrams)
 
 
 class CaptionScores:
@@ -68,7 +76,7 @@ class CaptionScores:
         self.predictions: list[str] = []
 
     def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
-        """COCO metrics, the mean words of a caption and the share of distinct captions."""
+        """COCO metrics, the mean words of a caption, their length ratio, and the share of distinct captions."""
         ids = np.where(evaluated.predictions < 0, self.tokenizer.pad_token_id, evaluated.predictions)  # (n, T)
         rows = [int(row) for row in np.asarray(evaluated.label_ids).ravel()]
         captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))
@@ -78,4 +86,9 @@ class CaptionScores:
         )
         described = describe_captions(self.predictions)
         distinct = len(set(self.predictions)) / len(self.predictions)
-        return {**scores.metrics, "mean_words": float(described["mean_words"]), "distinct_share": distinct}
+        return {
+            **scores.metrics,
+            "mean_words": float(described["mean_words"]),
+            "length_ratio": scores.statistics.length_ratio,
+            "distinct_share": distinct,
+        }

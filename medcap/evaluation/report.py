@@ -1,10 +1,7 @@
-"""What people look at: tables, the training curve, a sheet of sample images, and one HTML page."""
+"""What people look at: tables, the training curve, a sheet of sample images."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,7 +10,6 @@ from typing import Any
 
 import matplotlib
 from datasets import Dataset
-from PIL import Image
 
 from medcap.data.images import load_image
 from medcap.evaluation.coco import METRICS
@@ -64,11 +60,82 @@ def text_table(systems: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown_table(systems: Sequence[Mapping[str, Any]]) -> str:
     """The same as Markdown."""
+    return _markdown(*_columns(systems))
+
+
+def verdict_text(result: Mapping[str, Any]) -> str:
+    """What to know before a table is believed: what is not above a baseline, whether the model looks, wrong sides."""
+    lines = []
+    for name, row in result["baselines"].items():
+        mine, theirs = result["intervals"]["cider"], row["intervals"]["cider"]
+        if mine[0] <= theirs[1]:
+            how = "below" if mine[1] < theirs[0] else "not clearly above"
+            lines.append(f"CIDEr is {how} {name}: {result['metrics']['cider']:.4f} and {row['metrics']['cider']:.4f}")
+    wrong = result.get("wrong_pictures")
+    if wrong and not wrong["looks"]:
+        lines.append(
+            "THE MODEL DOES NOT LOOK: on the wrong pictures CIDEr is "
+            f"{wrong['metrics']['cider']:.4f}, on the right ones {result['metrics']['cider']:.4f}"
+        )
+    facts = result["facts"]
+    if facts["one_side"]:
+        lines.append(f"wrong side in {facts['wrong_side']:.1%} of the {facts['one_side']} captions that name one side")
+    return "\n".join(lines)
+
+
+def intervals_table(systems: Sequence[Mapping[str, Any]]) -> str:
+    """`markdown_table` with the 95 % interval behind each metric."""
     header, rows = _columns(systems)
-    cells = [
-        [cell.replace("|", "\\|") for cell in row] for row in [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    for system, row in zip(systems, rows, strict=True):
+        for place, name in enumerate(METRICS, 1):
+            low, high = system["intervals"][name]
+            row[place] += f" ({low:.3f} to {high:.3f})"
+    return _markdown(header, rows)
+
+
+def differences_table(tests: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each two systems, a column per metric; what is not significant is said to be so."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for test in tests:
+        mark = "" if test["significant"] else " (n.s.)"
+        rows.setdefault((test["first"], test["second"]), {})[test["metric"]] = f"{test['difference']:+.4f}{mark}"
+    cells = [[f"{first} minus {second}", *(row[name] for name in METRICS)] for (first, second), row in rows.items()]
+    return _markdown(["", *(TITLES[name] for name in METRICS)], cells)
+
+
+def differences_text(tests: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each two systems, for the terminal: in what they really differ, and in what not."""
+    pairs: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for test in tests:
+        how = "above" if test["difference"] > 0 else "below"
+        kind = f"{how} in" if test["significant"] else "no real difference in"
+        pairs.setdefault((test["first"], test["second"]), {}).setdefault(kind, []).append(TITLES[test["metric"]])
+    return "\n".join(
+        f"{first} against {second}: {'; '.join(f'{kind} {_named(names)}' for kind, names in sorted(found.items()))}"
+        for (first, second), found in pairs.items()
+    )
+
+
+def _named(titles: Sequence[str]) -> str:
+    return "all metrics" if len(titles) == len(METRICS) else ", ".join(titles)
+
+
+def seeds_table(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: mean and standard deviation of each metric over runs that differ in the seed alone."""
+    rows = [
+        [
+            f"{', '.join(row['systems'])} (seeds {', '.join(map(str, row['seeds']))})",
+            *(f"{row['metrics'][name]['mean']:.4f} ± {row['metrics'][name]['std']:.4f}" for name in METRICS),
+        ]
+        for row in seeds
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
+    return _markdown(["", *(TITLES[name] for name in METRICS)], rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def write_sample_sheet(path: Path, rows: Dataset, columns: Mapping[str, Sequence[str]], count: int = 12) -> None:
@@ -114,61 +181,3 @@ def write_curves(path: Path, runs: Mapping[str, Path]) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1b2330 }
-h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #dde3ea; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; font-weight: 600 }
-.signature { color: #5b6675; font: 12px ui-monospace, monospace; overflow-wrap: anywhere }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.2rem }
-figure { margin: 0; background: #f5f7fa; border-radius: 8px; overflow: hidden }
-figure img { width: 100%; height: 15rem; object-fit: contain; background: #000; display: block }
-figcaption { padding: .6rem .8rem; font-size: 13px }
-figcaption p { margin: .2rem 0 }
-.id { color: #5b6675; font-size: 11px }
-.reference::before { content: "reference "; color: #5b6675 }
-.prediction::before { content: "prediction "; color: #0a6b4b }
-"""
-
-
-def write_html(path: Path, result: Mapping[str, Any], rows: Dataset, captions: Sequence[str], count: int = 24) -> None:
-    """Write one self-contained page: the table with its baselines, how varied the captions are, sample images."""
-    systems = [result, *({"name": name, **row} for name, row in result["baselines"].items())]
-    header, cells = _columns(systems)
-    described = result["captions"]
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(result["name"])}</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style>
-<h1>{html.escape(result["name"])}</h1>
-<p>{result["n"]} images of the {html.escape(result["split"])} split, captioned by {html.escape(str(result["model"]))}.
-Not a medical device.</p>
-<table><tr>{"".join(f"<th>{html.escape(cell)}</th>" for cell in header)}</tr>
-{"".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)}</table>
-<p class="signature">{html.escape(result["signature"])}</p>
-<h2>How varied the captions are</h2>
-<p>{described["distinct"]} different captions for {result["n"]} images, {described["mean_words"]:.1f} words on average;
-{described["cut_share"]:.1%} were cut by the limit of tokens. The most frequent one is said of
-{described["most_frequent_share"]:.1%} of the images: &ldquo;{html.escape(described["most_frequent"])}&rdquo;</p>
-<h2>Samples</h2><div class="samples">
-{"".join(_figure(rows[row], captions[row]) for row in _spread(len(rows), count))}</div></html>
-"""
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
-
-
-def _figure(row: Mapping[str, Any], caption: str) -> str:
-    return (
-        f'<figure><img alt="" src="{_data_url(load_image(row["image"]))}"><figcaption>'
-        f'<p class="reference">{html.escape(row["caption"])}</p><p class="prediction">{html.escape(caption)}</p>'
-        f'<p class="id">{html.escape(row["image_id"])}</p></figcaption></figure>\n'
-    )
-
-
-def _data_url(image: Image.Image) -> str:
-    image.thumbnail((320, 320))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medcap.evaluation import ngrams
-from medcap.evaluation.coco import METRICS
+
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +53,24 @@ class Statistics:
         """(n, 19), or (n, 13) without METEOR: all columns side by side, behind a column of ones that counts images."""
         columns = [np.ones(len(self)), self.bleu, self.rouge_l, self.cider]
         return np.column_stack(columns if self.meteor is None else [*columns, self.meteor])
+
+    @property
+    def length_ratio(self) -> float:
+        """Tokens of all predictions over those of their closest references; 0 without a token in either."""
+        words, closest = self.bleu[:, :2].sum(0)
+        return float(words / closest) if closest else 0.0
+
+    @property
+    def brevity_penalty(self) -> float:
+        """BLEU's factor for captions that are too short, 0 to 1 (P02-1040, section 2.2.2)."""
+        ratio = self.length_ratio
+        return float(np.exp(min(1 - 1 / ratio, 0))) if ratio else 0.0
+
+    def rows(self, chosen: Sequence[int] | NDArray[np.int64]) -> Statistics:
+        """Return the statistics of some images alone; their CIDEr keeps the idf of all."""
+        own = np.asarray(chosen)
+        meteor = None if self.meteor is None else self.meteor[own]
+        return Statistics(self.bleu[own], self.rouge_l[own], self.cider[own], meteor)
 
     def per_image(self) -> dict[str, Floats]:
         """Return (n,) scores of the single images by metric; the mean of BLEU's and METEOR's is no corpus score."""

@@ -163,8 +163,15 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> di
 
 
 def decode_captions(
-    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor | Sequence[Sequence[int]], prompt: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor | Sequence[Sequence[int]],
+    prompt: str = "",
+    restore: bool = True,
 ) -> list[str]:
-    """Text of generated `ids` (B, T), written as captions are; without [DEC], [SEP], pads and the given prompt."""
+    """Text of generated `ids` (B, T), without [DEC], [SEP], pads and the given prompt.
+
+    Written as captions are, or without `restore` as WordPiece leaves it: in lower case, with "x - ray" and "3. 5 cm".
+    """
     given = 1 + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    return [restore_surface(tokenizer.decode(row[given:], skip_special_tokens=True)) for row in ids]
+    texts = [tokenizer.decode(row[given:], skip_special_tokens=True) for row in ids]
+    return [restore_surface(text) for text in texts] if restore else texts

@@ -23,7 +23,7 @@ from medcap.recipe import CaptionTrainingArguments
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 ROCOV2 = "eltorio/ROCOv2-radiology"  # the mirror on the Hub
-BASELINES = ("constant", "shuffled")  # as medcap.evaluation.evaluate calls them
+BASELINES = ("constant", "shuffled", "nearest")  # as medcap.evaluation.evaluate calls them
 TAGS = ["lora", "blip", "radiology", "image-captioning", "medcap"]
 # names of https://huggingface.co/metrics, which has one for all of BLEU and one for all of ROUGE
 HUB_METRICS = {**{name: name for name in METRICS}, **dict.fromkeys(METRICS[:4], "bleu"), "rouge_l": "rouge"}

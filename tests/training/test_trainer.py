@@ -16,6 +16,7 @@ from medcap.data.surface import restore_surface
 from medcap.evaluation import predictions
 from medcap.evaluation.coco import Scores
 from medcap.evaluation.predictions import CaptionScores
+from medcap.evaluation.statistics import caption_statistics
 from medcap.modeling.blip import decode_captions, first_token, generation_config, load_blip
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
@@ -281,7 +282,7 @@ def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatc
 
     def score(made, references, **settings):
         scored.append((list(made), references))
-        return Scores({"cider": 1.5}, {}, "")
+        return Scores({"cider": 1.5}, {}, "", caption_statistics(["a"], [["a b"]]))
 
     monkeypatch.setattr(predictions, "score_captions", score)
     ids = [tokenizer(text)["input_ids"] for text in ("a large mass", "", "a cyst", "a cyst")]
@@ -292,4 +293,4 @@ def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatc
     metrics = scores(EvalPrediction(predictions=table, label_ids=np.array([2, 0, 3, 1])))
     assert scored == [(["", "a cyst", "a large mass", "a cyst"], [["R0"], ["R1"], ["R2"], ["R3"]])]
     assert scores.predictions == scored[0][0]
-    assert metrics == {"cider": 1.5, "mean_words": 7 / 4, "distinct_share": 3 / 4}
+    assert metrics == {"cider": 1.5, "mean_words": 7 / 4, "length_ratio": 0.5, "distinct_share": 3 / 4}

@@ -1,0 +1,59 @@
+"""The nearest neighbour: the caption of the training image that looks most alike to the frozen vision tower."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from medcap.data.captions import CaptionCollator
+from medcap.data.images import with_pixel_values
+from medcap.data.selection import check_images
+from medcap.inference import Captioner
+from medcap.modeling.blip import first_token
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 1024  # images compared at a time
+
+
+def nearest_captions(
+    captioner: Captioner, rows: Dataset, training: Dataset, *, most: int = 2000, batch_size: int = 16, seed: int = 0
+) -> tuple[list[str], int]:
+    """Return for each of `rows` the caption of the training image whose features are closest, and of how many.
+
+    Of `training` at most `most` images take part, chosen by `seed`. Features are as of `image_features`, closeness is
+    their cosine; of equals the first. A captioner that is no better than this has learned to look things up.
+    """
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(training))[:most])
+    known = check_images(training.select(chosen), max_broken=1.0)
+    there = image_features(captioner, known, batch_size, "features of train")
+    here = image_features(captioner, rows, batch_size, "features")
+    closest = torch.cat([(block @ there.T).argmax(1) for block in here.split(BLOCK)])
+    captions = list(known["caption"])
+    return [captions[row] for row in closest.tolist()], len(known)
+
+
+@torch.inference_mode()
+def image_features(captioner: Captioner, rows: Dataset, batch_size: int, title: str) -> torch.Tensor:
+    """Return (n, width) float32 of length 1: the mean over patches of what the base's vision tower says.
+
+    The base's also where an adapter changes the tower, so that all systems on one base have one baseline.
+    """
+    images = with_pixel_values(rows.select_columns(["image_id", "image"]), captioner.processor.image_processor)
+    collate = CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=3)
+    model, parts = captioner.model, []
+    adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    with adapter, tqdm(total=len(images), desc=title, unit="image") as bar:
+        for batch in DataLoader(images, batch_size=batch_size, collate_fn=collate):
+            pixels = batch["pixel_values"].to(model.device)
+            parts.append(F.normalize(model.vision_model(pixels).last_hidden_state.mean(1).float(), dim=1).cpu())
+            bar.update(len(pixels))
+    return torch.cat(parts)

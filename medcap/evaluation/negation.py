@@ -1,0 +1,57 @@
+"""Which findings a sentence says are absent, after NegEx (Chapman et al., 2001, J Biomed Inform 34:301).
+
+Unlike NegEx, a cue reaches to the end of its sentence or to a word that ends its reach, lists being long in captions,
+and what has gone from the picture ("resolution of") counts as absent.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A cue before or behind the finding, words that are no cue though they hold one, and words that end a cue's reach.
+_PSEUDO_CUES = (
+    r"no (?:significant |definite |obvious |further |interval |appreciable )?(?:change|increase|decrease|growth|"
+    r"improvement|progress\w*)\w*|not (?:only|necessarily|just|certain\w*)|without (?:change|difficulty)|"
+    r"no longer than|"
+    r"(?:not|never|cannot|can not|could not|couldn't|can't)(?: \w+){0,2} (?:be )?(?:ruled out|rule out|exclude[d]?)|"
+    r"without (?:iv |intravenous |oral |enteric |any )?contrast\w*(?: \w+ing)?|no contrast|with(?: and|/|-and-|"
+    r" or )without"
+)
+_CUES_BEFORE = (
+    r"no|not|without|w/o|never|neither|nor|absen(?:ce|t)(?: of)?|lack(?:s|ing)?(?: of)?|free (?:of|from)|devoid of|"
+    r"negative for|den(?:y|ies|ied)|rul(?:e|es|ed|ing) out|exclud(?:e|es|ed|ing)|resolution(?: of)?|"
+    r"disappearance(?: of)?|fails? to (?:show|reveal)|non-?\Z"
+)
+_CUES_BEHIND = (
+    r"(?:is|are|was|were|has been|have been|had been|could be|can be)? ?(?:not|never|no longer) "
+    r"(?:be |been |clearly |definitely )*(?:seen|identified|visible|visuali[sz]ed|present|detected|found|noted|"
+    r"observed|evident|demonstrated|appreciated|shown)|(?:is|are|was|were) (?:absent|ruled out|excluded|negative)|"
+    r"(?:has|have|had) (?:completely |fully |almost |nearly )?(?:been )?(?:resolved|disappeared|vanished|cleared)|"
+    r"(?:completely )?(?:resolved|disappeared)\b|: ?(?:none|absent|negative)"
+)
+_ENDS = (
+    r"but|however|although|though|yet|except|apart|aside|other than|with(?!in|out)|which|who|where|while|whereas|"
+    r"show\w*|demonstrat\w+|reveal\w+|(?<!findings )(?<!features )(?<!signs )(?<!to )suggest\w*|"
+    r"indicat\w+|consistent|compatible|due|secondary|because|since|after|"
+    r"before|there|this|these|arrows?|and (?:an?|the|with|complete|normal)|, an?|then|causing|seen in|within|"
+    r"inside|despite|note|now"
+)
+_PSEUDO = re.compile(rf"\b(?:{_PSEUDO_CUES})", re.IGNORECASE)
+_BEFORE = re.compile(rf"\b(?:{_CUES_BEFORE})(?!\w)", re.IGNORECASE)
+_BEHIND = re.compile(rf"[^,:]{{0,40}}?(?:{_CUES_BEHIND})", re.IGNORECASE)
+_END = re.compile(rf"(?<!\w)(?:{_ENDS})\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?=\s|$)|(?<=\w)\.(?=[A-Z])|[;?!]")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`, with "#" for what holds a cue and negates nothing ("no change", "without contrast")."""
+    return [_PSEUDO.sub("#", sentence) for sentence in _SENTENCE_END.split(text)]
+
+
+def is_negated(sentence: str, start: int, end: int) -> bool:
+    """Whether a cue before or behind reaches the words from `start` to `end` of one of the `sentences`."""
+    before = list(_BEFORE.finditer(sentence, 0, start))
+    if before and not _END.search(sentence, before[-1].end(), start):
+        return True
+    behind = _BEHIND.match(sentence, end)
+    return behind is not None and not _END.search(behind.group())
