@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from medcap.data.dicom_streams import check_inflation, check_stream
+
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
@@ -61,8 +63,8 @@ class DicomImageFile(ImageFile.ImageFile):
             if not has_magic and "Rows" not in self._dataset:
                 raise SyntaxError("another file under the name of a DICOM file")
             _check(self._dataset)
-            self.n_frames = int(self._dataset.get("NumberOfFrames") or 1)
-            self._size = (int(self._dataset.Columns), int(self._dataset.Rows))
+            self.n_frames = _whole(self._dataset, "NumberOfFrames") or 1
+            self._size = (_whole(self._dataset, "Columns"), _whole(self._dataset, "Rows"))
         self._frame = self.n_frames // 2
         self._mode = "L" if _is_grey(self._dataset) else "RGB"
         self._is_rendered = False
@@ -112,6 +114,7 @@ def _discreet() -> Iterator[None]:
 def _read(file: Any) -> Dataset:
     import pydicom
 
+    check_inflation(file)
     try:
         return pydicom.dcmread(file, force=True)  # force: files of old devices lack the preamble
     except Exception:  # its words may quote a tag
@@ -123,12 +126,27 @@ def _check(dataset: Dataset) -> None:
     kinds = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     if not any(kind in dataset for kind in kinds) or not dataset.get("Rows") or not dataset.get("Columns"):
         what = dataset.get("SOPClassUID")
-        raise ValueError(f"a DICOM file without a picture ({what.name if what else 'of no stated class'})")
-    if dataset.Rows * dataset.Columns > (Image.MAX_IMAGE_PIXELS or np.inf):
-        raise ValueError(
-            f"{dataset.Columns} x {dataset.Rows} pixels are more than the {Image.MAX_IMAGE_PIXELS} allowed"
-        )
+        raise ValueError(f"a DICOM file without a picture ({_known(what) if what else 'of no stated class'})")
+    rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
+    if rows * columns > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise ValueError(f"{columns} x {rows} pixels are more than the {Image.MAX_IMAGE_PIXELS} allowed")
     _check_compression(dataset)
+
+
+def _whole(dataset: Dataset, name: str) -> int:
+    """Return an element as a whole number, 0 where it is absent. ValueError that does not quote what stands there."""
+    try:
+        return int(dataset.get(name) or 0)
+    except (TypeError, ValueError):
+        raise ValueError(f"not a sound DICOM file: its {name} is no whole number") from None
+
+
+def _known(uid: Any) -> str:
+    """Return the name of a UID of the standard; of others nothing, for any text may stand in their place."""
+    from pydicom.uid import UID
+
+    name = UID(str(uid)).name
+    return name if name != str(uid) else "of a class that the standard does not know"
 
 
 def _check_compression(dataset: Dataset) -> None:
@@ -138,7 +156,7 @@ def _check_compression(dataset: Dataset) -> None:
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # PS3.5 section 10.1: the default
     syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
+    if not _is_encapsulated(syntax):
         return
     try:
         decoder = get_decoder(syntax)
@@ -147,6 +165,16 @@ def _check_compression(dataset: Dataset) -> None:
     if not decoder.is_available:
         readers = " or ".join(decoder.missing_dependencies)
         raise ValueError(f"compressed as {syntax.name} ({syntax}), which needs a package: {INSTALL} ({readers})")
+
+
+def _is_encapsulated(syntax: Any) -> bool:
+    """Whether pixels are compressed. ValueError for a syntax that is none of the standard's, which is not quoted."""
+    try:
+        if syntax.name != str(syntax):
+            return bool(syntax.is_encapsulated)
+    except (AttributeError, ValueError):
+        pass
+    raise ValueError("not a sound DICOM file: its transfer syntax is none that the standard knows")
 
 
 def _advice(dataset: Dataset) -> str:
@@ -159,21 +187,43 @@ def _advice(dataset: Dataset) -> str:
 
 
 def _is_grey(dataset: Dataset) -> bool:
-    return (
-        int(dataset.get("SamplesPerPixel") or 1) == 1 and dataset.get("PhotometricInterpretation") != "PALETTE COLOR"
-    )
+    return (_whole(dataset, "SamplesPerPixel") or 1) == 1 and dataset.get(
+        "PhotometricInterpretation"
+    ) != "PALETTE COLOR"
 
 
 def _render(dataset: Dataset, frame: int) -> NDArray[np.uint8]:
     """Return the frame (H, W) or (H, W, 3)."""
+    _check_size(dataset, frame)
+    try:
+        return _shown(dataset, frame)
+    except Exception:  # its words may quote a tag, and a tag may hold anything
+        raise ValueError(f"its pixels cannot be decoded{_advice(dataset)}") from None
+
+
+def _check_size(dataset: Dataset, frame: int) -> None:
+    """Raise ValueError for pixels that are fewer, or compressed ones that are more, than the tags say."""
+    from pydicom.encaps import get_frame
+
+    rows, columns, frames = (_whole(dataset, name) for name in ("Rows", "Columns", "NumberOfFrames"))
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        try:
+            stream = get_frame(dataset.PixelData, frame, number_of_frames=frames or 1)
+        except Exception:
+            raise ValueError("its pixels cannot be decoded: the parts of the compressed data are not sound") from None
+        check_stream(stream, rows, columns)
+    elif "PixelData" in dataset and dataset.get("PhotometricInterpretation") != "YBR_FULL_422":
+        values = rows * columns * (_whole(dataset, "SamplesPerPixel") or 1) * (frames or 1)
+        if (there := len(dataset.PixelData)) < (needed := values * _whole(dataset, "BitsAllocated") // 8):
+            raise ValueError(f"its pixels cannot be decoded: {there:,} bytes, less than the {needed:,} expected")
+
+
+def _shown(dataset: Dataset, frame: int) -> NDArray[np.uint8]:
     from pydicom.pixels import apply_color_lut, pixel_array
 
-    try:
-        pixels = pixel_array(dataset, index=frame)  # (H, W) or (H, W, 3), YBR already RGB
-        if pixels.ndim == 2 and not _is_grey(dataset):
-            pixels = apply_color_lut(pixels, dataset)
-    except Exception as error:  # decoders see pixels and their sizes, and no other tag
-        raise ValueError(f"its pixels cannot be decoded: {' '.join(str(error).split())}{_advice(dataset)}") from None
+    pixels = pixel_array(dataset, index=frame)  # (H, W) or (H, W, 3), YBR already RGB
+    if pixels.ndim == 2 and not _is_grey(dataset):
+        pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
         return _eight_bits(pixels, dataset)
     settings = _settings(dataset, frame)

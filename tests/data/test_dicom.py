@@ -4,6 +4,7 @@ import builtins
 import io
 import logging
 import shutil
+import traceback
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -20,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medcap.data import images
+from medcap.data import dicom_streams, images
 from medcap.data.dicom import is_dicom
 from medcap.data.images import decode_image, index_images, load_image, read_image
 
@@ -242,7 +244,10 @@ def video():
 
 BROKEN = {
     "no picture": (without_pixels, r"a DICOM file without a picture \(RT Plan Storage\)"),
-    "cut short": (lambda: dicom(U16([[1, 2]]), Rows=90), r"its pixels cannot be decoded: .*less than expected"),
+    "cut short": (
+        lambda: dicom(U16([[1, 2]]), Rows=90),
+        r"its pixels cannot be decoded: 4 bytes, less than the 360 expected",
+    ),
     "a compression nobody reads": (video, r"compressed as MPEG2 Main Profile .* \(1\.2\.840\..*\), which no package"),
     "a bomb": (
         lambda: dicom(U8([[1]]), Rows=60000, Columns=60000),
@@ -309,6 +314,85 @@ def test_no_tag_of_the_patient_leaves_the_file(tmp_path, elements, cut, capfd, c
         said = repr(error) + repr(error.__cause__)
     said += caplog.text + "".join(str(warning.message) for warning in recwarn) + "".join(capfd.readouterr())
     assert not [secret for secret in SECRETS if secret in said]
+
+
+TAGS = {  # tags that decide how pixels are read, with a name in them
+    "SOPClassUID": {"SOPClassUID": SECRETS[0], "Rows": 0},
+    "PhotometricInterpretation": {"PhotometricInterpretation": SECRETS[0]},
+    "VOILUTFunction": {"VOILUTFunction": SECRETS[0], "WindowCenter": 5, "WindowWidth": 5},
+    "PresentationLUTShape": {"PresentationLUTShape": SECRETS[0]},
+    "RescaleType": {"RescaleType": SECRETS[0], "RescaleSlope": 1, "RescaleIntercept": 0},
+}
+
+
+@pytest.mark.parametrize("elements", TAGS.values(), ids=TAGS)
+def test_no_tag_about_pixels_is_quoted(tmp_path, elements, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    with pydicom.config.disable_value_validation():
+        path = file_of(dicom(U8([[0, 255]]), **elements), tmp_path / "a.dcm")
+        assert SECRETS[0].encode() in path.read_bytes()
+    assert SECRETS[0] not in said_of(path) + caplog.text + "".join(capfd.readouterr())
+
+
+def said_of(path):
+    """The traceback of reading it, or nothing."""
+    try:
+        read_image(path)
+    except ValueError as error:
+        return "".join(traceback.format_exception(error))
+    return ""
+
+
+def test_a_number_of_frames_that_is_none_is_not_quoted(tmp_path):
+    path = file_of(dicom(U8([[0, 255]]), NumberOfFrames=111111111111), tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"111111111111", b"Doe^Jane1970"))
+    assert "its NumberOfFrames is no whole number" in said_of(path)
+    assert "Doe" not in said_of(path)
+
+
+def test_a_transfer_syntax_that_is_none_is_not_quoted(tmp_path):
+    with pydicom.config.disable_value_validation():
+        path = file_of(dicom(U8([[0, 255]])), tmp_path / "a.dcm")
+        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"Doe^Jane 1970-01-01 "))
+    assert "cannot read image" in said_of(path)
+    assert "Doe" not in said_of(path)
+
+
+def jpeg_2000():
+    data = dicom(np.zeros((64, 64), U8))
+    data.compress(JPEG2000Lossless)
+    return data, b"\xff\x4f\xff\x51", 8
+
+
+def jpeg_ls():
+    data = dicom(np.zeros((64, 64), U8))
+    data.compress(JPEGLSLossless)
+    return data, b"\xff\xf7", 5
+
+
+@pytest.mark.parametrize("make", [jpeg_2000, jpeg_ls])
+def test_a_stream_that_is_larger_than_its_tags_say_is_not_decoded(tmp_path, make, monkeypatch):
+    data, marker, place = make()
+    content = data.PixelData
+    start = content.index(marker) + place
+    width = 4 if place == 8 else 2
+    data.PixelData = content[:start] + (30_000).to_bytes(width, "big") * 2 + content[start + 2 * width :]
+    path = file_of(data, tmp_path / "a.dcm")
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *args, **kwargs: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match="compressed as 30000 x 30000 pixels of 1 colours, and said to be 64 x 64"):
+        read_image(path)
+
+
+def test_a_deflated_file_is_read_up_to_a_limit(tmp_path, monkeypatch):
+    picture = dicom(np.arange(0, 256, dtype=U8).reshape(16, 16), DeflatedExplicitVRLittleEndian)
+    path = file_of(picture, tmp_path / "a.dcm")
+    assert np.asarray(read_image(path).convert("L"))[0, 7] == 7
+    bomb = file_of(dicom(np.zeros((2000, 2000), U8), DeflatedExplicitVRLittleEndian), tmp_path / "b.dcm")
+    assert bomb.stat().st_size < 10_000
+    monkeypatch.setattr(dicom_streams, "MOST_INFLATED", 1_000_000)
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match="unpacks to more than the 1,000,000 bytes"):
+        read_image(bomb)
 
 
 def test_the_picture_alone_is_saved_on(tmp_path):
