@@ -74,7 +74,7 @@ def verdict(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if facts["one_side"]:
         share = facts["wrong_side"]
         line = (
-            f"The wrong side is named in {share:.1%} of the {facts['one_side']} captions that, like their reference, name one."
+            f"The side is wrong in {share:.1%} of the {facts['one_side']} captions that, as their reference, name one."
         )
         lines.append(("good" if share < 0.02 else "unsure" if share < 0.1 else "bad", line))
     return lines
