@@ -137,7 +137,8 @@ AT_SMALL = ("--image_size", str(SMALL))
 VARIANTS = {
     "right": Trap("the right way"),
     "black": Trap(
-        "pictures rescaled twice: black", "`pixel_values` lie between -1.8 and -1.7, not between -1.8 and 2.2",
+        "pictures rescaled twice: black",
+        "`pixel_values.max()` is below 0, where a picture with bright parts reaches about 2",
         patches=(black,),
     ),
     "small": Trap(f"the right way at {SMALL} px", words=AT_SMALL),
@@ -152,7 +153,7 @@ VARIANTS = {
     ),
     "pads": Trap(
         f"captions padded to {PADDED} tokens, pads attended to and scored",
-        "`(labels == pad_token_id).any()` is True; the loss falls to almost nothing within the first steps",
+        "`(labels == tokenizer.pad_token_id).any()` is True",
         patches=(pads_scored,),
     ),
     "self": Trap(
@@ -161,7 +162,8 @@ VARIANTS = {
     ),
     "micro": Trap("the right way in micro-batches, 4 x 4", words=MICRO),
     "accumulation": Trap(
-        "accumulation not divided, 4 x 4", "the logged gradient norm grows with `gradient_accumulation_steps`",
+        "accumulation not divided, 4 x 4",
+        "loss and gradient norm are `gradient_accumulation_steps` times those of one large batch",
         patches=(not_divided,), words=MICRO, against="micro",
     ),
     "leak": Trap(
@@ -173,7 +175,8 @@ VARIANTS = {
         after="right", tokenized=True,
     ),
     "cap": Trap(
-        "generation's own limit, 20 tokens", "captions end in the middle of a sentence; a cut share above 0",
+        "generation's own limit, 20 tokens",
+        "captions end in the middle of a sentence (phantoms have shorter ones): a cut share above 0",
         after="right", generation=(("max_new_tokens", 19),),
     ),
     "decoded": Trap(

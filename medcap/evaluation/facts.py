@@ -9,9 +9,11 @@ from functools import lru_cache
 from medcap.data.concepts import MODALITY_PATTERNS
 from medcap.evaluation import words
 from medcap.evaluation.negation import is_negated, sentences
+from medcap.evaluation.regions import REGIONS
 
 KINDS = ("modality", "laterality", "region", "finding", "negation", "number")
 _HYPHENS = str.maketrans("‐‑", "--")  # publishers set "X‐ray" with either
+_NON = re.compile(r"\bnon(?=[a-z]{4})", re.IGNORECASE)  # a cue of negation: "nonobstructive"
 Facts = Mapping[str, frozenset[str]]
 
 
@@ -29,7 +31,7 @@ def facts_of(caption: str) -> Facts:
 
     The words alone decide: a fact that needs knowledge to infer is not found, and a side has no object.
     """
-    text = " ".join(caption.split()).translate(_HYPHENS)
+    text = _NON.sub("non-", " ".join(caption.split()).translate(_HYPHENS))
     present, absent = _findings(text)
     return {
         "modality": frozenset(_modalities(text)),
@@ -41,7 +43,7 @@ def facts_of(caption: str) -> Facts:
     }
 
 
-_REGIONS, _REGION_NAMES = words.lexicon(words.REGIONS), list(words.REGIONS)
+_REGIONS, _REGION_NAMES = words.lexicon(REGIONS), list(REGIONS)
 _FINDINGS, _FINDING_NAMES = words.lexicon(words.FINDINGS), list(words.FINDINGS)
 _SIDES, _SIDE_NAMES = words.lexicon(words.SIDES), list(words.SIDES)
 
@@ -86,7 +88,7 @@ def _findings(text: str) -> tuple[set[str], set[str]]:
 
 
 _NUMBER = rf"(?:\d+(?:[.,]\d+)?|\b(?:{'|'.join(words.SPELLED)})\b)"
-_JOIN = r"(?:\s?[x×*/–-]\s?|\s(?:by|to|and|or)\s)"
+_JOIN = r"(?:\s?[x×*/–-]\s?|-?\s(?:by|to|and|or)\s)"
 _UNIT = "|".join(f"(?P<u{number}>{unit})" for number, unit in enumerate(words.UNITS))
 _QUANTITY = re.compile(
     rf"(?P<sign>(?<!\w)(?<!\d\s)[-−–])?(?<![\w.])(?P<run>{_NUMBER}(?:{_JOIN}{_NUMBER})*)"

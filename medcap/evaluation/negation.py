@@ -40,6 +40,12 @@ _PSEUDO = re.compile(rf"\b(?:{_PSEUDO_CUES})", re.IGNORECASE)
 _BEFORE = re.compile(rf"\b(?:{_CUES_BEFORE})(?!\w)", re.IGNORECASE)
 _BEHIND = re.compile(rf"[^,:]{{0,40}}?(?:{_CUES_BEHIND})", re.IGNORECASE)
 _END = re.compile(rf"(?<!\w)(?:{_ENDS})\b", re.IGNORECASE)
+# what is spoken of as known: "no enhancement of the mass", but not "no sign of the mass"
+_KNOWN = re.compile(
+    r"(?<!evidence )(?<!signs )(?<!sign )(?<!absence )(?<!resolution )(?<!disappearance )"
+    r"\b(?:of|in|from) (?:the|this|these)(?: (?!or\b|and\b)[\w-]+){0,2} \Z",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|(?<=\w)\.(?=[A-Z])|[;?!]")
 
 
@@ -51,7 +57,8 @@ def sentences(text: str) -> list[str]:
 def is_negated(sentence: str, start: int, end: int) -> bool:
     """Whether a cue before or behind reaches the words from `start` to `end` of one of the `sentences`."""
     before = list(_BEFORE.finditer(sentence, 0, start))
-    if before and not _END.search(sentence, before[-1].end(), start):
+    known = before and _KNOWN.search(sentence, before[-1].start(), start)
+    if before and not known and not _END.search(sentence, before[-1].end(), start):
         return True
     behind = _BEHIND.match(sentence, end)
     return behind is not None and not _END.search(behind.group())
