@@ -5,7 +5,8 @@ _NOT_OF_BONE = "".join(f"(?<!{bone} )" for bone in ("femoral", "humeral", "radia
 REGIONS = {
     "spine": (
         r"spin(?:e|al)(?! needle)|vertebra[el]?(?! arter)|(?:cervical|thoracic|dorsal|lumbar|sacral|lumbosacral) "
-        r"(?:vertebra\w*|spin\w+|dis[ck]s?|cord|level|kyph\w+|lordo\w+|scolio\w+)|lumb(?:ar|o\w+)|"
+        r"(?:vertebra\w*|spin\w+|dis[ck]s?|cord|level|kyph\w+|lordo\w+|"
+        r"scolio\w+)|lumb(?:ar|o\w+)|"
         r"inter(?:vertebral|body)|dis[ck] (?:herniat|protru|space|bulg|degener|prolaps)\w*|paraspin\w+|scolio\w+|"
         r"kypho\w+|myelo(?:gra|path)\w+|cauda equina|conus medullaris|sacrum|sacral|coccy\w+|erector spinae|"
         r"epidural (?:space|abscess)|(?-i:[CTL]\d{1,2} ?[-–/] ?[CTLS]?\d{1,2})\b|"
@@ -53,14 +54,16 @@ REGIONS = {
         r"cervical (?:lymph|node|region|common|mass|esoph)\w*"
     ),
     "skull": (
-        rf"{_NOT_OF_BONE}heads?(?! of)|brain\w*|skull|crani(?!ally|ocaud|al (?:edge|part|aspect|end|portion|pole|migration))\w+|intracrani\w+|cerebr\w+|cerebell\w+|intracerebral|"
+        rf"{_NOT_OF_BONE}heads?(?! of)|brain\w*|skull|"
+        r"crani(?!ally|ocaud|al (?:edge|part|aspect|end|portion|pole|migration))\w+|intracrani\w+|cerebr\w+|cerebell\w+|intracerebral|"
         rf"subdural|"
         r"subarachnoid|pons|pontine|thalam\w+|pituitar\w+|sella\w*|suprasellar|hippocamp\w+|"
         r"basal ganglia|corpus callosum|white matter|periventric\w+|insular?\b|mening\w+|"
         r"(?:frontal|parietal|temporal|occipital)(?: and \w+)? (?:lobes?|cort\w+|bones?|horns?|region|subcort\w+|"
         r"sinus\w*)|"
         r"fronto\w+|temporo\w+|parieto\w+|(?:lateral|third|fourth|3rd|4th) ventric\w+|ventriculomegal\w+|hydroceph\w+|"
-        r"orbit\w*|periorbital|periocular|ocular|eye|retina(?:l|e)?(?!\w)|retinopath\w+|optic|globe|mastoid\w*|cochlea\w*|temporal bone|sinus(?:es|itis)|"
+        r"orbit\w*|periorbital|periocular|ocular|eye|retina(?:l|e)?(?!\w)|retinopath\w+|"
+        r"optic|globe|mastoid\w*|cochlea\w*|temporal bone|sinus(?:es|itis)|"
         r"maxill\w+|mandib\w+|zygom\w+|nasal|paranasal|intraoral|dental|denti\w+|tooth|teeth|molars?|premolar\w*|"
         r"incisor\w*|canine\w*|periapical|alveolar (?:bone|ridge|crest)|panoram\w+|orthopanto\w+|pantomo\w+|OPG|jaws?|"
         r"cephalo(?:gra|met)\w+|tmj|temporomandib\w+|condylar|facial|root canal|tongue|palat\w+|choroid plexus"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 def lexicon(table: Mapping[str, str]) -> re.Pattern[str]:
     """One pattern of all `table`: {value: pattern}; the group that matched, `v0`, `v1` ..., numbers the value."""
     parts = (f"(?P<v{number}>{pattern})" for number, pattern in enumerate(table.values()))
-    return re.compile(rf"\b(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"\b(?=\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
 
 
 # what hides "CT angiography" and its like from the pattern of another modality: {pattern: what is left of it}
