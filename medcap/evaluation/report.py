@@ -58,11 +58,6 @@ def text_table(systems: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def markdown_table(systems: Sequence[Mapping[str, Any]]) -> str:
-    """The same as Markdown."""
-    return _markdown(*_columns(systems))
-
-
 def verdict_text(result: Mapping[str, Any]) -> str:
     """What to know before a table is believed: what is not above a baseline, whether the model looks, wrong sides."""
     lines = []
@@ -84,7 +79,7 @@ def verdict_text(result: Mapping[str, Any]) -> str:
 
 
 def intervals_table(systems: Sequence[Mapping[str, Any]]) -> str:
-    """`markdown_table` with the 95 % interval behind each metric."""
+    """The table as Markdown, with the 95 % interval behind each metric."""
     header, rows = _columns(systems)
     for system, row in zip(systems, rows, strict=True):
         for place, name in enumerate(METRICS, 1):

@@ -9,7 +9,7 @@ import pytest
 
 from medcap.evaluation.compare import compare
 from medcap.evaluation.per_image import read_scores, write_scores
-from medcap.evaluation.report import differences_text, markdown_table, text_table
+from medcap.evaluation.report import differences_text, intervals_table, text_table
 from medcap.evaluation.statistics import Statistics, bootstrap
 
 METRICS = {"bleu_1": 0.5, "bleu_2": 0.4, "bleu_3": 0.3, "bleu_4": 0.2, "meteor": 0.1, "rouge_l": 0.6, "cider": 1.25}
@@ -152,4 +152,4 @@ def test_tables_align_and_escape() -> None:
     lines = text_table(systems).splitlines()
     assert len({len(line) for line in lines if line.strip()}) == 1
     assert "88%" in lines[2]
-    assert "a\\|b" in markdown_table(systems)
+    assert "a\\|b" in intervals_table([{**system, "intervals": INTERVALS} for system in systems])
