@@ -13,7 +13,8 @@ REGIONS = {
         r"(?-i:[CTL]\d{1,2}) (?:level|vertebra\w*|body|fracture)"
     ),
     "pelvis": (
-        r"(?<!renal )pelvi[sc](?!alyc)\w*|(?:neo)?bladder(?<!gallbladder)|uter(?:us|ine|o\w+)|endometri\w+|myometri\w+|ovar\w+|"
+        r"(?<!renal )pelvi[sc](?!alyc)\w*|(?:neo)?bladder(?<!gallbladder)|uter(?:us|ine|o\w+)|"
+        r"endometri\w+|myometri\w+|ovar\w+|"
         r"adnexa\w*|prostat\w*|rect(?:um|al|o\w+)(?! abdominis| femoris)|perirectal|"
         r"vagin\w+|cervix|testi\w+|scrot\w+|penile|penis|urethr\w+|perine\w+|inguinal|groin|sacroili\w+|iliac|"
         r"ilium|ischi\w+|pubi[cs]|pubic|fallopian|gestational sac|transvaginal|perianal|anal|anus|hypogastric"
@@ -21,7 +22,8 @@ REGIONS = {
     "abdomen": (
         r"abdom\w+|abdomino\w*|liver|hepat\w+|portal|gall ?bladder|cholecyst\w+|choledoch\w+|cholangio\w+|bil(?:e|"
         r"iary)|"
-        r"pancrea\w+|peripancrea\w+|spleen|splen(?!ium|ius)\w+|kidneys?|renal|nephr\w+|pararenal|perinephric|hydronephro\w+|"
+        r"pancrea\w+|peripancrea\w+|spleen|splen(?!ium|ius)\w+|kidneys?|renal|nephr\w+|pararenal|"
+        r"perinephric|hydronephro\w+|"
         r"adrenal\w*|ureter\w*|hydroureter\w*|(?:intra|peri)?gastric|stomach|gastro\w+|duoden\w+|"
         r"jejun\w+|ile(?:um|al|o\w+)|"
         r"bowel|sigmoid(?! sinus)|"
@@ -55,7 +57,8 @@ REGIONS = {
     ),
     "skull": (
         rf"{_NOT_OF_BONE}heads?(?! of)|brain\w*|skull|"
-        r"crani(?!ally|ocaud|al (?:edge|part|aspect|end|portion|pole|migration))\w+|intracrani\w+|cerebr\w+|cerebell\w+|intracerebral|"
+        r"crani(?!ally|ocaud|al (?:edge|part|aspect|end|portion|pole|migration))\w+|intracrani\w+|"
+        r"cerebr\w+|cerebell\w+|intracerebral|"
         rf"subdural|"
         r"subarachnoid|pons|pontine|thalam\w+|pituitar\w+|sella\w*|suprasellar|hippocamp\w+|"
         r"basal ganglia|corpus callosum|white matter|periventric\w+|insular?\b|mening\w+|"
