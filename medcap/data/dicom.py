@@ -203,19 +203,30 @@ def _render(dataset: Dataset, frame: int) -> NDArray[np.uint8]:
 
 def _check_size(dataset: Dataset, frame: int) -> None:
     """Raise ValueError for pixels that are fewer, or compressed ones that are more, than the tags say."""
-    from pydicom.encaps import get_frame
-
     rows, columns, frames = (_whole(dataset, name) for name in ("Rows", "Columns", "NumberOfFrames"))
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        try:
-            stream = get_frame(dataset.PixelData, frame, number_of_frames=frames or 1)
-        except Exception:
-            raise ValueError("its pixels cannot be decoded: the parts of the compressed data are not sound") from None
-        check_stream(stream, rows, columns)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        stream = _stream(dataset, frame, frames or 1)
+        if not syntax.name.startswith("RLE"):  # run lengths state no size, and make 64 bytes of one at the most
+            check_stream(stream, rows, columns)
     elif "PixelData" in dataset and dataset.get("PhotometricInterpretation") != "YBR_FULL_422":
         values = rows * columns * (_whole(dataset, "SamplesPerPixel") or 1) * (frames or 1)
         if (there := len(dataset.PixelData)) < (needed := values * _whole(dataset, "BitsAllocated") // 8):
             raise ValueError(f"its pixels cannot be decoded: {there:,} bytes, less than the {needed:,} expected")
+
+
+def _stream(dataset: Dataset, frame: int, frames: int) -> bytes:
+    """Return the compressed frame, found as pydicom finds it. ValueError where its parts are not sound."""
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import as_pixel_options
+
+    try:
+        table = as_pixel_options(dataset).get("extended_offsets")
+        if table and len(table[0]) != len(table[1]):
+            table = None  # as pydicom does
+        return get_frame(dataset.PixelData, frame, number_of_frames=frames, extended_offsets=table)
+    except Exception:
+        raise ValueError("its pixels cannot be decoded: the parts of the compressed data are not sound") from None
 
 
 def _shown(dataset: Dataset, frame: int) -> NDArray[np.uint8]:

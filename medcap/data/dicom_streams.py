@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from typing import IO
+from collections.abc import Iterator
+from typing import BinaryIO
 
-DEFLATED = b"1.2.840.10008.1.2.1.99"  # PS3.5 section A.5: all after the meta information is one zlib stream
 MOST_INFLATED = 2**30  # bytes
-_META = b"\x02\x00\x00\x00UL\x04\x00"  # (0002,0000), the length of the meta information
-_HEAD = 132 + len(_META) + 4
-_NO_FRAME = {0xC4, 0xC8, 0xCC}  # Huffman tables, reserved, arithmetic coding: among SOF0..SOF15 by number alone
+_SIZ = b"\xff\x4f\xff\x51"  # a JPEG 2000 codestream begins so, and its size follows
+_JP2 = b"\0\0\0\x0cjP  "  # a codestream in a JP2 file, which PS3.5 A.4.4 forbids and some devices write
+_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # without Huffman tables, reserved, arithmetic coding
+_LENGTHLESS = {0x00, 0x01, *range(0xD0, 0xDA)}
+_SKIPPED = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
+_FEW_TILES, _TILE_PIXELS = 4096, 1024  # a decoder takes some 10 KB for each tile
 
 
-def check_inflation(file: IO[bytes]) -> None:
-    """Raise ValueError for a deflated file that unpacks to more than 1 GiB; `file` is left at its beginning."""
-    head = file.read(_HEAD)
-    meta = file.read(min(int.from_bytes(head[-4:], "little"), 2**16) if head[132:-4] == _META else 2**12)
-    if DEFLATED in meta:
-        if head[132:-4] != _META:
-            raise ValueError("not a sound DICOM file: it is deflated, and does not say where")
+def check_inflation(file: BinaryIO) -> None:
+    """Raise ValueError for a deflated file that unpacks to more than 1 GiB; `file` is left at its beginning.
+
+    pydicom's own steps find where the data begin: it believes no length of the meta information, and whoever reads
+    that otherwise than pydicom lets a file through that pydicom unpacks.
+    """
+    from pydicom import filereader
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    try:
+        filereader.read_preamble(file, force=True)
+        syntax = filereader._read_file_meta_info(file).get("TransferSyntaxUID")
+        filereader._read_command_set_elements(file)
+    except Exception:  # then it raises again, and first, when the file is read
+        syntax = None
+    if syntax == DeflatedExplicitVRLittleEndian:
         _inflate(file)
     file.seek(0)
 
 
-def _inflate(file: IO[bytes]) -> None:
+def _inflate(file: BinaryIO) -> None:
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while block := inflate.unconsumed_tail or file.read(2**16):
@@ -35,35 +48,74 @@ def _inflate(file: IO[bytes]) -> None:
 
 
 def check_stream(stream: bytes, rows: int, columns: int) -> None:
-    """Raise ValueError for a compressed frame that is larger by itself than the file's tags say.
+    """Raise ValueError for a compressed frame that is larger by itself than the file's tags say, or says no size.
 
     JPEG 2000 by its SIZ marker (ISO/IEC 15444-1, A.5.1), JPEG and JPEG-LS by their frame header (ITU-T T.81, B.2.2).
+    Every size that a decoder might go by counts: a first one can be a decoy.
     """
-    size = _jpeg_2000_size(stream) or _jpeg_size(stream)
-    if size is not None and (size[0] > rows or size[1] > columns or size[2] > 4):
-        raise ValueError(
-            f"its picture is compressed as {size[1]} x {size[0]} pixels of {size[2]} colours, and said to be "
-            f"{columns} x {rows}"
-        )
+    sizes = [*_jpeg_2000_sizes(stream), *_jpeg_sizes(stream)]
+    if not sizes:
+        raise ValueError("its pixels cannot be decoded: the compressed data do not say their size")
+    for height, width, colours in sizes:
+        if height > rows or width > columns or colours > 4:
+            raise ValueError(
+                f"its picture is compressed as {width} x {height} pixels of {colours} colours, and said to be "
+                f"{columns} x {rows}"
+            )
 
 
-def _jpeg_2000_size(stream: bytes) -> tuple[int, int, int] | None:
-    """Height, width, components."""
-    start = stream.find(b"\xff\x4f\xff\x51")
-    if start < 0 or len(stream) < start + 42:
-        return None
-    width, height = (int.from_bytes(stream[start + at : start + at + 4], "big") for at in (8, 12))
-    return height, width, int.from_bytes(stream[start + 40 : start + 42], "big")
+def _jpeg_2000_sizes(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give height, width, components; in a JP2 file those of every codestream, and of the file's own header."""
+    if stream.startswith(_JP2):
+        if b"pclr" in stream:  # 255 colours out of one, where DICOM has its own palettes
+            raise ValueError("its pixels cannot be decoded: a JP2 file with a palette")
+        for found in re.finditer(b"ihdr", stream):
+            yield _number(stream, found.end(), 4), _number(stream, found.end() + 4, 4), 1
+    elif not stream.startswith(_SIZ):
+        return
+    for found in re.finditer(_SIZ, stream):
+        if found.start() and not stream.startswith(_JP2):
+            return  # bytes of the picture
+        yield _siz(stream, found.start())
 
 
-def _jpeg_size(stream: bytes) -> tuple[int, int, int] | None:
-    place = 2
-    while stream[:2] == b"\xff\xd8" and place + 10 <= len(stream):
-        if stream[place] != 0xFF:
-            return None
+def _siz(stream: bytes, start: int) -> tuple[int, int, int]:
+    """Return height, width, components. ValueError for so many tiles that they alone would fill the memory."""
+    width, height = (_number(stream, start + at, 4) for at in (8, 12))
+    across, down = (_number(stream, start + at, 4) or 1 for at in (24, 28))
+    tiles = -(-width // across) * -(-height // down)
+    if tiles > max(_FEW_TILES, width * height // _TILE_PIXELS):
+        raise ValueError(f"its pixels cannot be decoded: {tiles:,} tiles for {width} x {height} pixels")
+    return height, width, _number(stream, start + 40, 2)
+
+
+def _jpeg_sizes(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give height, width, components of every frame header before the first scan; ValueError for an unknown segment.
+
+    What stands between segments is skipped, as by the decoders.
+    """
+    place = 2 if stream.startswith(b"\xff\xd8") else len(stream)
+    while 0 <= (place := stream.find(b"\xff", place)) < len(stream) - 1:
         marker = stream[place + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in _NO_FRAME):
-            height, width = (int.from_bytes(stream[place + at : place + at + 2], "big") for at in (5, 7))
-            return height, width, stream[place + 9]
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
-    return None
+        if marker == 0xDA:
+            return
+        if marker in _FRAMES:
+            yield _number(stream, place + 5, 2), _number(stream, place + 7, 2), _number(stream, place + 9, 1)
+        place += _step(stream, place, marker)
+
+
+def _step(stream: bytes, place: int, marker: int) -> int:
+    """Return how far the next marker is to be looked for."""
+    if marker == 0xFF:
+        return 1
+    # Pillow looks into the segments of JPEG-LS, for which it has no name
+    if marker in _LENGTHLESS or marker == 0xF7 or (marker == 0xF8 and stream[place + 4 : place + 5] != b"\4"):
+        return 2
+    if marker in _SKIPPED or marker in _FRAMES:
+        return 2 + max(2, _number(stream, place + 2, 2))
+    # 0xF8 of kind 4 is a size beyond 65535, which DICOM has not
+    raise ValueError("its pixels cannot be decoded: the compressed data hold a segment of no known kind")
+
+
+def _number(stream: bytes, place: int, width: int) -> int:
+    return int.from_bytes(stream[place : place + width], "big")
