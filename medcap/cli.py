@@ -124,6 +124,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--nearest", type=int, default=2000, metavar="N",
         help="baseline: the most alike of N training images; 0 for none (default: 2000)",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--feature_cache",
+        "--feature-cache",
+        default="auto",
+        help="each image is encoded once: auto, off, or the folder to keep features in",
+    )
     evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption wrong pictures")
     _protocol_options(evaluate)
     _format_options(evaluate, "as in the adapter's recipe, unless given")
@@ -193,7 +199,12 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=kind)
     group.add_argument("--base", help="the adapter's base, when it is not where its name says")
     group.add_argument("--image_size", type=int, help="pixels a side")
-    group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
+    group.add_argument("--batch_size", type=int, help="images at once (default: 16 on a CPU, what fits on a GPU)")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of the computation (default: as in the adapter's recipe; of a base auto)",
+    )
     group.add_argument(
         "--no_restore", "--no-restore", action="store_true", help="leave captions as the decoder writes them"
     )
@@ -261,6 +272,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     form = _format(args, captioner.adapter)
     split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
     name = args.name or Path(args.model).name
+    captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
     if args.shuffle_images:
         split, name = split.with_shuffled_images(), args.name or f"{name}, wrong pictures"
     result, captions = evaluate(

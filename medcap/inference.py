@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import file_exists, hf_hub_download
 from peft import PeftConfig, PeftModel
+from peft.helpers import disable_input_dtype_casting
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -28,7 +31,10 @@ from medcap.modeling.blip import (
     load_blip,
     prompt_ids,
 )
+from medcap.modeling.features import Encoder, FeatureCache, open_cache
+from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import is_adapter
+from medcap.modeling.precision import pick_precision
 from medcap.recipe import GenerationArguments
 
 logger = logging.getLogger(__name__)
@@ -39,6 +45,7 @@ class Captioner:
     """A model ready to caption. `base` names the base, `adapter` the adapter on it, if there is one.
 
     `restore`: whether captions are written as captions are (`medcap.data.surface`), or as the decoder leaves them.
+    `cache`: where features of the tower are kept, if anywhere.
     """
 
     model: BlipForConditionalGeneration | PeftModel
@@ -48,28 +55,45 @@ class Captioner:
     adapter: str | None = None
     prompt: str = ""
     restore: bool = True
+    cache: FeatureCache | None = None
 
     @property
     def image_size(self) -> int:
         """Pixels a side of what the model sees."""
         return int(self.processor.image_processor.size["height"])
 
+    @property
+    def blip(self) -> BlipForConditionalGeneration:
+        """The model itself, with or without an adapter in it."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model computes, in the precision of its weights."""
+        dtype = self.model.dtype
+        return torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32)
+
+    def with_cache(self, feature_cache: str, images: int) -> Captioner:
+        """The same captioner that keeps features of up to `images` images; `feature_cache` as in a recipe."""
+        return replace(self, cache=open_cache(feature_cache, self.blip, self.processor, self.model.dtype, images))
+
     @torch.inference_mode()
-    def generate(self, pixel_values: torch.Tensor) -> tuple[list[str], list[bool]]:
-        """Captions of `pixel_values` (B, 3, H, W) float32, and for each whether it was cut by `max_new_tokens`."""
-        given = prompt_ids(self.processor.tokenizer, self.prompt, len(pixel_values))
-        ids = self.model.generate(
-            pixel_values=pixel_values.to(self.model.device),
-            generation_config=self.generation,
-            **{name: value.to(self.model.device) for name, value in given.items()},
-        ).cpu()
+    def generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
+        """Captions of a batch of `CaptionCollator`, and for each whether it was cut by `max_new_tokens`.
+
+        `pixel_values` (B, 3, H, W) are uint8, or float32 and normalised.
+        """
+        casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
+        with self.autocast(), casting:
+            features = Encoder(self.blip.vision_model, self.cache)(batch)
+            given = prompt_ids(self.model, self.processor.tokenizer, self.prompt, len(features))
+            ids = generate_ids(self.blip.text_decoder, features, self.generation, given).cpu()
         ended = (ids[:, 1:] == self.generation.eos_token_id).any(1)
         return decode_captions(self.processor.tokenizer, ids, self.prompt, self.restore), (~ended).tolist()
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """Captions of PIL images of any size and mode."""
         pixels = ImageTransform(self.processor.image_processor)({"image": list(images)})["pixel_values"]
-        return self.generate(torch.stack(pixels))[0]
+        return self.generate({"pixel_values": torch.stack(pixels)})[0]
 
 
 def load_captioner(
@@ -79,27 +103,32 @@ def load_captioner(
     image_size: int | None = None,
     generation: dict[str, Any] | None = None,
     device: str | None = None,
+    precision: str | None = None,
     restore: bool = True,
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
     An adapter names its base; one that was a folder is also looked for beside the adapter, and `base` replaces what
     the adapter says. It brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
-    `GenerationArguments`) replace what it, or the default, says. Raises ValueError or OSError, one line, for what is
+    `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
+    recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is
     not a BLIP captioner.
     """
     adapter, base_name, prompt, saved = None, model, "", {}
+    recipe: dict[str, Any] = {}
     if has_adapter(model):
         adapter, base_name = model, base or _base_of(model)
         image_size = image_size or _image_size(model)
-        prompt = adapter_recipe(model).get("prompt", "")
+        recipe = adapter_recipe(model)
+        prompt = recipe.get("prompt", "")
         saved = _saved_generation(model)
-    blip, processor = load_blip(base_name, image_size=image_size)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
+    blip, processor = load_blip(base_name, image_size=image_size, dtype=dtype)
     settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
     captions = generation_config(blip, **settings)
     loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded.eval().to(device)
+    loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
 
 
@@ -140,27 +169,70 @@ def adapter_recipe(adapter: str) -> dict[str, Any]:
 
 
 def caption_dataset(
-    captioner: Captioner, dataset: Dataset, *, batch_size: int = 16, num_workers: int = 0
+    captioner: Captioner, dataset: Dataset, *, batch_size: int | None = None
 ) -> tuple[list[str], list[bool]]:
     """Caption every row of `dataset` (column `image`), in order; progress on stderr.
 
-    Returns captions and, for each, whether it was cut. The references are not even loaded.
+    `batch_size`: images at a time; None: as many as `fitting_batch` says. A batch that does not fit into memory is
+    halved, with a line, and so are those after it. Returns captions and, for each, whether it was cut. The references
+    are not even loaded.
     """
-    images = with_pixel_values(dataset.select_columns(["image_id", "image"]), captioner.processor.image_processor)
-    collate = CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=3)
-    batches = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    captions, cut = [], []
-    with tqdm(total=len(images), desc="captions", unit="image") as bar:
-        for batch in batches:
-            made, stopped = captioner.generate(batch["pixel_values"])
-            captions += made
-            cut += stopped
-            bar.update(len(made))
+    captions: list[str] = []
+    cut: list[bool] = []
+    size = batch_size or fitting_batch(captioner)
+    with tqdm(total=len(dataset), desc="captions", unit="image") as bar:
+        while len(captions) < len(dataset):
+            try:
+                rest = dataset.select(range(len(captions), len(dataset)))
+                for batch in image_batches(captioner, rest, size, captioner.cache):
+                    made, stopped = captioner.generate(batch)
+                    captions += made
+                    cut += stopped
+                    bar.update(len(made))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                tqdm.write(f"{2 * size} images at a time do not fit into memory; going on with {size}", sys.stderr)
+                torch.cuda.empty_cache()
+    if captioner.cache is not None:
+        captioner.cache.flush()
     return captions, cut
 
 
+def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: FeatureCache | None) -> DataLoader:
+    """Batches for `Captioner.generate` and `Encoder`, of the images of `rows` (columns image_id, image) in order."""
+    device = captioner.model.device.type
+    images = with_pixel_values(
+        rows.select_columns(["image_id", "image"]),
+        captioner.processor.image_processor,
+        None if cache is None else cache.get,
+    )
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        num_workers=0 if device == "cpu" else min(8, os.cpu_count() or 1),
+        pin_memory=device == "cuda",
+        collate_fn=CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=3),
+    )
+
+
+def fitting_batch(captioner: Captioner) -> int:
+    """How many images to caption at a time: 16 on a CPU, and on CUDA what half of the free memory is good for.
+
+    Most of it goes to scores of every word for every beam, five float32 tables of them, and to keys and values.
+    """
+    if captioner.model.device.type != "cuda":
+        return 16
+    text, beams = captioner.model.config.text_config, captioner.generation.num_beams
+    tokens = (captioner.image_size // captioner.blip.config.vision_config.patch_size) ** 2 + 1
+    states = 2 * text.num_hidden_layers * text.hidden_size * captioner.model.dtype.itemsize
+    image = beams * (5 * 4 * text.vocab_size + 2 * states * captioner.generation.max_new_tokens) + states * tokens
+    return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // image))
+
+
 def caption_files(
-    captioner: Captioner, paths: Sequence[Path], *, batch_size: int = 16, frame: int | None = None
+    captioner: Captioner, paths: Sequence[Path], *, batch_size: int | None = None, frame: int | None = None
 ) -> Iterator[dict[str, str]]:
     """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
 
@@ -170,9 +242,10 @@ def caption_files(
     cannot be read, or a folder without images.
     """
     files = [(file, path.is_dir()) for path in paths for file in _files(path)]
+    size = batch_size or fitting_batch(captioner)
     with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
+        for start in range(0, len(files), size):
+            batch = files[start : start + size]
             images = {file: image for file, found in batch if (image := _read(file, frame, found))}
             made = captioner.caption(list(images.values())) if images else []
             for file, caption in zip(images, made, strict=True):

@@ -113,6 +113,8 @@ def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
         str(out / "base"),
         "--output_dir",
         str(_folder(out, "run", name)),
+        "--feature_cache",
+        str(out / "features"),
         *sizes.overrides,
     ]
     shown = "accelerate launch scripts/train.py " + " ".join(words)
@@ -127,6 +129,7 @@ def _evaluate(out: Path, name: str, split: Split, *, baselines: bool) -> list[st
     wanted = {key: decoding[key] for key in ("num_beams", "max_new_tokens", "no_repeat_ngram_size")}
     model = out / "base" if name == BASE_NAME else _folder(out, "run", name) / "adapter"
     captioner = load_captioner(str(model), generation=wanted)
+    captioner = captioner.with_cache(str(out / "features"), len(split.rows) + split.training_images)
     return evaluate(captioner, split, _folder(out, "eval", name), name=name, batch_size=50, baselines=baselines)[1]
 
 

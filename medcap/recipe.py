@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -63,13 +64,19 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Which base, at what size and precision."""
+    """Which base, at what size and precision, and whether what its frozen eyes see is kept."""
 
     model_name_or_path: str = field(default="", metadata={"help": "a BLIP captioner: Hub name or folder"})
     model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the base on the Hub"})
     image_size: int | None = field(default=None, metadata={"help": "pixels a side; none: the size of the base"})
     quantization: Literal["none", "8bit", "4bit"] = field(
         default="none", metadata={"help": "of the text decoder's frozen weights (bitsandbytes)"}
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto", metadata={"help": "of the computation; auto: bf16 or fp16 where the device is made for it"}
+    )
+    feature_cache: str = field(
+        default="auto", metadata={"help": "each image is encoded once: auto, off, or the folder to keep features in"}
     )
 
 
@@ -114,7 +121,21 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many worse evaluations"}
     )
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "random, or batches of captions of about one length"}
+    )
+    dataloader_num_workers: int = field(
+        default=-1, metadata={"help": "processes that read images; -1: up to 8 beside a GPU, none beside a CPU"}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a non-finite loss stops the run"})
+
+    def __post_init__(self) -> None:
+        """Settle the number of workers, which then stay from epoch to epoch."""
+        super().__post_init__()
+        if self.dataloader_num_workers < 0:
+            cores = (os.cpu_count() or 1) // self.world_size
+            self.dataloader_num_workers = 0 if self.device.type == "cpu" else min(8, cores)
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
 
 @dataclass(frozen=True)
@@ -267,6 +288,11 @@ def _checked(recipe: Recipe) -> Recipe:
     made = recipe.data.valid_fraction + recipe.data.test_fraction
     if made >= 1:
         raise RecipeError(f"valid_fraction and test_fraction are {made:g} together; below 1 leaves something to train")
+    if clash := recipe.given & {"bf16", "fp16"}:
+        if "precision" in recipe.given:
+            raise RecipeError(f"precision and {min(clash)} say the same twice: keep precision")
+        name = "bf16" if recipe.training.bf16 else "fp16" if recipe.training.fp16 else "fp32"
+        recipe.model.precision = name  # type: ignore[assignment]
     if recipe.training.remove_unused_columns:
         raise RecipeError("remove_unused_columns must be false: the image column would be gone before the collator")
     return recipe

@@ -18,12 +18,13 @@ from medcap.quiet import hush, one_line_errors
 
 hush()  # before the libraries that have something to say on import
 
+import torch
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from transformers import BlipProcessor, EarlyStoppingCallback, GenerationConfig, ProgressCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from medcap.data.captions import CaptionCollator, cut_share
+from medcap.data.captions import CaptionCollator, caption_lengths, cut_share
 from medcap.data.images import with_pixel_values
 from medcap.data.load import find_format, load_recipe_data
 from medcap.data.selection import check_images
@@ -31,7 +32,9 @@ from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
 from medcap.evaluation.report import write_sample_sheet
 from medcap.modeling.blip import first_token, generation_config, load_blip
+from medcap.modeling.features import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
+from medcap.modeling.precision import pick_precision, precision_name
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
 from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
@@ -51,11 +54,13 @@ def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
     checkpoint = checkpoint_to_resume(recipe)
     set_seed(recipe.training.seed)
+    dtype = settle_precision(recipe)
     model, processor = load_blip(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
         quantization=recipe.model.quantization,
         revision=recipe.model.model_revision,
+        dtype=dtype,
     )
     captions = generation_config(model, **vars(recipe.generation))
     adapted = add_lora(
@@ -68,14 +73,38 @@ def train(recipe: Recipe) -> None:
     data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
     run = Path(recipe.training.output_dir)
     if recipe.training.process_index == 0:
-        start_run(recipe, data)
+        start_run(recipe, data, precision_name(dtype))
         announce(recipe, data, adapted, processor)
+    cache = open_features(recipe, data, adapted, processor, dtype)
     with Meteor() as meteor:
-        trainer = make_trainer(recipe, data, adapted, processor, captions, meteor)
+        trainer = make_trainer(recipe, data, adapted, processor, captions, meteor, cache)
         trainer.train(resume_from_checkpoint=checkpoint)
+        if cache is not None:
+            cache.flush()
     if trainer.is_world_process_zero():
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+
+
+def settle_precision(recipe: Recipe) -> torch.dtype:
+    """What the recipe's precision is on this device; the Trainer is told to compute in it."""
+    dtype = pick_precision(recipe.model.precision, recipe.training.device)
+    recipe.training.bf16, recipe.training.fp16 = dtype == torch.bfloat16, dtype == torch.float16
+    recipe.training.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
+    return dtype
+
+
+def open_features(
+    recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor, dtype: torch.dtype
+) -> FeatureCache | None:
+    """Where the tower's outputs are kept, or None; an image that is needed once is not."""
+    wanted, images = recipe.model.feature_cache, sum(map(len, data.values()))
+    if wanted == "auto" and recipe.training.num_train_epochs <= 1:
+        return None
+    cache = open_cache(wanted, model.get_base_model(), processor, dtype, images)
+    if cache is not None and recipe.training.process_index == 0:
+        sys.stderr.write(f"{cache.describe(images)}\n")
+    return cache
 
 
 def checked_data(recipe: Recipe) -> DatasetDict:
@@ -108,6 +137,7 @@ def make_trainer(
     processor: BlipProcessor,
     captions: GenerationConfig,
     meteor: Meteor,
+    cache: FeatureCache | None,
 ) -> CaptionTrainer:
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
@@ -117,8 +147,9 @@ def make_trainer(
         args=recipe.training,
         captions=captions,
         prompt=recipe.data.prompt,
-        train_dataset=pixels_and_captions(data["train"], processor),
-        eval_dataset=pixels_and_captions(valid, processor),
+        features=cache,
+        train_dataset=pixels_and_captions(data["train"], processor, cache),
+        eval_dataset=pixels_and_captions(valid, processor, cache),
         data_collator=CaptionCollator(
             processor.tokenizer, first_token(model), recipe.data.max_caption_tokens, recipe.data.prompt
         ),
@@ -143,10 +174,11 @@ def samples(run: Path, few: Dataset, scores: CaptionScores) -> Samples:
     return Samples(run, list(few["image_id"]), references, scores, draw)
 
 
-def pixels_and_captions(rows: Dataset, processor: BlipProcessor) -> Dataset:
-    """What the collator needs of each row, with its number, and pixels made when it is read."""
+def pixels_and_captions(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
+    """What the collator needs of each row, with its number and length; pixels or features are read with the row."""
     numbered = rows.select_columns(["image_id", "image", "caption"]).add_column("row", list(range(len(rows))))
-    return with_pixel_values(numbered, processor.image_processor)
+    numbered = numbered.add_column("length", caption_lengths(processor.tokenizer, rows["caption"]))
+    return with_pixel_values(numbered, processor.image_processor, None if cache is None else cache.get)
 
 
 def best_epoch(trainer: CaptionTrainer) -> str:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 
-from medcap.data.images import ImageTransform, load_image
+from medcap import inference
+from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
 from medcap.modeling.blip import first_token, generation_config
@@ -94,7 +94,8 @@ def test_what_is_asked_for_replaces_what_the_adapter_brings(trained_run):
     assert captioner.image_size == 64
     settings = captioner.generation
     assert (settings.num_beams, settings.max_new_tokens, settings.no_repeat_ngram_size) == (1, 3, 3)
-    assert all(captioner.generate(torch.zeros(1, 3, 64, 64))[1])  # three tokens end none of its captions
+    _, cut = captioner.generate({"pixel_values": torch.zeros(1, 3, 64, 64)})
+    assert cut == [True]  # three tokens end none of its captions
 
 
 def test_a_base_has_the_defaults_of_recipes(tiny_base):
@@ -122,33 +123,33 @@ def test_what_has_an_adapter(trained_run, tiny_base):
         has_adapter(str(trained_run.folder))
 
 
-@dataclass
-class Repeater:
-    """A model that always generates the same ids, and keeps how it was asked."""
+def say(monkeypatch, ids):
+    """Let every generation give `ids`; returns what captions were asked to begin with."""
+    asked = []
 
-    ids: list[list[int]]
-    asked: dict = field(default_factory=dict)
-    device: str = "cpu"
+    def generate(decoder, features, settings, given):
+        asked.append(given)
+        return torch.tensor(ids)
 
-    def generate(self, **settings):
-        self.asked = settings
-        return torch.tensor(self.ids)
+    monkeypatch.setattr(inference, "generate_ids", generate)
+    return asked
 
 
-def test_an_adapters_prompt_is_given_and_not_repeated(trained_run, tmp_path):
+def test_an_adapters_prompt_is_given_and_not_repeated(trained_run, tmp_path, monkeypatch):
     shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
     recipe = yaml.safe_load((tmp_path / "adapter" / "recipe.yaml").read_text())
     (tmp_path / "adapter" / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "prompt": "a large"}))
     captioner = load_captioner(str(tmp_path / "adapter"))
     assert captioner.prompt == "a large"
     a, large, mass = captioner.processor.tokenizer("a large mass", add_special_tokens=False)["input_ids"]
-    fake = Repeater([[first_token(captioner.model), a, large, mass, captioner.generation.eos_token_id]] * 2)
-    captions, cut = replace(captioner, model=fake).generate(torch.zeros(2, 3, 48, 48))
-    assert fake.asked["input_ids"][:, 1:-1].tolist() == [[a, large]] * 2  # generate replaces the first, drops the last
+    dec = first_token(captioner.model)
+    asked = say(monkeypatch, [[dec, a, large, mass, captioner.generation.eos_token_id]] * 2)
+    captions, cut = captioner.generate({"pixel_values": torch.zeros(2, 3, 48, 48)})
+    assert asked[0].tolist() == [[dec, a, large]] * 2
     assert (captions, cut) == (["mass"] * 2, [False] * 2)
 
 
-def test_captions_that_hit_the_limit_are_told_from_those_that_ended(loaded):
+def test_captions_that_hit_the_limit_are_told_from_those_that_ended(loaded, monkeypatch):
     model, processor = loaded
     dec, (a, mass), sep, pad = first_token(model), processor.tokenizer("a mass")["input_ids"][1:3], 3, 0
     assert (processor.tokenizer.sep_token_id, processor.tokenizer.pad_token_id) == (sep, pad)
@@ -158,12 +159,29 @@ def test_captions_that_hit_the_limit_are_told_from_those_that_ended(loaded):
         [dec, a, mass, mass, sep],  # ended with the last token that it had
         [dec, a, mass, mass, mass],  # was cut
     ]
-    settings = generation_config(model, num_beams=1, max_new_tokens=4)
-    captioner = Captioner(Repeater(rows), processor, settings, base="")
-    captions, cut = captioner.generate(torch.zeros(4, 3, 32, 32))
+    say(monkeypatch, rows)
+    captioner = Captioner(model, processor, generation_config(model, num_beams=1, max_new_tokens=4), base="")
+    captions, cut = captioner.generate({"pixel_values": torch.zeros(4, 3, 32, 32)})
     assert captions == ["", "a mass", "a mass mass", "a mass mass mass"]
     assert cut == [False, False, False, True]
-    assert captioner.model.asked.keys() == {"pixel_values", "generation_config"}
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_no_caption_is_lost(base, valid, images, monkeypatch, capsys):
+    sizes, generate = [], Captioner.generate
+
+    def with_little_memory(self, batch):
+        sizes.append(len(batch["pixel_values"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(self, batch)
+
+    monkeypatch.setattr(Captioner, "generate", with_little_memory)
+    captions, cut = caption_dataset(base, valid, batch_size=8)
+    assert sizes == [6, 4, 2, 2, 2]
+    assert "8 images at a time do not fit into memory; going on with 4" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert captions == base.caption(images)
+    assert len(cut) == 6
 
 
 ELSEWHERE = """
@@ -187,7 +205,7 @@ open(out, "w").write(json.dumps([found, [name for name in sys.modules if name.st
 
 def test_where_medcap_is_not_installed_the_adapter_says_the_same(trained_run, adapted, images, tmp_path):
     """With PEFT or transformers alone, on the untouched base: positions by the run-time flag, settings as saved."""
-    pixels = torch.stack(ImageTransform(adapted.processor.image_processor)({"image": images})["pixel_values"])
+    pixels = adapted.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     torch.save(pixels, tmp_path / "pixels.pt")
     words = [
         adapted.base,

@@ -1,17 +1,19 @@
 """Images: whatever a column or a folder holds, decoded to 8-bit RGB, and turned into `pixel_values` on the fly."""
 
 import functools
+import hashlib
 import io
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medcap.data.dicom import is_dicom
@@ -19,6 +21,7 @@ from medcap.data.dicom import is_dicom
 if TYPE_CHECKING:  # transformers takes seconds to import, and nothing but the two names below needs it
     from transformers.image_processing_utils import BaseImageProcessor
 
+DIGEST_BYTES = 16  # of what tells an image file from another
 MAX_FILE_BYTES = 2**30  # of one image in a zip; a DICOM series in one file has some hundred MB
 Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
 
@@ -198,43 +201,80 @@ def _cause(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def image_digest(entry: Any) -> bytes:
+    """Return 16 bytes that stand for the content of what an image column holds: as for `load_image`.
+
+    Files are told apart by their bytes, not by name or time. Raises ValueError for a file that cannot be read.
+    """
+    if isinstance(entry, Image.Image):
+        return _digest(repr((entry.mode, entry.size)).encode() + entry.tobytes())
+    data = entry if isinstance(entry, bytes) else entry.get("bytes") if isinstance(entry, Mapping) else None
+    if data is None:
+        path = os.fspath(entry["path"] if isinstance(entry, Mapping) else entry)
+        with _errors_named(path):
+            data = _read_bytes(path)
+    return _digest(data)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
 @dataclass(frozen=True)
 class ImageTransform:
     """Turn batches into `pixel_values` as they are read: what `with_pixel_values` hands to `with_transform`.
 
-    `image_processor` is BLIP's. It is given PIL images and divides by 255 itself: fed with 0..1 tensors it would do so
-    twice, and the model would see black. No flips: captions say left and right.
+    `image_processor` is BLIP's, and gives the size. Values stay the bytes of the resized picture: the vision tower of
+    `medcap.modeling.fast` divides and normalises them once, on its device. No flips: captions say left and right.
+    `known` gives the features of an image by its digest, or None: what is known is not decoded.
     """
 
     image_processor: "BaseImageProcessor"
+    known: Callable[[bytes], torch.Tensor | None] | None = None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Return `batch` with its column "image" replaced by "pixel_values": n float32 tensors (3, H, W).
+        """Return `batch` with its column "image" replaced by "pixel_values": n uint8 tensors (3, H, W).
 
-        Entries are as for `load_image`. With the mean and deviation of BLIP the values lie in about -1.8 to 2.2.
-        Raises ValueError with image_id and path for an image that cannot be decoded.
+        Entries are as for `load_image`. With `known` there is also "digest" (bytes), and where an image is known its
+        features (1 + patches, width) stand in the place of its pixels. Raises ValueError with image_id and path for
+        an image that cannot be decoded.
         """
         columns = {name: column for name, column in batch.items() if name != "image"}
         if "image" not in batch:  # dataset["caption"] asks for one column alone
             return columns
         ids = batch.get("image_id", range(len(batch["image"])))
-        images = [_load_named(entry, image_id) for entry, image_id in zip(batch["image"], ids, strict=True)]
-        pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]  # (n, 3, H, W)
-        return {**columns, "pixel_values": list(pixels)}
+        entries = list(zip(batch["image"], ids, strict=True))
+        if self.known is None:
+            return {**columns, "pixel_values": [self._pixels(*entry) for entry in entries]}
+        with_digests = [(entry, image_id, _named(image_digest, entry, image_id)) for entry, image_id in entries]
+        found = [(entry, image_id, self.known(digest)) for entry, image_id, digest in with_digests]
+        values = [self._pixels(entry, name) if known is None else known for entry, name, known in found]
+        return {**columns, "pixel_values": values, "digest": [digest for *_, digest in with_digests]}
+
+    def _pixels(self, entry: Any, image_id: Any) -> torch.Tensor:
+        size = self.image_processor.size
+        image = _named(load_image, entry, image_id).resize(
+            (size["width"], size["height"]), self.image_processor.resample
+        )
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _load_named(entry: Any, image_id: Any) -> Image.Image:
+def _named(read: Callable[[Any], Any], entry: Any, image_id: Any) -> Any:
     try:
-        return load_image(entry)
+        return read(entry)
     except ValueError as error:
         raise ValueError(f"image_id {image_id}: {error}") from error
 
 
-def with_pixel_values(data: Data, image_processor: "BaseImageProcessor") -> Data:
+def with_pixel_values(
+    data: Data,
+    image_processor: "BaseImageProcessor",
+    known: Callable[[bytes], torch.Tensor | None] | None = None,
+) -> Data:
     """Return `data` giving "pixel_values" instead of "image", made when a row is read; nothing is decoded now.
 
     The cast keeps `datasets` from decoding first, which would reopen the zip for every image and leave its errors
-    without a name.
+    without a name. `known`: as for `ImageTransform`.
     """
     undecoded = data.cast_column("image", datasets.Image(decode=False))
-    return undecoded.with_transform(ImageTransform(image_processor))
+    return undecoded.with_transform(ImageTransform(image_processor, known))

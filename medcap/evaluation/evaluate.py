@@ -19,6 +19,7 @@ from medcap.evaluation.predictions import describe_captions, write_predictions
 from medcap.evaluation.scoring import breakdown, compare_pictures, said_of_pictures, score_split
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner, adapter_recipe, caption_dataset
+from medcap.modeling.precision import precision_name
 from medcap.training.run import environment, write_json
 
 # what may differ between two runs of one recipe: where they lie, and the seed
@@ -31,7 +32,7 @@ def evaluate(
     out: Path,
     *,
     name: str,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     baselines: bool = True,
     nearest: int = 2000,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -47,7 +48,7 @@ def evaluate(
         write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
         extra = _pairs(captioner, split)
         scored, scores = score_split(captions, split, meteor, extra)
-        made = _baseline_captions(captioner, split, nearest, batch_size) if baselines else {}
+        made = _baseline_captions(captioner, split, nearest, batch_size or 16) if baselines else {}
         rows = {kind: _baseline(out, kind, row, split, meteor) for kind, row in made.items()}
         pictures = _wrong_pictures(captions, split, meteor, scores)
         restored = {} if captioner.restore else _restored(captions, split, meteor)
@@ -79,7 +80,8 @@ def _pairs(captioner: Captioner, split: Split) -> dict[str, object]:
     settings = captioner.generation
     decoding = f"beams-{settings.num_beams},max-{settings.max_new_tokens},ngram-{settings.no_repeat_ngram_size}"
     surface = "restored" if captioner.restore else "decoded"
-    return {"split": split.name, "data": fingerprint(split.rows), "decoding": decoding, "surface": surface}
+    data, precision = fingerprint(split.rows), precision_name(captioner.model.dtype)
+    return {"split": split.name, "data": data, "decoding": decoding, "precision": precision, "surface": surface}
 
 
 def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, dict[str, Any]]:

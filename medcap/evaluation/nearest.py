@@ -10,14 +10,11 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from medcap.data.captions import CaptionCollator
-from medcap.data.images import with_pixel_values
 from medcap.data.selection import check_images
-from medcap.inference import Captioner
-from medcap.modeling.blip import first_token
+from medcap.inference import Captioner, image_batches
+from medcap.modeling.features import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +44,11 @@ def image_features(captioner: Captioner, rows: Dataset, batch_size: int, title: 
 
     The base's also where an adapter changes the tower, so that all systems on one base have one baseline.
     """
-    images = with_pixel_values(rows.select_columns(["image_id", "image"]), captioner.processor.image_processor)
-    collate = CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=3)
     model, parts = captioner.model, []
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
-    with adapter, tqdm(total=len(images), desc=title, unit="image") as bar:
-        for batch in DataLoader(images, batch_size=batch_size, collate_fn=collate):
-            pixels = batch["pixel_values"].to(model.device)
-            parts.append(F.normalize(model.vision_model(pixels).last_hidden_state.mean(1).float(), dim=1).cpu())
-            bar.update(len(pixels))
+    encode = Encoder(captioner.blip.vision_model, captioner.cache)
+    with adapter, captioner.autocast(), tqdm(total=len(rows), desc=title, unit="image") as bar:
+        for batch in image_batches(captioner, rows, batch_size, captioner.cache):
+            parts.append(F.normalize(encode(batch).float().mean(1), dim=1).cpu())
+            bar.update(len(parts[-1]))
     return torch.cat(parts)

@@ -42,6 +42,11 @@ class Split:
         return list(self.rows["caption"])
 
     @property
+    def training_images(self) -> int:
+        """How many training images are there."""
+        return 0 if self.training is None else len(self.training)
+
+    @property
     def ids(self) -> list[str]:
         """Image ids, in order."""
         return list(self.rows["image_id"])

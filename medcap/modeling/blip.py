@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from medcap.data.surface import restore_surface
+from medcap.modeling.fast import make_fast
 from medcap.recipe import RecipeError
 
 TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
@@ -38,9 +39,9 @@ def load_blip(
 ) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """Load model and processor; with `image_size` pixels a side, a multiple of the patch, both are set to it.
 
-    The weights come as `dtype` (a frozen base under autocast stays float32 by default). Raises ValueError, one line,
-    for something that is not a BLIP captioner, RecipeError for a size that its patches do not divide, OSError when it
-    is not found.
+    The weights come as `dtype`, and the parts as those of `medcap.modeling.fast`, which also take pictures as bytes.
+    Raises ValueError, one line, for something that is not a BLIP captioner, RecipeError for a size that its patches do
+    not divide, OSError when it is not found.
     """
     check_model_name(name_or_path)
     if Path(name_or_path).is_dir():  # an adapter remembers the name: "runs/base" would be a name on the Hub elsewhere
@@ -61,6 +62,7 @@ def load_blip(
     if image_size is not None:
         resize_positions(model, image_size)
         processor.image_processor.size = {"height": image_size, "width": image_size}
+    make_fast(model, processor)
     return model, processor
 
 
@@ -151,15 +153,10 @@ def generation_config(
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` (rows, 1 + words + 1) that make `generate` go on from `prompt`; none for "".
-
-    BLIP's `generate` puts [DEC] over the first id and drops the last, so [CLS] and [SEP] are left where they are.
-    """
-    if not prompt:
-        return {}
-    text = tokenizer([prompt] * rows, return_tensors="pt")
-    return {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+def prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> torch.Tensor:
+    """What `rows` captions begin with, (rows, 1 + words) int64 on the model's device: [DEC], the words of `prompt`."""
+    words = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    return torch.tensor([[first_token(model), *words]] * rows, device=next(model.parameters()).device)
 
 
 def decode_captions(

@@ -44,12 +44,13 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
     return None
 
 
-def start_run(recipe: Recipe, data: DatasetDict) -> Path:
-    """Write `recipe.yaml` and `environment.json` into the run's folder and return it."""
+def start_run(recipe: Recipe, data: DatasetDict, precision: str) -> Path:
+    """Write `recipe.yaml` and `environment.json` into the run's folder and return it; `precision` as settled."""
     run = Path(recipe.training.output_dir)
     run.mkdir(parents=True, exist_ok=True)
     recipe.save(run / "recipe.yaml")
-    write_json(run / "environment.json", {**environment(), "seed": recipe.training.seed, "data": describe(data)})
+    seed_and_data = {"seed": recipe.training.seed, "data": describe(data)}
+    write_json(run / "environment.json", {**environment(), "precision": precision, **seed_and_data})
     return run
 
 

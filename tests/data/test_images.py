@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader
 from transformers import BlipImageProcessor
 
 from medcap.data import images
-from medcap.data.images import ImageTransform, index_images, load_image, read_image, to_rgb, with_pixel_values
+from medcap.data.images import (
+    ImageTransform,
+    image_digest,
+    index_images,
+    load_image,
+    read_image,
+    to_rgb,
+    with_pixel_values,
+)
 
 SIDE = 24
 
@@ -198,15 +206,34 @@ def test_zip_cut_short_raises(tmp_path):
         index_images(tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize(("level", "expected"), [(0, -1.79), (128, 0.2), (255, 2.0)])
-def test_pixel_values_span_the_range_blip_was_trained_on(processor, level, expected):
-    """Divided by 255 twice (ToTensor and then BlipProcessor), every level would be at -1.79, which is black."""
-    pixels = ImageTransform(processor)({"image": [Image.new("L", (40, 30), level)]})["pixel_values"][0]
-    assert pixels.shape == (3, SIDE, SIDE)
-    assert pixels.dtype == torch.float32
-    assert pixels.mean() == pytest.approx(expected, abs=0.25)
-    assert pixels.min() >= -1.8
-    assert pixels.max() <= 2.2
+@pytest.mark.parametrize("image", [Image.new("L", (40, 30), 255), noise()])
+def test_the_bytes_of_a_picture_are_those_that_the_processor_normalises(processor, image):
+    """Divided and normalised once, they are BLIP's own pixel values; the vision tower does that (test_fast.py)."""
+    pixels = ImageTransform(processor)({"image": [image]})["pixel_values"][0]
+    assert (pixels.shape, pixels.dtype) == ((3, SIDE, SIDE), torch.uint8)
+    mean, deviation = (torch.tensor(v).reshape(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    expected = processor(images=[to_rgb(image)], return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close((pixels / 255 - mean) / deviation, expected, atol=1e-5, rtol=0)
+
+
+def test_what_is_known_is_not_decoded(processor, tmp_path):
+    """Known by content: the name and the time of a file do not count."""
+    noise().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    Image.new("L", (9, 9)).save(tmp_path / "c.png")
+    features = torch.ones(4, 2)
+    known = {image_digest(str(tmp_path / "a.png")): features}
+    entries = [{"bytes": None, "path": str(tmp_path / name)} for name in ("b.png", "c.png")]
+    out = ImageTransform(processor, known.get)({"image": entries})
+    assert out["pixel_values"][0] is features
+    assert out["pixel_values"][1].shape == (3, SIDE, SIDE)
+    assert out["digest"] == [image_digest(entry) for entry in entries]
+
+
+def test_an_image_that_is_not_there_is_named_before_its_features_are_looked_for(processor, tmp_path):
+    entry = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    with pytest.raises(ValueError, match=r"image_id x7: cannot read image .*gone.png: No such file"):
+        ImageTransform(processor, {}.get)({"image": [entry], "image_id": ["x7"]})
 
 
 def test_transform_keeps_the_other_columns(processor):

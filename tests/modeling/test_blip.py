@@ -19,6 +19,7 @@ from medcap.modeling.blip import (
     prompt_ids,
     resize_positions,
 )
+from medcap.modeling.generation import generate_ids
 
 NATIVE = 32  # pixels a side of the tiny base, in patches of 8
 
@@ -170,16 +171,20 @@ def test_generation_settings_survive_saving(blip, tmp_path, settings):
 PROMPT = "a picture of"
 
 
-def test_no_prompt_gives_nothing_to_generate(blip):
-    assert prompt_ids(blip[1].tokenizer, "", 3) == {}
+def test_without_a_prompt_a_caption_begins_with_the_models_first_token(blip):
+    assert prompt_ids(*blip_and_tokenizer(blip), "", 3).tolist() == [[first_token(blip[0])]] * 3
+
+
+def blip_and_tokenizer(blip):
+    return blip[0], blip[1].tokenizer
 
 
 def test_generation_goes_on_from_the_prompt(blip):
     model, processor = blip
     words = processor.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
     captions = generation_config(model, num_beams=2, max_new_tokens=5)
-    given = prompt_ids(processor.tokenizer, PROMPT, 2)
-    ids = model.generate(pixel_values=pictures(NATIVE), generation_config=captions, **given)
+    given = prompt_ids(*blip_and_tokenizer(blip), PROMPT, 2)
+    ids = generate_ids(model.text_decoder, seen(model, pictures(NATIVE)), captions, given)
     assert ids[:, : 1 + len(words)].tolist() == [[first_token(model), *words]] * 2
     assert ids.shape[1] <= 1 + len(words) + 5  # the prompt does not count as new
     assert (ids[:, 1 + len(words)] != processor.tokenizer.sep_token_id).all()  # nor does it end the caption

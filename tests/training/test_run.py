@@ -126,7 +126,7 @@ def test_the_resolved_recipe_reads_as_the_recipe_that_ran(trained_run):
 def test_the_environment_names_versions_device_seed_and_data(trained_run):
     found = json.loads((trained_run.folder / "environment.json").read_text())
     assert found.keys() >= {"medcap", "commit", "python", "device", "packages", "seed", "data", "processes"}
-    assert found["seed"] == 3
+    assert found["seed"] == 5
     assert found["packages"].keys() >= {"torch", "transformers", "peft", "accelerate", "datasets"}
     assert {split: data["rows"] for split, data in found["data"].items()} == {"train": 12, "valid": 6}
     assert all(data["fingerprint"] and data["kept"] == data["rows"] for data in found["data"].values())

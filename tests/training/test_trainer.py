@@ -57,6 +57,7 @@ def make_trainer(blip, tmp_path):
             "output_dir": str(tmp_path / "run"), "use_cpu": True, "disable_tqdm": True, "max_steps": 1,
             "per_device_train_batch_size": 8, "per_device_eval_batch_size": 3, "logging_steps": 1, "seed": 0,
             "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+            "train_sampling_strategy": "random",
         }  # fmt: skip
         return CaptionTrainer(
             model=adapted,
@@ -85,6 +86,11 @@ class Gradients(TrainerCallback):
         self.by_name = self.by_name or {n: w.grad.clone() for n, w in weights if w.grad is not None}
 
 
+def logits_of(trainer, batch):
+    """What the model says of every token (B, T, vocabulary)."""
+    return trainer.model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}).logits
+
+
 def losses(trainer):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
@@ -96,8 +102,7 @@ def test_the_loss_is_the_mean_over_the_tokens_that_follow(make_trainer):
     trainer = make_trainer()
     batch = trainer.data_collator(trainer.train_dataset)
     with torch.no_grad():
-        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    likelihood = outputs.logits.log_softmax(-1)
+        loss, likelihood = trainer.compute_loss(trainer.model, batch), logits_of(trainer, batch).log_softmax(-1)
     terms = [
         -likelihood[row, at - 1, batch["input_ids"][row, at]].item()  # what stands at t is predicted at t - 1
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
@@ -133,9 +138,9 @@ def test_nothing_is_learned_from_the_words_of_a_prompt(make_trainer):
     trainer = make_trainer(prompt="a picture of")
     batch = trainer.data_collator(trainer.train_dataset)
     with torch.no_grad():
-        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    outputs.logits[:, :3] += torch.randn_like(outputs.logits[:, :3])  # where "a", "picture" and "of" are predicted
-    changed = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+        loss, logits = trainer.compute_loss(trainer.model, batch), logits_of(trainer, batch)
+    logits[:, :3] += torch.randn_like(logits[:, :3])  # where "a", "picture" and "of" are predicted
+    changed = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert changed.item() == pytest.approx(loss.item(), abs=1e-5)
 
 
@@ -145,9 +150,9 @@ def test_label_smoothing_is_torchs_on_the_labels_that_follow(make_trainer, smoot
     batch = trainer.data_collator(trainer.train_dataset)
     trainer.model.train()
     with torch.no_grad():
-        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+        loss, logits = trainer.compute_loss(trainer.model, batch), logits_of(trainer, batch)
     expected = F.cross_entropy(
-        outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=smoothing
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=smoothing
     )
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 

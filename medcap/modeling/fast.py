@@ -1,0 +1,190 @@
+"""BLIP's own parts, made to do the same work sooner: what goes in and out is unchanged, to rounding.
+
+The parts are given another class in place (`make_fast`), so the model stays a `BlipForConditionalGeneration` with the
+weights and names of the Hub's, and an adapter trained on it fits the untouched one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BlipForConditionalGeneration, BlipProcessor, BlipVisionModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
+from transformers.models.blip.modeling_blip import BlipAttention
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextSelfAttention
+
+from medcap.modeling.loss import head_loss
+
+
+def make_fast(model: BlipForConditionalGeneration, processor: BlipProcessor) -> None:
+    """Give the vision tower, the decoder and every attention of `model` the classes below."""
+    for module in model.modules():
+        if type(module) is BlipTextSelfAttention:
+            module.__class__ = TextAttention
+        elif type(module) is BlipAttention:
+            module.__class__ = VisionAttention
+    model.text_decoder.__class__ = CaptionDecoder
+    model.vision_model.__class__ = VisionTower
+    images = processor.image_processor
+    for name, values in (("mean", images.image_mean), ("deviation", images.image_std)):
+        values = torch.tensor(values).reshape(3, 1, 1)
+        model.vision_model.register_buffer(name, values, persistent=False)
+
+
+class VisionTower(BlipVisionModel):
+    """The tower that also takes pictures as bytes, and its own output in their place."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Encode `pixel_values` (B, 3, H, W), as floats or as the uint8 that they are normalised from.
+
+        Features (B, 1 + patches, width) that the tower made before come out as they are.
+        """
+        if pixel_values.ndim == 3:
+            return BaseModelOutputWithPooling(last_hidden_state=pixel_values)
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = (pixel_values / 255 - self.mean) / self.deviation
+        return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+
+
+class CaptionDecoder(BlipTextLMHeadModel):
+    """The decoder that, given labels, returns their loss and makes no logits but for it."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """As BlipTextLMHeadModel without `labels` (B, T); with them, `loss` is their mean cross-entropy (float32).
+
+        The head, a third of the decoder's weights, is computed only where the next token has a label.
+        """
+        if labels is None:
+            return super().forward(
+                input_ids,
+                attention_mask=attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                **kwargs,
+            )
+        hidden = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            is_decoder=True,
+            use_cache=False,
+        ).last_hidden_state
+        following = labels[:, 1:]  # what position t predicts is token t + 1
+        wanted = following != -100
+        head = self.cls.predictions
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = head_loss(head.transform(hidden[:, :-1][wanted]), head.decoder, following[wanted], smoothing)
+        return CausalLMOutputWithCrossAttentions(loss=loss / wanted.sum())
+
+
+class VisionAttention(BlipAttention):
+    """Self-attention of the tower by `scaled_dot_product_attention`: no table of patches x patches is kept."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Attend within `hidden_states` (B, N, width)."""
+        rows, length, width = hidden_states.shape
+        query, key, value = (
+            self.qkv(hidden_states).view(rows, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.projection(context.transpose(1, 2).reshape(rows, length, width)), None
+
+
+class TextAttention(BlipTextSelfAttention):
+    """Attention of the decoder by `scaled_dot_product_attention`.
+
+    `pictures` is set while captions are generated: keys and values (B, heads, N, 64) of each image, once and not once
+    for each of its beams. A beam needs no causal mask towards the picture, so the beams of an image are looked up as
+    if they were positions of one caption.
+    """
+
+    pictures: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from `hidden_states` (B, T, width) to itself and the past, or to `encoder_hidden_states` (B, N, width)."""
+        looks = encoder_hidden_states is not None
+        if looks and past_key_values is not None and self.pictures is None:  # transformers' own `generate`
+            return super().forward(
+                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values
+            )
+        query = self.heads(self.query(hidden_states))
+        if looks and self.pictures is not None:
+            key, value = self.pictures
+            query = query.transpose(1, 2).reshape(len(key), -1, *query.shape[1::2]).transpose(1, 2)
+        else:
+            key, value = self.keys_and_values(
+                hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            )
+        if not looks and past_key_values is not None:
+            key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
+        mask = encoder_attention_mask if looks else attention_mask
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if mask is None else mask.to(query.dtype),
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        return context.transpose(1, 2).reshape(hidden_states.shape), None
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, T, width) as (B, heads, T, 64)."""
+        return states.view(*states.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
+
+    def keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, heads, T, 64) of `states` (B, T, width)."""
+        return self.heads(self.key(states)), self.heads(self.value(states))
+
+
+class Pictures:
+    """What the cross-attentions of a decoder look at while captions are generated (see `TextAttention`)."""
+
+    def __init__(self, decoder: nn.Module, features: torch.Tensor) -> None:
+        """`features`: (B, N, width)."""
+        self.attentions = [layer.crossattention.self for layer in decoder.bert.encoder.layer]  # type: ignore[union-attr]
+        for attention in self.attentions:
+            attention.pictures = attention.keys_and_values(features)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all images but `rows`."""
+        for attention in self.attentions:
+            key, value = attention.pictures
+            attention.pictures = key[rows], value[rows]
+
+
+@contextmanager
+def looking_at(decoder: nn.Module, features: torch.Tensor) -> Iterator[Pictures]:
+    """Let the cross-attentions of `decoder` look at `features` (B, N, width) for as long as this lasts."""
+    pictures = Pictures(decoder, features)
+    try:
+        yield pictures
+    finally:
+        for attention in pictures.attentions:
+            attention.pictures = None

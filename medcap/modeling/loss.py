@@ -1,0 +1,53 @@
+"""The loss of a frozen language-model head, without a table of logits that outlives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ROWS = 1024  # tokens whose logits exist at a time: 1024 x 30,524 in float32 are 125 MB
+
+
+def head_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Cross-entropy of `head(hidden)` (n, width) with `labels` (n,) int64, summed over labels: a float32 scalar.
+
+    The same as `F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)` and its
+    gradient with respect to `hidden`. The head gets no gradient: it is frozen, being tied to the embeddings. Its
+    gradient is made together with the loss, ROWS tokens at a time, as Liger's fused linear cross-entropy does (Hsu et
+    al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
+    """
+    return _HeadLoss.apply(hidden, head.weight, head.bias, labels, smoothing)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        labels: torch.Tensor,
+        smoothing: float,
+    ) -> torch.Tensor:
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for rows in torch.arange(len(hidden), device=hidden.device).split(ROWS):
+            logits = F.linear(hidden[rows], weight, bias).float()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            said = logits.gather(-1, labels[rows, None])
+            loss += (normaliser - (1 - smoothing) * said - smoothing * logits.mean(-1, keepdim=True)).sum()
+            if gradient is not None:  # softmax minus what was to be said
+                change = logits.sub_(normaliser).exp_().sub_(smoothing / logits.shape[-1])
+                change.scatter_add_(-1, labels[rows, None], torch.full_like(said, smoothing - 1))
+                gradient[rows] = (change.to(weight.dtype) @ weight).to(gradient.dtype)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None, None, None
