@@ -128,7 +128,10 @@ class TextAttention(BlipTextSelfAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from `hidden_states` (B, T, width) to itself and the past, or to `encoder_hidden_states` (B, N, width)."""
+        """Attend from `hidden_states` (B, T, width) to itself and the past, or to the picture.
+
+        The picture is `encoder_hidden_states` (B, N, width).
+        """
         looks = encoder_hidden_states is not None
         if looks and past_key_values is not None and self.pictures is None:  # transformers' own `generate`
             return super().forward(
