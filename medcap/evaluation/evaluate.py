@@ -12,6 +12,7 @@ from medcap.data.selection import drop_counts, fingerprint
 from medcap.data.surface import restore_surface
 from medcap.evaluation.baselines import constant_caption, shuffled
 from medcap.evaluation.coco import Meteor, Scores
+from medcap.evaluation.failures import failures
 from medcap.evaluation.nearest import nearest_captions
 from medcap.evaluation.page import write_page
 from medcap.evaluation.per_image import write_scores
@@ -63,6 +64,7 @@ def evaluate(
         **scored,
         "captions": {**describe_captions(captions), **_lengths(scores), "cut_share": sum(cut) / len(cut)},
         **said_of_pictures(captions, split),
+        "failures": failures(captions, split.references, scores.per_image["cider"]),
         "breakdown": breakdown(split, scores.statistics),
         "baselines": rows,
         **pictures,

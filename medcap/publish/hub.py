@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from medcap import __version__
-from medcap.publish.card import Facts, is_row_of, last_part, render_card
+from medcap.publish.card import Facts, hub_results, is_row_of, last_part, render_card
+from medcap.publish.plots import check_plot, read_curve, write_plots
 from medcap.training.run import write_json
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
+HUB_RESULTS = f"{EVAL_RESULTS_FOLDER}/rocov2.yaml"
 # what goes out, and nothing else: no optimizer, no image, no card of PEFT's
 FROM_ADAPTER = (
     WEIGHTS, "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
 )  # fmt: skip
-MADE_HERE = ("adapter_config.json", "recipe.yaml", "environment.json", "metrics.json", "predictions.csv", "README.md")
+PLOTS = ("curve.png", "scores.png")  # the only pictures: check_release draws them again
+MADE_HERE = (
+    "adapter_config.json", "recipe.yaml", "environment.json", "metrics.jsonl", "metrics.json", "comparison.json",
+    "predictions.csv", "README.md", HUB_RESULTS, *PLOTS,
+)  # fmt: skip
 RELEASE_FILES = frozenset(FROM_ADAPTER + MADE_HERE)
 NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
 
@@ -65,9 +74,10 @@ def build_release(
     part.mkdir(parents=True)
     try:
         _write_files(part, adapter, evaluation, facts)
+        facts = replace(facts, plots=write_plots(part, facts))
         (part / "README.md").write_text(render_card(facts), encoding="utf-8")  # last: PEFT writes cards as well
         check_release(part, places)
-        for path in (*part.iterdir(), part):  # everything is on the disk before the name appears
+        for path in (*part.rglob("*"), part):  # everything is on the disk before the name appears
             _fsync(path)
         part.replace(target)
     finally:
@@ -79,20 +89,25 @@ def build_release(
 def check_release(release: Path, places: Collection[str] = ()) -> None:
     """Raise ValueError for a file that is missing or not in RELEASE_FILES, or is a pickle by another name, and
     for any that holds a Hugging Face token, a path into the user's home or one of `places`.
+
+    A picture must be a plot of the release's own numbers: no image of the data goes out under the name of one.
     """
-    found = {path.name: path for path in sorted(release.iterdir())} if release.is_dir() else {}
+    files = [path for path in sorted(release.rglob("*")) if not _is_parent(path, release)] if release.is_dir() else []
+    found = {path.relative_to(release).as_posix(): path for path in files}
     if lacking := [name for name in (*NEEDED, "README.md") if name not in found]:
         raise ValueError(f"{release} is no whole release: {lacking[0]} is missing")
     for name, path in found.items():
         if name not in RELEASE_FILES or not path.is_file():
             raise ValueError(f"{path} is no part of a release: take it out")
-        text = _text(path)
+        text = "" if name in PLOTS else _text(path)
         if _token().search(text):
             raise ValueError(f"{name} holds a Hugging Face token: it must not be published")
         for place in {f"{Path.home()}/", *places}:
             # between words, so that "arch/root" in a caption is not the home of root
             if re.search(rf"(?<![\w.]){re.escape(place)}\b", text):
                 raise ValueError(f"{name} names {place}, a place on this machine: it must not be published")
+    for name in (name for name in PLOTS if name in found):
+        check_plot(found[name], read_curve(release / "metrics.jsonl"), _read_systems(release))
 
 
 def push_release(release: Path, repo_id: str, *, private: bool = True, api: HfApi | None = None) -> str:
@@ -131,14 +146,15 @@ def _read_facts(
     recipe.pop("resume_from_checkpoint", None)  # of this machine, and no part of what is made
     trained = _read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
     published, is_local = _published_base(trained, base)
-    environment, curve = run / "environment.json", run / "metrics.jsonl"
+    environment = run / "environment.json"
     facts = Facts(
         base=published,
         base_is_local=is_local,
         base_image_size=_image_size(trained, recipe.get("model_revision")),
         recipe={**_without_places(recipe), "model_name_or_path": published},
         environment=_read_json(environment) if environment.is_file() else None,
-        curve=[json.loads(line) for line in curve.read_text("utf-8").splitlines()] if curve.is_file() else [],
+        curve=read_curve(run / "metrics.jsonl"),
+        energy=_read_energy(run / "emissions.csv"),
         evaluation=_read_evaluation(evaluation, adapter) if evaluation else None,
         comparison=_read_json(comparison, "systems") if comparison else None,
         repo_id=repo_id,
@@ -148,6 +164,15 @@ def _read_facts(
         raise ValueError(f"{comparison} has no row of the evaluation {evaluation}: compare it with the others")
     places = {str(run.resolve()), trained, *(value for value in recipe.values() if isinstance(value, str))}
     return facts, {place for place in places if os.path.isabs(place)}
+
+
+def _read_energy(path: Path) -> dict[str, float] | None:
+    """What codecarbon counted of the training (`report_to: codecarbon`); None where it did not."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))  # a run that was gone on with has several
+    return {key: sum(float(row[key]) for row in rows) for key in ("duration", "energy_consumed", "emissions")}
 
 
 def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
@@ -180,6 +205,20 @@ def _read_evaluation(folder: Path, adapter: Path) -> dict[str, Any]:
     return {**result, **{key: _without_places(result[key]) for key in ("model", "base") if key in result}}
 
 
+def _read_systems(release: Path) -> list[dict[str, Any]]:
+    """The rows that a release's scores.png shows."""
+    evaluation, comparison = (
+        _read_json(release / name) if (release / name).is_file() else None
+        for name in ("metrics.json", "comparison.json")
+    )
+    return Facts("", False, None, {}, evaluation=evaluation, comparison=comparison).systems
+
+
+def _is_parent(path: Path, release: Path) -> bool:
+    """Whether `path` is a folder that only holds files of a release."""
+    return path.is_dir() and any(name.startswith(f"{path.relative_to(release)}/") for name in RELEASE_FILES)
+
+
 def _read_json(path: Path, *keys: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -207,6 +246,14 @@ def _write_files(part: Path, adapter: Path, evaluation: Path | None, facts: Fact
     (part / "recipe.yaml").write_text(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True), "utf-8")
     if facts.environment is not None:
         write_json(part / "environment.json", facts.environment)
+    if facts.curve:
+        lines = "".join(json.dumps(line) + "\n" for line in facts.curve)
+        (part / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    if facts.comparison is not None:
+        write_json(part / "comparison.json", facts.comparison)
+    if (results := hub_results(facts)) is not None:
+        (part / HUB_RESULTS).parent.mkdir()
+        (part / HUB_RESULTS).write_text(results, encoding="utf-8")
     if evaluation is not None:
         write_json(part / "metrics.json", facts.evaluation)
         shutil.copyfile(evaluation / "predictions.csv", part / "predictions.csv")

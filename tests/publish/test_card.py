@@ -4,13 +4,14 @@ import ast
 import importlib.resources
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from peft import PeftModel
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
@@ -21,7 +22,7 @@ from medcap.evaluation.report import TITLES
 from medcap.inference import load_captioner
 from medcap.modeling.blip import generation_config, load_blip
 from medcap.modeling.lora import add_lora
-from medcap.publish.card import TAGS, Facts, code, escape, render_card
+from medcap.publish.card import TAGS, Facts, code, escape, hub_results, render_card
 from medcap.publish.hub import build_release
 
 RECIPE = {
@@ -156,6 +157,93 @@ def test_an_adapter_that_is_not_above_a_baseline_is_said_to_be_so():
     assert "not above *shuffled*" not in results
 
 
+INTERVALS = {name: [value / 2, value * 2] for name, value in SCORES.items()}
+FACTS_SAID = {
+    "kinds": {"finding": {"precision": 0.9, "recall": 0.85, "f1": 0.875, "said": 20, "true": 21}},
+    "sides": {row: {**dict.fromkeys(("left", "right", "both", "none"), 0), row: 9} for row in ("left", "right")},
+    "one_side": 16,
+    "wrong_side": 0.125,
+}
+WRONG = {
+    "invented finding": {"count": 3, "of": 40, "examples": [{"caption": "a | mass", "said": ["mass"], "true": []}]}
+}
+MODALITIES = {"modality": [{"value": "CT", "n": 40, "metrics": SCORES, "intervals": INTERVALS}], "length": []}
+FULL = {**EVALUATION, "intervals": INTERVALS, "facts": FACTS_SAID, "failures": WRONG, "breakdown": MODALITIES}
+
+
+def test_intervals_stand_beside_the_scores():
+    table = rows(section(render_card(facts(evaluation=FULL)), "Results"))
+    assert table["**6 epochs** (this adapter)"][0] == "0.3375 (0.169 to 0.675)"
+    assert table["constant"][0] == "0.3375"  # not computed, not printed
+
+
+def test_differences_are_told_from_this_adapters_side_as_the_tests_found_them():
+    systems = [{"name": name, "metrics": scores} for name, scores in (("a_b", LOW), ("6 epochs", SCORES), ("c", HIGH))]
+    pairs = [("a_b", "6 epochs", -0.1, True), ("6 epochs", "c", -0.2, False), ("a_b", "c", -0.5, True)]
+    tests = [
+        {"first": first, "second": second, "metric": metric, "difference": difference, "significant": real}
+        for first, second, difference, real in pairs
+        for metric in METRICS
+    ]
+    results = section(render_card(facts(comparison={"systems": systems, "tests": tests})), "Results")
+    assert [line for line in results.splitlines() if line.startswith("- ")] == [
+        "- 6 epochs against a_b: above in all metrics",
+        "- 6 epochs against c: no real difference in all metrics",
+    ]
+    assert "was tested" not in results
+    assert "No difference in this table was tested" in section(render_card(facts()), "Results")
+
+
+def test_modalities_sides_and_failures_are_told():
+    card = render_card(facts(evaluation=FULL))
+    assert rows(section(card, "By modality"))["CT"][:2] == ["40", "0.1000 (0.050 to 0.200)"]
+    failures = section(card, "Known failures")
+    assert rows(failures)["finding"] == ["0.9000", "0.8500", "0.8750", "20", "21"]
+    assert rows(failures)["reference: left"] == ["9", "0", "0", "0"]
+    assert "Wrong side in 12.5% of the 16 captions" in failures
+    assert "- **invented finding**: 3 of 40 captions where it could be (7.5%)" in failures
+    assert "“a &#124; mass”: says mass, the reference none" in failures
+
+
+def test_what_was_left_out_has_a_column_and_the_filters_are_named():
+    data = {"train": {"rows": 90, "read": 100, "leaked_group": 7, "duplicate": 3, "license": 0, "fingerprint": "f"}}
+    recipe = {**RECIPE, "exclude_leaks": True, "license_filter": "commercial", "train_fraction": 0.1}
+    part = section(render_card(facts(environment={**ENVIRONMENT, "data": data}, recipe=recipe)), "Training data")
+    assert rows(part)["split"] == [
+        "images used", "captions read", "articles or patients of a later split", "repeated pictures", "fingerprint",
+    ]  # fmt: skip
+    for words in ("licences that allow commercial use", "of a later split left out", "10% of the training split"):
+        assert words in part
+
+
+def test_energy_is_told_when_it_was_counted():
+    energy = {"duration": 61.7, "energy_consumed": 0.00123456, "emissions": 0.0004}
+    assert "Training took 62 s and 0.001235 kWh, as codecarbon counted" in render_card(facts(energy=energy))
+
+
+def test_plots_that_lie_beside_the_card_are_shown_in_it():
+    shown = render_card(facts(plots=["curve.png", "scores.png"]))
+    assert "](curve.png)" in section(shown, "Training curve")
+    assert "](scores.png)" in section(shown, "Results")
+
+
+def test_the_hubs_newer_form_has_the_scores_of_data_that_is_on_the_hub():
+    results = hub_results(facts(recipe={**RECIPE, "data_dir": "rocov2"}))
+    entries = parse_eval_result_entries(yaml.safe_load(results))
+    assert {entry.task_id: entry.value for entry in entries} == SCORES
+    assert {entry.dataset_id for entry in entries} == {"eltorio/ROCOv2-radiology"}
+    assert hub_results(facts()) is None  # a folder is no data set of the Hub
+    assert hub_results(facts(recipe={**RECIPE, "data_dir": "rocov2"}, evaluation=None)) is None
+
+
+def test_a_merged_model_is_no_adapter():
+    card = render_card(facts(merged=True))
+    found = ModelCard(card).data
+    assert (found.library_name, found.get("base_model_relation")) == ("transformers", "finetune")
+    assert "peft" not in program(card)
+    assert found.model_name == "blip-image-captioning-base-merged-radiographs"
+
+
 def test_captions_recipe_data_and_machine_are_told():
     card = render_card(facts())
     said = section(card, "How varied the captions are")
@@ -165,9 +253,11 @@ def test_captions_recipe_data_and_machine_are_told():
     assert rows(section(card, "Training data"))["train"] == ["12,345", "12,350", "5", "c5ba788748f8d0bb"]
     recipe = rows(section(card, "Recipe"))
     assert list(recipe)[2:] == [f"`{key}`" for key in RECIPE]
-    assert recipe["`learning_rate`"] == ["`0.0001`"]
-    assert recipe["`bf16`"] == ["`true`"]
-    assert recipe["`lora_target_modules`"] == [r"`text_decoder\.(query\|value)`"]
+    assert recipe["`learning_rate`"] == ["`0.0001`", "`5e-05`"]  # and medcap's default, where it is another
+    assert recipe["`bf16`"] == ["`true`", "`false`"]
+    assert recipe["`max_caption_tokens`"] == ["`96`", ""]
+    assert recipe["`data_dir`"] == ["`radiographs`", ""]  # has no default
+    assert recipe["`lora_target_modules`"] == [r"`text_decoder\.(query\|value)`", "`attention`"]
     machine = rows(section(card, "Hardware and software"))
     assert machine["device"] == ["cpu, 2 threads"]
     assert machine["torch"] == ["2.13.0"]
@@ -192,6 +282,9 @@ def test_what_was_not_measured_is_not_there():
     card = render_card(facts(evaluation=None, environment=None, curve=[]))
     assert "not evaluated" in section(card, "Results")
     assert section(card, "How varied the captions are").strip() == "Not measured."
+    assert section(card, "Known failures").strip() == "Not measured."
+    assert "Energy was not measured." in card
+    assert "](curve.png)" not in card
     assert "counts were not kept" in section(card, "Training data")
     assert "not kept" in section(card, "Training curve")
     assert "not kept" in section(card, "Hardware and software")
@@ -219,11 +312,20 @@ NASTY = [
 ]
 
 
+def with_parts_called(nasty):
+    example = {"caption": nasty, "said": [nasty], "true": [nasty]}
+    return {
+        **FULL,
+        "breakdown": {"modality": [{**MODALITIES["modality"][0], "value": nasty}], "length": []},
+        "failures": {nasty: {"count": 1, "of": 2, "examples": [example]}},
+    }
+
+
 @pytest.mark.parametrize("nasty", NASTY)
 def test_nothing_in_a_caption_or_a_name_breaks_the_page(nasty):
-    plain = render_card(facts())
+    plain = render_card(facts(evaluation=with_parts_called("plain")))
     evaluation = {
-        **EVALUATION,
+        **with_parts_called(nasty),
         "name": nasty,
         "signature": nasty,
         "captions": {**SAID, "most_frequent": nasty},
@@ -303,7 +405,8 @@ def test_the_program_names_base_release_and_revision_and_needs_no_medcap():
     assert card.count("\n# radiology-captions\n") == 1
     imported = [node.module for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.ImportFrom)]
     assert sorted(imported) == ["PIL", "peft", "transformers"]
-    assert 7 <= len(shown.splitlines()) <= 15
+    work = [line for line in shown.splitlines() if line and not line.startswith(("from ", "base, "))]
+    assert len(work) == 5
 
 
 def test_template_is_found_in_the_installed_package():
@@ -337,18 +440,14 @@ def make_run(tiny_base, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("image_size", "prompt"), [(32, ""), (48, "ct of ")])
-def test_the_program_of_the_card_runs_and_says_what_medcap_says(
-    image_size, prompt, make_run, tiny_base, tmp_path, monkeypatch, capsys
-):
+def test_the_program_of_the_card_runs_and_says_what_medcap_says(image_size, prompt, make_run, tiny_base, tmp_path):
     run = make_run(image_size, prompt)
     here = build_release(run, tmp_path / "release")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     picture.save(here / "image.png")
     (here / tiny_base.name).symlink_to(tiny_base)  # the base that a reader brings
-    monkeypatch.chdir(here)
-    monkeypatch.setitem(sys.modules, "medcap", None)
-    exec(compile(program((here / "README.md").read_text()), "README.md", "exec"), {})
-    said = capsys.readouterr().out.strip()
+    shown = program((here / "README.md").read_text())
+    said = run_alone(shown, here)
 
     captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
     expected = captioner.caption([picture])[0]
@@ -356,6 +455,14 @@ def test_the_program_of_the_card_runs_and_says_what_medcap_says(
     with captioner.model.disable_adapter():
         assert expected not in ("", captioner.caption([picture])[0])  # it is the adapter's
     assert said == plain(tiny_base, run / "adapter", picture, prompt, image_size != 32)
+
+
+def run_alone(text, folder):
+    """What a program prints, run in `folder` where medcap cannot be imported."""
+    blocked = f"import sys\nsys.modules['medcap'] = None\n{text}"
+    done = subprocess.run([sys.executable, "-c", blocked], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def plain(base, adapter, picture, prompt, interpolate):

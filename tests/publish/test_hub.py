@@ -12,10 +12,11 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
 from safetensors.torch import save_file
 
 from medcap.publish import hub
-from medcap.publish.hub import RELEASE_FILES, build_release, push_release
+from medcap.publish.hub import RELEASE_FILES, build_release, check_release, push_release
 
 TOKEN = "hf_" + "aB3" * 12  # has the form of one, and is none
 SCORES = {
@@ -86,9 +87,9 @@ def read(path):
 
 def test_release_holds_the_files_on_the_list_and_no_other(release):
     assert sorted(path.name for path in release.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "environment.json", "generation_config.json",
-        "metrics.json", "predictions.csv", "processor_config.json", "recipe.yaml", "tokenizer.json",
-        "tokenizer_config.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.png", "environment.json",
+        "generation_config.json", "metrics.json", "metrics.jsonl", "predictions.csv", "processor_config.json",
+        "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert {path.name for path in release.iterdir()} <= RELEASE_FILES
 
@@ -178,6 +179,24 @@ def test_comparison_is_told_in_the_card(run, tmp_path):
     write(tmp_path / "comparison.json", {"systems": systems, "tests": []})
     release = build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
     assert "| without fine-tune | 0.0123 |" in (release / "README.md").read_text()
+    assert read(release / "comparison.json") == {"systems": systems, "tests": []}
+
+
+def test_scores_on_rocov2_go_out_in_the_hubs_newer_form_too(run, tmp_path):
+    recipe = run / "adapter" / "recipe.yaml"
+    write(recipe, recipe.read_text().replace("radiographs", "rocov2"))
+    release = build_release(run, tmp_path / "release")
+    entries = yaml.safe_load((release / ".eval_results" / "rocov2.yaml").read_text())
+    assert [entry["value"] for entry in entries] == list(SCORES.values())
+    (release / ".eval_results" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt is no part of a release"):
+        check_release(release)
+
+
+def test_what_codecarbon_counted_is_told(run, tmp_path):
+    write(run / "emissions.csv", "project_name,duration,emissions,energy_consumed\nx,60.5,0.25,0.5\nx,1.5,0.25,0.5\n")
+    assert "Training took 62 s and 1 kWh" in (build_release(run, tmp_path / "release") / "README.md").read_text()
+    assert not (tmp_path / "release" / "emissions.csv").exists()  # it names the machine's place on earth
 
 
 def test_same_run_same_bytes(run, tmp_path):
@@ -335,6 +354,12 @@ def test_push_refuses_what_was_added_to_a_release_before_it_asks_the_hub(release
     with pytest.raises(ValueError, match=r"no whole release: README\.md is missing"):
         push_release(release, "someone/captions", api=server)
     assert server.repositories == {}
+
+
+def test_a_picture_of_the_data_does_not_go_out_under_the_name_of_a_plot(release):
+    Image.new("RGB", (160, 160), "grey").save(release / "curve.png")
+    with pytest.raises(ValueError, match=r"curve\.png is not what matplotlib .* draws"):
+        push_release(release, "someone/captions", api=FakeHub())
 
 
 def refusal(status):

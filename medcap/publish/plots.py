@@ -1,0 +1,119 @@
+"""The plots of a release: drawn from its numbers alone, so that no picture of the data can be among them.
+
+The same numbers give the same pixels. No pyplot: a release is also built in the background of a training.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import __version__ as matplotlib_version
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from medcap.evaluation.report import TITLES
+from medcap.publish.facts import Facts
+
+CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
+SHOWN = ("bleu_4", "meteor", "rouge_l", "cider")
+DPI = 110
+CHUNKS = {b"IHDR", b"pHYs", b"IDAT", b"IEND"}  # of a PNG: no text, no EXIF, no profile
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def write_plots(folder: Path, facts: Facts) -> list[str]:
+    """Draw what there are numbers for into `folder`, and return the names: curve.png, scores.png."""
+    figures = _figures(facts.curve, facts.systems)
+    for name, figure in figures.items():
+        FigureCanvasAgg(figure).print_png(folder / name, metadata={"Software": None})
+    return list(figures)
+
+
+def check_plot(path: Path, curve: Sequence[Mapping[str, Any]], systems: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError unless `path` is, pixel for pixel, the plot that these numbers make, and holds nothing else."""
+    if _chunks(path) - CHUNKS:
+        raise ValueError(f"{path.name} holds more than pixels: take it out and build the release again")
+    figure = _figures(curve, systems).get(path.name)
+    if figure is None:
+        raise ValueError(f"{path.name}: the release has no numbers that it could show; take it out")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())
+    with Image.open(path) as image:
+        found = np.asarray(image.convert("RGBA"))
+    if found.shape != drawn.shape or (found != drawn).any():
+        raise ValueError(
+            f"{path.name} is not what matplotlib {matplotlib_version} draws of this release's numbers: "
+            "build the release again"
+        )
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _figures(curve: Sequence[Mapping[str, Any]], systems: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    drawn = {"curve.png": _draw_curve(curve), "scores.png": _draw_scores(systems)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _draw_curve(curve: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Loss and CIDEr by epoch; None where neither was measured."""
+    measured = [key for key in CURVES if any(line.get(key) is not None for line in curve)]
+    if not measured:
+        return None
+
+    def draw(axis: Axes, key: str) -> None:
+        lines = [line for line in curve if line.get(key) is not None]
+        axis.plot([line["epoch"] for line in lines], [line[key] for line in lines], marker="o")
+        axis.set(title=CURVES[key], xlabel="epoch")
+
+    return _side_by_side(measured, draw, 3.4)
+
+
+def _draw_scores(systems: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """A dot for each score and a bar for its interval; None where there are no intervals."""
+    known = [row for row in systems if row.get("intervals")][::-1]  # matplotlib counts from below
+    measured = [key for key in SHOWN if known and all(key in row["intervals"] for row in known)]
+    if not measured:
+        return None
+
+    def draw(axis: Axes, key: str) -> None:
+        for place, row in enumerate(known):
+            axis.plot(row["intervals"][key], [place, place], color="C1" if row["ours"] else "C0")
+            axis.plot([row["metrics"][key]], [place], marker="o", color="C1" if row["ours"] else "C0")
+        labels = [row["name"] if key == measured[0] else "" for row in known]
+        axis.set_yticks(range(len(known)), labels=labels, parse_math=False)
+        axis.set(title=TITLES[key], ylim=(-0.5, len(known) - 0.5))
+
+    return _side_by_side(measured, draw, 1 + 0.35 * len(known))
+
+
+def _side_by_side(keys: Sequence[str], draw: Callable[[Axes, str], None], height: float) -> Figure:
+    figure = Figure(figsize=(max(9, 3 * len(keys)), height), dpi=DPI, layout="tight")
+    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        draw(axis, key)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _chunks(path: Path) -> set[bytes]:
+    """The kinds of chunks of a PNG; ValueError for what is none, and for bytes behind its end."""
+    data, kinds, at = path.read_bytes(), set[bytes](), len(_SIGNATURE)
+    if not data.startswith(_SIGNATURE):
+        raise ValueError(f"{path.name} is not what its name says: it is no PNG")
+    while b"IEND" not in kinds and at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        kinds.add(kind)
+        at += 12 + length
+    if at != len(data) or b"IEND" not in kinds:
+        raise ValueError(f"{path.name} is cut or holds more than a PNG: take it out and build the release again")
+    return kinds
