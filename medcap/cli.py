@@ -161,6 +161,11 @@ def make_parser() -> argparse.ArgumentParser:
     publish.add_argument("--evaluation", type=Path, help="folder that evaluate wrote (default: RUN_DIR/eval)")
     publish.add_argument("--comparison", type=Path, help="comparison.json that compare wrote")
     publish.add_argument("--base", help="name of the base on the Hub, when training read it from a folder")
+    kind = publish.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--merge", action="store_true", help="with --to: a whole model, the adapter merged into its base"
+    )
+    kind.add_argument("--space", action="store_true", help="with --to: a page that captions pictures, for Spaces")
     return parser
 
 
@@ -356,6 +361,9 @@ def _caption(args: argparse.Namespace) -> None:
 def _publish(args: argparse.Namespace) -> None:
     from medcap.publish.hub import build_release, push_release
 
+    if args.merge or args.space:
+        print(_publish_folder(args))
+        return
     release = build_release(
         args.run_dir,
         args.to or _next_release(args.run_dir),
@@ -365,6 +373,18 @@ def _publish(args: argparse.Namespace) -> None:
         repo_id=args.repo_id,
     )
     print(release if args.repo_id is None else push_release(release, args.repo_id, private=args.private))
+
+
+def _publish_folder(args: argparse.Namespace) -> Path:
+    """What is published in another form than as an adapter: a folder, which is not pushed."""
+    from medcap.publish.merge import build_merged
+    from medcap.publish.space import build_space
+    from medcap.recipe import RecipeError
+
+    if args.to is None:
+        raise RecipeError(f"--{'merge' if args.merge else 'space'} makes a folder: give --to DIR, not --repo-id")
+    build = build_merged if args.merge else build_space
+    return build(args.run_dir, args.to, evaluation=args.evaluation, comparison=args.comparison, base=args.base)
 
 
 def _next_release(run: Path) -> Path:

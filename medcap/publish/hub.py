@@ -23,6 +23,7 @@ from transformers import AutoConfig
 
 from medcap import __version__
 from medcap.publish.card import Facts, hub_results, is_row_of, last_part, render_card
+from medcap.publish.folder import whole_folder
 from medcap.publish.plots import check_plot, read_curve, write_plots
 from medcap.training.run import write_json
 
@@ -63,27 +64,36 @@ def build_release(
     release's, for its card. Raises FileExistsError for a `to` that holds something, FileNotFoundError for what is
     missing, ValueError for what must not be published; nothing is left behind then.
     """
-    target, adapter = Path(os.path.abspath(to)), run / "adapter"
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{to} exists: a release is never written over; name another folder")
-    if evaluation is None and (run / "eval" / "metrics.json").is_file():
-        evaluation = run / "eval"
-    facts, places = _read_facts(run, evaluation, comparison, base, repo_id)
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        _write_files(part, adapter, evaluation, facts)
-        facts = replace(facts, plots=write_plots(part, facts))
-        (part / "README.md").write_text(render_card(facts), encoding="utf-8")  # last: PEFT writes cards as well
-        check_release(part, places)
-        for path in (*part.rglob("*"), part):  # everything is on the disk before the name appears
-            _fsync(path)
-        part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    _fsync(target.parent)
+    with whole_folder(to) as part:
+        evaluation = evaluation or own_evaluation(run)
+        facts, places = read_facts(run, evaluation, comparison, base, repo_id)
+        if facts.base_is_local:
+            logger.warning(
+                f"the base {facts.base} is a local folder: whoever loads this adapter must bring it (or give --base)"
+            )
+        write_release(part, run, evaluation, facts, places)
     return to
+
+
+def write_release(
+    folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str] = ()
+) -> None:
+    """Write the release of the run's adapter into `folder`, and check it; the rest as `read_facts` gives it."""
+    write_files(folder, run / "adapter", evaluation, facts)
+    write_json(folder / "adapter_config.json", _adapter_config(run / "adapter", facts))
+    write_card(folder, facts)
+    check_release(folder, places)
+
+
+def own_evaluation(run: Path) -> Path | None:
+    """The evaluation that lies in the run, if one does."""
+    return run / "eval" if (run / "eval" / "metrics.json").is_file() else None
+
+
+def write_card(folder: Path, facts: Facts) -> None:
+    """Draw the plots and write README.md, the last of all files: PEFT writes cards as well."""
+    facts = replace(facts, plots=write_plots(folder, facts))
+    (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
 
 
 def check_release(release: Path, places: Collection[str] = ()) -> None:
@@ -92,14 +102,20 @@ def check_release(release: Path, places: Collection[str] = ()) -> None:
 
     A picture must be a plot of the release's own numbers: no image of the data goes out under the name of one.
     """
-    files = [path for path in sorted(release.rglob("*")) if not _is_parent(path, release)] if release.is_dir() else []
+    check_files(release, (*NEEDED, "README.md"), RELEASE_FILES, places)
+
+
+def check_files(release: Path, needed: Collection[str], allowed: Collection[str], places: Collection[str]) -> None:
+    """As `check_release`, of a folder that must hold what is `needed` and may hold what is `allowed`."""
+    paths = sorted(release.rglob("*")) if release.is_dir() else []
+    files = [path for path in paths if not _is_parent(path, release, allowed)]
     found = {path.relative_to(release).as_posix(): path for path in files}
-    if lacking := [name for name in (*NEEDED, "README.md") if name not in found]:
+    if lacking := [name for name in needed if name not in found]:
         raise ValueError(f"{release} is no whole release: {lacking[0]} is missing")
     for name, path in found.items():
-        if name not in RELEASE_FILES or not path.is_file():
+        if name not in allowed or not path.is_file():
             raise ValueError(f"{path} is no part of a release: take it out")
-        text = "" if name in PLOTS else _text(path)
+        text = "" if path.name in PLOTS else _text(path)
         if _token().search(text):
             raise ValueError(f"{name} holds a Hugging Face token: it must not be published")
         for place in {f"{Path.home()}/", *places}:
@@ -130,7 +146,7 @@ def push_release(release: Path, repo_id: str, *, private: bool = True, api: HfAp
     return str(url)
 
 
-def _read_facts(
+def read_facts(
     run: Path, evaluation: Path | None, comparison: Path | None, base: str | None, repo_id: str | None
 ) -> tuple[Facts, set[str]]:
     """What the card says, with no place of this machine in it; and the places that were taken out."""
@@ -176,13 +192,12 @@ def _read_energy(path: Path) -> dict[str, float] | None:
 
 
 def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
-    """The name of the base in the release, and whether it is only that of a folder here (a warning says so)."""
+    """The name of the base in the release, and whether it is only that of a folder here."""
     name = given or trained
     if not _PLACE.match(name) and (given or not Path(name).is_dir()):
         validate_repo_id(name)
         return name, False
     short = re.sub(r"[^\w.-]+", "-", last_part(name))
-    logger.warning(f"the base {short} is a local folder: whoever loads this adapter must bring it (or give --base)")
     return short, True
 
 
@@ -214,9 +229,10 @@ def _read_systems(release: Path) -> list[dict[str, Any]]:
     return Facts("", False, None, {}, evaluation=evaluation, comparison=comparison).systems
 
 
-def _is_parent(path: Path, release: Path) -> bool:
+def _is_parent(path: Path, release: Path, allowed: Collection[str]) -> bool:
     """Whether `path` is a folder that only holds files of a release."""
-    return path.is_dir() and any(name.startswith(f"{path.relative_to(release)}/") for name in RELEASE_FILES)
+    is_folder = path.is_dir() and not path.is_symlink()
+    return is_folder and any(name.startswith(f"{path.relative_to(release)}/") for name in allowed)
 
 
 def _read_json(path: Path, *keys: str) -> Any:
@@ -238,11 +254,11 @@ def _without_places(value: Any) -> Any:
     return last_part(value) if isinstance(value, str) and _PLACE.match(value) else value
 
 
-def _write_files(part: Path, adapter: Path, evaluation: Path | None, facts: Facts) -> None:
+def write_files(part: Path, adapter: Path, evaluation: Path | None, facts: Facts) -> None:
+    """Write all of a release but weights' config and card: what lies beside an adapter, and what was measured."""
     for name in FROM_ADAPTER:
-        if (adapter / name).is_file():
+        if (adapter / name).is_file() and not (facts.merged and name == WEIGHTS):
             shutil.copyfile(adapter / name, part / name)  # without its mode: safetensors writes for the owner alone
-    write_json(part / "adapter_config.json", _adapter_config(adapter, facts))
     (part / "recipe.yaml").write_text(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True), "utf-8")
     if facts.environment is not None:
         write_json(part / "environment.json", facts.environment)
@@ -285,12 +301,6 @@ def _text(path: Path) -> str:
 def _token() -> re.Pattern[str]:
     given = [os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
     return re.compile("|".join(["hf_[A-Za-z0-9]{30,}", *(re.escape(token) for token in given if len(token) > 7)]))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)  # a folder can be opened in no other way
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _one_line(error: Exception) -> str:

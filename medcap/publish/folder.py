@@ -1,0 +1,37 @@
+"""A folder that appears whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(to: Path) -> Iterator[Path]:
+    """Give a folder beside `to` to write into; at the end it is synced to the disk and gets the name `to`.
+
+    Raises FileExistsError for a `to` that holds something. After an error in between nothing is left behind.
+    """
+    target = Path(os.path.abspath(to))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{to} exists: a release is never written over; name another folder")
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in (*part.rglob("*"), part):  # everything is on the disk before the name appears
+            _fsync(path)
+        part.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)  # a folder can be opened in no other way
+    os.fsync(descriptor)
+    os.close(descriptor)

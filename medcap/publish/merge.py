@@ -1,0 +1,116 @@
+"""A stand-alone model: the adapter added to the weights of its base, and proven to say the same."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftConfig, PeftModel
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+from transformers.utils import logging
+
+from medcap.data.images import load_image
+from medcap.data.load import load_recipe_data
+from medcap.data.phantom_pictures import draw, random_phantom
+from medcap.inference import adapter_recipe, load_captioner
+from medcap.modeling.blip import check_model_name, decode_captions, resize_positions
+from medcap.modeling.lora import merged
+from medcap.publish.folder import whole_folder
+from medcap.publish.hub import RELEASE_FILES, WEIGHTS, check_files, own_evaluation, read_facts, write_card, write_files
+from medcap.recipe import DataArguments
+
+PICTURES = 16
+MERGED_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | {"config.json", "model.safetensors"}
+NEEDED = ("config.json", "model.safetensors", "generation_config.json", "processor_config.json", "README.md")
+
+
+def build_merged(
+    run: Path,
+    to: Path,
+    *,
+    evaluation: Path | None = None,
+    comparison: Path | None = None,
+    base: str | None = None,
+) -> Path:
+    """Write the run's adapter, merged into its base, as the new folder `to`: a plain BLIP for transformers alone.
+
+    The model is written under another name, loaded again, and must give the adapter's captions of a few pictures word
+    for word. Raises as `build_release`, ValueError also for captions that differ; nothing is left behind then.
+    """
+    adapter = run / "adapter"
+    with whole_folder(to) as part:
+        evaluation = evaluation or own_evaluation(run)
+        facts, places = read_facts(run, evaluation, comparison, base, None)
+        facts = replace(facts, merged=True)
+        merge(adapter, facts.recipe.get("model_revision")).save_pretrained(part)
+        write_files(part, adapter, evaluation, facts)  # and generation settings that replace the model's own
+        pictures, source = some_pictures(adapter)
+        check_captions(part, adapter, pictures)
+        sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
+        write_card(part, facts)
+        check_files(part, NEEDED, MERGED_FILES, places)
+    return to
+
+
+def merge(adapter: Path, revision: str | None = None) -> BlipForConditionalGeneration:
+    """Return the adapter's base with the adapter added to its weights, in float32.
+
+    Its positions are those of the adapter's image size, so that nobody has to interpolate them.
+    """
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+    check_model_name(base)
+    logging.disable_progress_bar()  # of copying weights from memory to memory
+    model = BlipForConditionalGeneration.from_pretrained(base, revision=revision, dtype=torch.float32)
+    resize_positions(model, int(BlipProcessor.from_pretrained(adapter).image_processor.size["height"]))
+    return merged(PeftModel.from_pretrained(model, adapter)).eval()
+
+
+def some_pictures(adapter: Path) -> tuple[list[Image.Image], str]:
+    """A few test images of the adapter's data where they are on this machine, else phantoms; and which they are."""
+    recipe = adapter_recipe(str(adapter))
+    data = Path(recipe["data_dir"])
+    if data.exists():
+        keys = {key: recipe[key] for key in vars(DataArguments()) if key in recipe}
+        try:
+            rows = load_recipe_data(DataArguments(**{**keys, "exclude_leaks": False, "dedupe": False}), ["test"])
+            chosen = rows["test"].select(range(min(PICTURES, len(rows["test"]))))
+            return [load_image(row["image"]) for row in chosen], f"test images of {data.name}"
+        except (OSError, ValueError):  # no test split, or its images are not there
+            pass
+    return _phantoms(), "phantoms: the data set's test images are not here"
+
+
+def _phantoms() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    planes = [draw(random_phantom(rng), rng) for _ in range(PICTURES)]  # (H, W) in 0..1
+    return [Image.fromarray((plane * 255).astype(np.uint8)).convert("RGB") for plane in planes]
+
+
+def check_captions(model: Path, adapter: Path, pictures: Sequence[Image.Image]) -> None:
+    """Raise ValueError unless the model in a folder gives, by transformers alone, the captions of the adapter."""
+    captioner = load_captioner(str(adapter), precision="fp32", restore=False)
+    expected = captioner.caption(pictures)
+    made = plain_captions(model, pictures, captioner.prompt)
+    for number, (said, wanted) in enumerate(zip(made, expected, strict=True), 1):
+        if said != wanted:
+            raise ValueError(
+                f"of picture {number} the merged model says {said!r}, the adapter {wanted!r}: nothing was written"
+            )
+
+
+def plain_captions(model: Path, pictures: Sequence[Image.Image], prompt: str = "") -> list[str]:
+    """Captions by transformers' own classes and `generate`, one picture at a time, as the decoder leaves them."""
+    blip = BlipForConditionalGeneration.from_pretrained(model).eval()
+    processor, settings = BlipProcessor.from_pretrained(model), GenerationConfig.from_pretrained(model)
+    captions = []
+    for picture in pictures:
+        inputs = processor(images=picture, text=prompt or None, return_tensors="pt")
+        with torch.inference_mode():
+            ids = blip.generate(**inputs, generation_config=settings)
+        captions += decode_captions(processor.tokenizer, ids, prompt, restore=False)
+    return captions

@@ -1,0 +1,117 @@
+"""A merged model is a plain BLIP that says what the adapter says, or it is not written.
+
+pytest tests/publish/test_merge.py
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from medcap.cli import main
+from medcap.data.images import load_image
+from medcap.data.load import load_data
+from medcap.inference import caption_dataset, load_captioner
+from medcap.publish import merge as merging
+from medcap.publish.merge import MERGED_FILES, NEEDED, PICTURES, build_merged, check_captions, some_pictures
+
+
+@pytest.fixture(scope="module")
+def model(trained_run, tmp_path_factory):
+    """Trained at 48 px on a base of 32: not to be written to."""
+    return build_merged(trained_run.folder, tmp_path_factory.mktemp("merged") / "model")
+
+
+def test_a_whole_model_and_nothing_of_the_adapters(model):
+    names = {path.name for path in model.iterdir()}
+    assert set(NEEDED) <= names
+    assert names <= MERGED_FILES
+    assert not {"adapter_config.json", "adapter_model.safetensors"} & names
+    assert not [name for name in load_file(model / "model.safetensors") if "lora" in name]
+
+
+PLAIN = """
+import json, sys
+sys.modules["medcap"] = sys.modules["peft"] = None  # importing either would fail
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+
+model = BlipForConditionalGeneration.from_pretrained(".").eval()
+processor, settings = BlipProcessor.from_pretrained("."), GenerationConfig.from_pretrained(".")
+pixels = [processor(images=Image.open(path), return_tensors="pt").pixel_values for path in sys.argv[1:]]
+ids = [model.generate(pixel_values=one, generation_config=settings)[0] for one in pixels]
+print(json.dumps([processor.decode(one, skip_special_tokens=True) for one in ids]))
+"""
+
+
+def test_transformers_alone_gets_the_captions_that_the_adapter_gives(model, trained_run, phantoms, tmp_path):
+    rows = load_data(phantoms, splits=["test"])["test"]
+    paths = [tmp_path / f"{number}.png" for number in range(len(rows))]
+    for path, row in zip(paths, rows, strict=True):
+        load_image(row["image"]).save(path)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *map(str, paths)], cwd=model, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    captioner = load_captioner(str(trained_run.folder / "adapter"), restore=False)
+    assert json.loads(done.stdout) == caption_dataset(captioner, rows)[0]
+    assert len(set(json.loads(done.stdout))) > 1
+
+
+def test_its_card_is_that_of_a_model_and_its_code_needs_no_peft(model):
+    card = ModelCard.load(model / "README.md")
+    assert (card.data.library_name, card.data.get("base_model_relation")) == ("transformers", "finetune")
+    assert "import PeftModel" not in card.text
+    assert "interpolate_pos_encoding" not in card.text  # the model has the positions of its own size
+
+
+def test_no_file_names_a_place_on_this_machine(model, trained_run, tiny_base):
+    for path in model.iterdir():
+        for place in (trained_run.folder, tiny_base):
+            assert str(place).encode() not in path.read_bytes(), path.name
+
+
+def test_captions_are_compared_on_the_datas_test_images_and_on_phantoms_where_they_are_gone(trained_run, tmp_path):
+    pictures, source = some_pictures(trained_run.folder / "adapter")
+    assert (len(pictures), source) == (6, "test images of data")
+    shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "data_dir": str(tmp_path / "gone")}))
+    pictures, source = some_pictures(tmp_path / "adapter")
+    assert len({picture.tobytes() for picture in pictures}) == PICTURES
+    assert source.startswith("phantoms")
+
+
+def test_a_model_that_says_something_else_is_refused_in_one_line(model, trained_run, tmp_path):
+    shutil.copytree(model, tmp_path / "other")
+    weights = load_file(model / "model.safetensors")
+    name = "text_decoder.bert.encoder.layer.1.output.dense.weight"
+    weights[name] = torch.zeros_like(weights[name])
+    save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    pictures, _ = some_pictures(trained_run.folder / "adapter")
+    with pytest.raises(ValueError, match="of picture 1 the merged model says '.*', the adapter '.*'") as raised:
+        check_captions(tmp_path / "other", trained_run.folder / "adapter", pictures)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_merge_that_lost_the_adapter_leaves_nothing_behind(trained_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(merging, "merged", lambda model: model.unload())  # the base as it was
+    with pytest.raises(SystemExit) as ended:
+        main(["publish", str(trained_run.folder), "--merge", "--to", str(tmp_path / "out" / "model")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("medcap: error: of picture 1 the merged model says")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["--merge", "--space"])
+def test_a_form_that_is_not_pushed_wants_a_folder(kind, trained_run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["publish", str(trained_run.folder), kind, "--repo-id", "someone/captions"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"medcap: error: {kind} makes a folder: give --to DIR, not --repo-id\n"

@@ -1,0 +1,110 @@
+"""A Space is whole: its page runs where medcap is not, says what the adapter says, and escapes what it shows.
+
+pytest tests/publish/test_space.py
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import SpaceCardData
+from PIL import Image
+
+from medcap.data.images import to_rgb
+from medcap.inference import load_captioner
+from medcap.publish.space import APP, SPACE_FILES, build_space
+
+
+@pytest.fixture(scope="module")
+def space(trained_run, tmp_path_factory):
+    """With the tiny base in it, at another size than the adapter's; not to be written to."""
+    return build_space(trained_run.folder, tmp_path_factory.mktemp("space") / "page")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The page's code as a module, with the hostile names of no real Space."""
+    folder = tmp_path_factory.mktemp("app")
+    shutil.copyfile(APP, folder / "app.py")
+    settings = {"title": "<b>", "adapter_name": "<script>", "base_name": "&", "prompt": ""}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    spec = importlib.util.spec_from_file_location("app", folder / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_holds_page_adapter_and_base_and_names_no_place_on_this_machine(space, trained_run, tiny_base):
+    paths = {path.relative_to(space).as_posix(): path for path in space.rglob("*") if path.is_file()}
+    assert paths.keys() <= SPACE_FILES
+    assert {"app.py", "requirements.txt", "README.md", "adapter/adapter_model.safetensors", "base/config.json"} <= (
+        paths.keys()
+    )
+    for name, path in paths.items():
+        for place in (trained_run.folder, tiny_base):
+            assert str(place).encode() not in path.read_bytes(), name
+
+
+def test_its_metadata_are_those_of_a_gradio_space(space):
+    front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
+    card = SpaceCardData(**front)
+    assert (card.sdk, card.app_file) == ("gradio", "app.py")
+    assert f"gradio=={card.sdk_version}" in (space / "requirements.txt").read_text().splitlines()
+    assert "Not a medical device" in (space / "README.md").read_text()
+
+
+def test_every_package_that_the_page_imports_is_required(space):
+    required = {line.partition("==")[0] for line in (space / "requirements.txt").read_text().splitlines()}
+    imported = {"gradio", "numpy", "peft", "pillow", "torch", "transformers"}
+    assert required == imported
+    compile((space / "app.py").read_text(), "app.py", "exec")
+
+
+ALONE = """
+import sys
+sys.modules["medcap"] = None  # importing it would fail
+import app
+for path in sys.argv[1:]:
+    print(app.caption_file(path))
+print(app.caption_file(None))
+"""
+
+
+def test_the_page_says_what_the_adapter_says_where_medcap_is_not(space, trained_run, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(rng.integers(30000, 60000, (40, 50), dtype=np.uint16)).save(tmp_path / "16-bit.png")
+    (tmp_path / "text.png").write_text("no picture")
+    paths = [tmp_path / name for name in ("rgb.png", "16-bit.png", "text.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *map(str, paths)], cwd=space, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    captioner = load_captioner(str(trained_run.folder / "adapter"), restore=False)
+    said = captioner.caption([Image.open(path) for path in paths[:2]])
+    assert done.stdout.splitlines() == [*said, "This file is no picture that can be read.", "Choose a picture first."]
+
+
+def test_what_the_page_shows_is_text_and_no_html(app):
+    assert "<script>" not in app.heading()
+    assert "<h1>&lt;b&gt;</h1>" in app.heading()
+    assert "Not a medical device" in app.heading()
+
+
+PICTURES = {
+    "grey": Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)),
+    "16 bits": Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)),
+    "flat, 16 bits": Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)),
+    "transparent": Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
+    "palette": Image.new("P", (8, 8), 3),
+}
+
+
+@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+def test_the_page_sees_pictures_as_medcap_does(picture, app):
+    assert app.to_rgb(picture).tobytes() == to_rgb(picture).tobytes()
