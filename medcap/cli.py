@@ -165,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--merge", action="store_true", help="with --to: a whole model, the adapter merged into its base"
     )
+    kind.add_argument("--onnx", action="store_true", help="with --to: encoder and decoder as ONNX (extra onnx)")
     kind.add_argument("--space", action="store_true", help="with --to: a page that captions pictures, for Spaces")
     return parser
 
@@ -361,7 +362,7 @@ def _caption(args: argparse.Namespace) -> None:
 def _publish(args: argparse.Namespace) -> None:
     from medcap.publish.hub import build_release, push_release
 
-    if args.merge or args.space:
+    if args.merge or args.onnx or args.space:
         print(_publish_folder(args))
         return
     release = build_release(
@@ -378,12 +379,13 @@ def _publish(args: argparse.Namespace) -> None:
 def _publish_folder(args: argparse.Namespace) -> Path:
     """What is published in another form than as an adapter: a folder, which is not pushed."""
     from medcap.publish.merge import build_merged
+    from medcap.publish.onnx import build_onnx
     from medcap.publish.space import build_space
     from medcap.recipe import RecipeError
 
+    build = build_merged if args.merge else build_onnx if args.onnx else build_space
     if args.to is None:
-        raise RecipeError(f"--{'merge' if args.merge else 'space'} makes a folder: give --to DIR, not --repo-id")
-    build = build_merged if args.merge else build_space
+        raise RecipeError("--merge, --onnx and --space make a folder: give --to DIR, not --repo-id")
     return build(args.run_dir, args.to, evaluation=args.evaluation, comparison=args.comparison, base=args.base)
 
 

@@ -28,6 +28,7 @@ BASELINES = ("constant", "shuffled", "nearest")  # as medcap.evaluation.evaluate
 TAGS = ["lora", "blip", "radiology", "image-captioning", "medcap"]
 # names of https://huggingface.co/metrics, which has one for all of BLEU and one for all of ROUGE
 HUB_METRICS = {**{name: name for name in METRICS}, **dict.fromkeys(METRICS[:4], "bleu"), "rouge_l": "rouge"}
+LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # with which the Hub shows how to load it
 # the Hub's name for captioning, under which it lists BLIP; the pipeline of transformers is called image-text-to-text
 TASK = "image-to-text"
 
@@ -80,10 +81,10 @@ def card_metadata(facts: Facts) -> ModelCardData:
     """The front matter: what the Hub lists and finds a model by; test scores only where there was an evaluation."""
     return ModelCardData(
         base_model=facts.base,
-        base_model_relation="finetune" if facts.merged else "adapter",
+        base_model_relation="adapter" if facts.form == "adapter" else "finetune",
         datasets=[ROCOV2] if facts.is_rocov2 else None,
         language="en",
-        library_name="transformers" if facts.merged else "peft",
+        library_name=LIBRARIES.get(facts.form),
         license="cc-by-nc-4.0" if facts.is_rocov2 else "other",
         metrics=list(dict.fromkeys(HUB_METRICS.values())),
         model_name=facts.name if facts.evaluation else None,  # it stands in model-index

@@ -257,7 +257,7 @@ def _without_places(value: Any) -> Any:
 def write_files(part: Path, adapter: Path, evaluation: Path | None, facts: Facts) -> None:
     """Write all of a release but weights' config and card: what lies beside an adapter, and what was measured."""
     for name in FROM_ADAPTER:
-        if (adapter / name).is_file() and not (facts.merged and name == WEIGHTS):
+        if (adapter / name).is_file() and (facts.form == "adapter" or name != WEIGHTS):
             shutil.copyfile(adapter / name, part / name)  # without its mode: safetensors writes for the owner alone
     (part / "recipe.yaml").write_text(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True), "utf-8")
     if facts.environment is not None:
@@ -290,6 +290,8 @@ def _text(path: Path) -> str:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as tensors:
                 return json.dumps([tensors.metadata(), list(tensors.keys())])
+        if path.suffix == ".onnx":
+            return path.read_bytes().decode("latin-1")  # a path in it is bytes among bytes
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             json.loads(text)

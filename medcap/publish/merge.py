@@ -46,11 +46,12 @@ def build_merged(
     with whole_folder(to) as part:
         evaluation = evaluation or own_evaluation(run)
         facts, places = read_facts(run, evaluation, comparison, base, None)
-        facts = replace(facts, merged=True)
+        facts = replace(facts, form="merged")
         merge(adapter, facts.recipe.get("model_revision")).save_pretrained(part)
         write_files(part, adapter, evaluation, facts)  # and generation settings that replace the model's own
         pictures, source = some_pictures(adapter)
-        check_captions(part, adapter, pictures)
+        said = plain_captions(part, pictures, facts.recipe.get("prompt", ""))
+        check_captions("the merged model", said, adapter, pictures)
         sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
         write_card(part, facts)
         check_files(part, NEEDED, MERGED_FILES, places)
@@ -91,16 +92,12 @@ def _phantoms() -> list[Image.Image]:
     return [Image.fromarray((plane * 255).astype(np.uint8)).convert("RGB") for plane in planes]
 
 
-def check_captions(model: Path, adapter: Path, pictures: Sequence[Image.Image]) -> None:
-    """Raise ValueError unless the model in a folder gives, by transformers alone, the captions of the adapter."""
-    captioner = load_captioner(str(adapter), precision="fp32", restore=False)
-    expected = captioner.caption(pictures)
-    made = plain_captions(model, pictures, captioner.prompt)
+def check_captions(what: str, made: Sequence[str], adapter: Path, pictures: Sequence[Image.Image]) -> None:
+    """Raise ValueError unless the captions that `what` made of the pictures are those of the adapter."""
+    expected = load_captioner(str(adapter), precision="fp32", restore=False).caption(pictures)
     for number, (said, wanted) in enumerate(zip(made, expected, strict=True), 1):
         if said != wanted:
-            raise ValueError(
-                f"of picture {number} the merged model says {said!r}, the adapter {wanted!r}: nothing was written"
-            )
+            raise ValueError(f"of picture {number} {what} says {said!r}, the adapter {wanted!r}: nothing was written")
 
 
 def plain_captions(model: Path, pictures: Sequence[Image.Image], prompt: str = "") -> list[str]:

@@ -45,6 +45,10 @@ def test_a_finding_that_is_denied_reads_as_one():
     assert found()["denied finding"]["examples"][0]["said"] == ["no mass"]
 
 
+def test_what_is_denied_of_a_silent_reference_is_no_error():
+    assert failures(["CT showing no mass."], ["CT of the chest."], [0.0])["denied finding"]["count"] == 0
+
+
 def test_no_reference_is_quoted():
     assert "rare view" not in json.dumps(found())
 

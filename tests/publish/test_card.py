@@ -237,7 +237,7 @@ def test_the_hubs_newer_form_has_the_scores_of_data_that_is_on_the_hub():
 
 
 def test_a_merged_model_is_no_adapter():
-    card = render_card(facts(merged=True))
+    card = render_card(facts(form="merged"))
     found = ModelCard(card).data
     assert (found.library_name, found.get("base_model_relation")) == ("transformers", "finetune")
     assert "peft" not in program(card)
@@ -401,7 +401,7 @@ def test_the_program_names_base_release_and_revision_and_needs_no_medcap():
     shown = program(card)
     assert '"Salesforce/blip-image-captioning-base", "someone/radiology-captions"' in shown
     assert 'from_pretrained(base, revision="v1")' in shown
-    assert "loaded unquantised" in card
+    assert "here the base is unquantised" in card
     assert card.count("\n# radiology-captions\n") == 1
     imported = [node.module for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.ImportFrom)]
     assert sorted(imported) == ["PIL", "peft", "transformers"]

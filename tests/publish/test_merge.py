@@ -19,7 +19,15 @@ from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.inference import caption_dataset, load_captioner
 from medcap.publish import merge as merging
-from medcap.publish.merge import MERGED_FILES, NEEDED, PICTURES, build_merged, check_captions, some_pictures
+from medcap.publish.merge import (
+    MERGED_FILES,
+    NEEDED,
+    PICTURES,
+    build_merged,
+    check_captions,
+    plain_captions,
+    some_pictures,
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +103,9 @@ def test_a_model_that_says_something_else_is_refused_in_one_line(model, trained_
     weights[name] = torch.zeros_like(weights[name])
     save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
     pictures, _ = some_pictures(trained_run.folder / "adapter")
+    made = plain_captions(tmp_path / "other", pictures)
     with pytest.raises(ValueError, match="of picture 1 the merged model says '.*', the adapter '.*'") as raised:
-        check_captions(tmp_path / "other", trained_run.folder / "adapter", pictures)
+        check_captions("the merged model", made, trained_run.folder / "adapter", pictures)
     assert "\n" not in str(raised.value)
 
 
@@ -109,9 +118,10 @@ def test_a_merge_that_lost_the_adapter_leaves_nothing_behind(trained_run, tmp_pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["--merge", "--space"])
+@pytest.mark.parametrize("kind", ["--merge", "--onnx", "--space"])
 def test_a_form_that_is_not_pushed_wants_a_folder(kind, trained_run, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(trained_run.folder), kind, "--repo-id", "someone/captions"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"medcap: error: {kind} makes a folder: give --to DIR, not --repo-id\n"
+    wanted = "medcap: error: --merge, --onnx and --space make a folder: give --to DIR, not --repo-id\n"
+    assert capsys.readouterr().err == wanted
