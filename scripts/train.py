@@ -55,6 +55,25 @@ def train(recipe: Recipe) -> None:
     checkpoint = checkpoint_to_resume(recipe)
     set_seed(recipe.training.seed)
     dtype = settle_precision(recipe)
+    adapted, processor, captions = make_model(recipe, dtype)
+    data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
+    run = Path(recipe.training.output_dir)
+    if recipe.training.process_index == 0:
+        start_run(recipe, data, precision_name(dtype))
+        announce(recipe, data, adapted, processor)
+    cache = open_features(recipe, data, adapted, processor, dtype)
+    with Meteor() as meteor:
+        trainer = make_trainer(recipe, data, adapted, processor, captions, meteor, cache)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if cache is not None:
+            cache.flush()
+    if trainer.is_world_process_zero():
+        save_adapter(run / "adapter", adapted, processor, captions, recipe)
+        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+
+
+def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
+    """The base with a new adapter on it, its processor, and how it will generate."""
     model, processor = load_blip(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
@@ -70,20 +89,7 @@ def train(recipe: Recipe) -> None:
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
     )
-    data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
-    run = Path(recipe.training.output_dir)
-    if recipe.training.process_index == 0:
-        start_run(recipe, data, precision_name(dtype))
-        announce(recipe, data, adapted, processor)
-    cache = open_features(recipe, data, adapted, processor, dtype)
-    with Meteor() as meteor:
-        trainer = make_trainer(recipe, data, adapted, processor, captions, meteor, cache)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if cache is not None:
-            cache.flush()
-    if trainer.is_world_process_zero():
-        save_adapter(run / "adapter", adapted, processor, captions, recipe)
-        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+    return adapted, processor, captions
 
 
 def settle_precision(recipe: Recipe) -> torch.dtype:
