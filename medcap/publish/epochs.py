@@ -138,8 +138,8 @@ def push_run(
         try:
             address = push_release(folder, to, revision=revision, api=api)
         except OSError as error:
-            public = "" if to.private else " --public"
-            how = f"complete it with: medcap publish {run} --repo-id {to.repo_id}{public}"
+            options = " --public" * (not to.private) + " --overwrite" * to.overwrite
+            how = f"complete it with: medcap publish {run} --repo-id {to.repo_id}{options}"
             raise type(error)(f"{error}; it lacks {', '.join(waiting)}; {how}") from None
         del waiting[revision]
     return address

@@ -20,13 +20,15 @@ import yaml
 from conftest import write_recipe
 from safetensors.torch import load as load_weights
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from medcap.cli import main
 from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.data.surface import restore_surface
 from medcap.publish import push
-from medcap.publish.epochs import epoch_releases
+from medcap.publish.epochs import EpochPushes, epoch_releases, push_run
+from medcap.publish.push import Destination, HubUnreachableError
 
 TOKEN = "oidc-my-own-token-12345"
 BASE, REPO = "someone/tiny-base", "someone/captions"
@@ -341,3 +343,29 @@ def test_a_repository_of_other_work_is_found_before_training(hub, train_script, 
     assert done.status == 1
     assert "is other work; name another repository" in last_line(done.stderr)
     assert not done.folder.exists()
+
+
+def test_the_way_to_complete_a_push_asks_for_the_same_repository(hub, pushed, tiny_base, monkeypatch):
+    fill(hub, tiny_base)
+    monkeypatch.setattr(push, "TRIES", 1)
+    hub.fail(503, "/commit/epoch-2", times=None)
+    to = Destination(REPO, private=False, overwrite=True)
+    with pytest.raises(HubUnreachableError) as raised:
+        push_run(pushed.folder, pushed.folder / "release-1", to, pushed={"epoch-3"})
+    said = f"it lacks epoch-2, epoch-4, epoch-5, epoch-6, main; complete it with: medcap publish {pushed.folder}"
+    assert str(raised.value).endswith(f"{said} --repo-id {REPO} --public --overwrite")
+    assert set(hub.repositories["model", REPO].branches) == {"main", "epoch-1", "epoch-2"}
+
+
+def test_an_epoch_that_could_not_be_released_is_said_at_the_end_and_not_before(hub, pushed, tiny_base, tmp_path):
+    fill(hub, tiny_base)
+
+    def no_room(folder):
+        raise OSError("No space left on device")
+
+    pushes = EpochPushes(tmp_path, Destination(REPO), no_room, None, [])
+    pushes.on_evaluate(None, TrainerState(epoch=1.0), None)
+    with pytest.raises(OSError, match="has no revision of epoch-1: No space left on device"):
+        pushes.finish(pushed.folder / "release-1")
+    assert hub.repositories["model", REPO].files() == files(pushed.folder / "release-1")
+    assert list((tmp_path / "pushes").iterdir()) == []

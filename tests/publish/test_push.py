@@ -155,6 +155,7 @@ def test_a_fault_that_passes_does_not_stop_a_push(kind, where, more, hub, releas
     hub.fail(kind, where, **more)
     push_release(release, PRIVATE, revision="epoch-1")
     assert hub.failed == more.get("times", 1)
+    assert pauses != []  # it was noticed, and tried again
     assert repository(hub).files("epoch-1") == files(release)
     if kind == 429:
         assert max(pauses) >= 7  # as long as the Hub asked for
