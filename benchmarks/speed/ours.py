@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from medcap.evaluation.coco import Meteor
+from medcap.evaluation.predictions import CaptionScores
 from medcap.modeling.features import FeatureCache
 from medcap.recipe import read_recipe
 
@@ -75,8 +76,9 @@ class OurLoop:
         self.clock.seconds = []
         with ExitStack() as stack:
             meteor = stack.enter_context(Meteor())
+            scores = CaptionScores(self.processor.tokenizer, self.data["valid"]["caption"], "", meteor)
             trainer = self.script.make_trainer(
-                self.recipe, self.data, self.model, self.processor, self.captions, meteor, cache
+                self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
             )
             trainer.add_callback(self.clock)
             trainer.train()

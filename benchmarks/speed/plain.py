@@ -1,9 +1,9 @@
 """The ways that medcap is compared with, written as the plain loops that they are.
 
-"the seed's way" is what the replaced project did (its mistakes of scale, first token and targets cost no time and are
-left out): 384 px, every caption padded to 512 tokens, pads scored, batches of 3, nothing kept. "a careful loop" is what
-a careful reader of the Hugging Face documentation writes: 224 px, padding to the longest of the batch, masked labels,
-LoRA on query and key of both attentions, fused AdamW, no gradient for the tower.
+"the seed's way" is what the replaced project did: 384 px, every caption padded to 512 tokens, pads scored, batches of
+3, nothing kept. (Its mistakes of scale, first token and targets cost no time and are left out.) "a careful loop" is
+what a careful reader of the Hugging Face documentation writes: 224 px, padding to the longest of the batch, masked
+labels, LoRA on query and key of both attentions, fused AdamW, no gradient for the tower.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from medcap.data.phantom_pictures import draw, random_phantom
 
-# vision width, layers, heads; the text decoder is that of BERT-base in both (Li et al., 2022, and the Hub's config.json
-# of Salesforce/blip-image-captioning-base and -large)
+# vision width, layers, heads; the text decoder is BERT-base's in both (Li et al., 2022, and the config.json of
+# Salesforce/blip-image-captioning-base and -large on the Hub)
 TOWERS = {"base": (768, 12, 12), "large": (1024, 24, 16)}
 WORDS = 30_522  # the Hub's tokenizer; the model has two more, [DEC] and [ENC]
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
-# tokens of ROCOv2's 9,903 validation captions, [CLS] and [SEP] counted: measured quantiles; cut at 128 as the recipe does
+# tokens of ROCOv2's 9,903 validation captions, [CLS] and [SEP] counted: measured quantiles, cut at 128 by the recipe
 LENGTHS = ((0, 5), (0.5, 31), (0.95, 86), (0.99, 128), (1, 128))
 SIDES = (480, 640)  # pixels of a picture's sides
 
