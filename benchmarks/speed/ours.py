@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
 from medcap.modeling.features import FeatureCache
 from medcap.recipe import read_recipe
@@ -74,14 +72,13 @@ class OurLoop:
     def epoch(self, cache: FeatureCache | None) -> list[float]:
         """Seconds of every step of one epoch; what it encodes is put into `cache`."""
         self.clock.seconds = []
-        with ExitStack() as stack:
-            meteor = stack.enter_context(Meteor())
-            scores = CaptionScores(self.processor.tokenizer, self.data["valid"]["caption"], "", meteor)
-            trainer = self.script.make_trainer(
-                self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
-            )
-            trainer.add_callback(self.clock)
-            trainer.train()
+        # nothing is scored, so METEOR's Java, which would share the processor, is not started
+        scores = CaptionScores(self.processor.tokenizer, self.data["valid"]["caption"])
+        trainer = self.script.make_trainer(
+            self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
+        )
+        trainer.add_callback(self.clock)
+        trainer.train()
         if cache is not None:
             cache.flush()
         return self.clock.seconds
