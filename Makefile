@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test quality style clean
+.PHONY: help setup quickstart test bench quality style clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ quickstart: $(STAMP)  ## the whole story offline, in minutes; leaves the folder 
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## measure speed against plain loops, a quarter of an hour; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/bench.py --write
 
 quality: $(STAMP)  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

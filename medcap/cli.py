@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
     )
+    evaluate.add_argument("--baseline", metavar="BASE", help="evaluate this model too, and compare the two")
     evaluate.add_argument("--name", help="what the system is called in tables (default: the model's folder)")
     evaluate.add_argument("--max_eval_samples", type=int, help="only the first so many images")
     evaluate.add_argument("--license_filter", "--license-filter", default="any", choices=("any", "commercial"))
@@ -157,7 +159,10 @@ def make_parser() -> argparse.ArgumentParser:
     where = publish.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", type=Path, help="new folder for the release")
     where.add_argument("--repo-id", "--repo_id", help="NAMESPACE/NAME on the Hub")
-    publish.add_argument("--private", action="store_true", help="make the repository private")
+    seen = publish.add_mutually_exclusive_group()
+    seen.add_argument("--private", action="store_true", help="only you can see the repository (the default)")
+    seen.add_argument("--public", action="store_true", help="anyone can see it")
+    publish.add_argument("--overwrite", action="store_true", help="replace what a repository of other work holds")
     publish.add_argument("--evaluation", type=Path, help="folder that evaluate wrote (default: RUN_DIR/eval)")
     publish.add_argument("--comparison", type=Path, help="comparison.json that compare wrote")
     publish.add_argument("--base", help="name of the base on the Hub, when training read it from a folder")
@@ -203,6 +208,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         ("num_beams", int), ("max_new_tokens", int), ("no_repeat_ngram_size", int), ("length_penalty", float),
     ):  # fmt: skip
         group.add_argument(f"--{name}", type=kind)
+    group.add_argument("--revision", help="branch, tag or commit of a --model on the Hub, such as epoch-3")
     group.add_argument("--base", help="the adapter's base, when it is not where its name says")
     group.add_argument("--image_size", type=int, help="pixels a side")
     group.add_argument("--batch_size", type=int, help="images at once (default: 16 on a CPU, what fits on a GPU)")
@@ -222,8 +228,22 @@ def _captioner(args: argparse.Namespace) -> Any:
     names = ("num_beams", "max_new_tokens", "no_repeat_ngram_size", "length_penalty")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return load_captioner(
-        args.model, base=args.base, image_size=args.image_size, generation=given, restore=not args.no_restore
+        _place(args.model, args.revision),
+        base=args.base,
+        image_size=args.image_size,
+        generation=given,
+        precision=args.precision,
+        restore=not args.no_restore,
     )
+
+
+def _place(model: str, revision: str | None) -> str:
+    """The model as it is named, or the folder that its revision was fetched into."""
+    if revision is None:
+        return model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model, revision=revision)
 
 
 def _format(args: argparse.Namespace, adapter: str | None = None) -> Any:
@@ -277,7 +297,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
     form = _format(args, captioner.adapter)
     split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
-    name = args.name or Path(args.model).name
+    name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
     captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
     if args.shuffle_images:
         split, name = split.with_shuffled_images(), args.name or f"{name}, wrong pictures"
@@ -289,6 +309,27 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(text_table([result, *({"name": name, **row} for name, row in rows.items())]))
     print(f"\n{verdict_text(result)}\n{result['signature']}\n{args.out / 'report.html'} shows it")
     _other_scores(args, captions, split.references, args.out / "predictions.csv", split.ids, args.out / "metrics.json")
+    if args.baseline is not None:
+        _evaluate_baseline(args, captioner, split)
+
+
+def _evaluate_baseline(args: argparse.Namespace, captioner: Any, split: Any) -> None:
+    """Caption the same split with the other model, asked in the same way; prints the two side by side."""
+    from medcap.evaluation.compare import compare
+    from medcap.evaluation.evaluate import evaluate
+    from medcap.evaluation.report import differences_text, text_table
+    from medcap.inference import load_captioner
+    from medcap.modeling.precision import precision_name
+
+    precision = precision_name(captioner.model.dtype)
+    other = load_captioner(args.baseline, image_size=captioner.image_size, precision=precision)
+    other = replace(other, generation=captioner.generation, prompt=captioner.prompt, restore=captioner.restore)
+    other = other.with_cache(args.feature_cache, len(split.rows))
+    name = f"{Path(args.baseline).name} (baseline)"
+    evaluate(other, split, args.out / "baseline", name=name, batch_size=args.batch_size, baselines=False)
+    comparison = compare([args.out, args.out / "baseline"], args.out)
+    print(f"\n{text_table(comparison['systems'])}\n\n{differences_text(comparison['tests'])}")
+    print(f"{args.out / 'comparison.md'} has the intervals")
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -360,24 +401,31 @@ def _caption(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from medcap.publish.hub import build_release, push_release
+    from medcap.publish.epochs import evaluation_of, next_release, push_run
+    from medcap.publish.hub import build_release
+    from medcap.publish.push import Destination, check_access
 
     if args.merge or args.onnx or args.space:
         print(_publish_folder(args))
         return
+    to = None
+    if args.repo_id is not None:
+        to = Destination(args.repo_id, private=not args.public, overwrite=args.overwrite)
+        to = replace(to, repo_id=check_access(to))  # before anything is written for it
     release = build_release(
         args.run_dir,
-        args.to or _next_release(args.run_dir),
-        evaluation=args.evaluation,
+        args.to or next_release(args.run_dir),
+        evaluation=args.evaluation or evaluation_of(args.run_dir),
         comparison=args.comparison,
         base=args.base,
-        repo_id=args.repo_id,
+        repo_id=to.repo_id if to else None,
     )
-    print(release if args.repo_id is None else push_release(release, args.repo_id, private=args.private))
+    print(push_run(args.run_dir, release, to) if to else release)
 
 
 def _publish_folder(args: argparse.Namespace) -> Path:
     """What is published in another form than as an adapter: a folder, which is not pushed."""
+    from medcap.publish.epochs import evaluation_of
     from medcap.publish.merge import build_merged
     from medcap.publish.onnx import build_onnx
     from medcap.publish.space import build_space
@@ -386,13 +434,8 @@ def _publish_folder(args: argparse.Namespace) -> Path:
     build = build_merged if args.merge else build_onnx if args.onnx else build_space
     if args.to is None:
         raise RecipeError("--merge, --onnx and --space make a folder: give --to DIR, not --repo-id")
-    return build(args.run_dir, args.to, evaluation=args.evaluation, comparison=args.comparison, base=args.base)
-
-
-def _next_release(run: Path) -> Path:
-    """A folder that no release has yet: what is pushed stays as it was pushed."""
-    number = 1 + sum(1 for _ in run.glob("release-*"))
-    return run / f"release-{number}"
+    evaluation = args.evaluation or evaluation_of(args.run_dir)
+    return build(args.run_dir, args.to, evaluation=evaluation, comparison=args.comparison, base=args.base)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     dataloader_num_workers: int = field(
         default=-1, metadata={"help": "processes that read images; -1: up to 8 beside a GPU, none beside a CPU"}
     )
+    hub_overwrite: bool = field(
+        default=False, metadata={"help": "with push_to_hub: replace what a repository holds that medcap did not make"}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a non-finite loss stops the run"})
 
     def __post_init__(self) -> None:
@@ -184,6 +187,9 @@ REPLACED = {
     "generation_max_length": "max_new_tokens",
     "generation_config": "num_beams, max_new_tokens, no_repeat_ngram_size and length_penalty",
     "hub_token": "`hf auth login` or the environment variable HF_TOKEN: a recipe is published, a token is not",
+    "hub_strategy": "push_to_hub: true, which pushes every epoch as a revision of its own, and the best as main",
+    "hub_always_push": "push_to_hub: true, which pushes every epoch whatever else is being pushed",
+    "hub_revision": "push_to_hub: true: the revisions are called epoch-1, epoch-2, ... and main",
     "fraction": "train_fraction",
     "target_modules": "lora_target_modules",
 }
@@ -295,7 +301,19 @@ def _checked(recipe: Recipe) -> Recipe:
         recipe.model.precision = name  # type: ignore[assignment]
     if recipe.training.remove_unused_columns:
         raise RecipeError("remove_unused_columns must be false: the image column would be gone before the collator")
+    _check_push(recipe.training)
     return recipe
+
+
+def _check_push(training: CaptionTrainingArguments) -> None:
+    """With push_to_hub, what is pushed is an epoch's adapter with the captions that it was evaluated by."""
+    if not training.push_to_hub:
+        return
+    for key in ("eval_strategy", "save_strategy"):
+        if (value := str(getattr(getattr(training, key), "value", getattr(training, key)))) != "epoch":
+            raise RecipeError(f"push_to_hub pushes each epoch once it is evaluated and saved: {key} is {value!r}")
+    if not training.predict_with_generate:
+        raise RecipeError("push_to_hub pushes each epoch's captions too: predict_with_generate must be true")
 
 
 RANGES = {

@@ -4,10 +4,15 @@
     accelerate launch scripts/train.py --config RUN/recipe.yaml --resume_from_checkpoint last
 
 Leaves in RUN: recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/ and adapter/, the best epoch's.
+With `push_to_hub: true` every epoch is on the Hub as a revision too, and the best one as main.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+import logging
 import sys
 from pathlib import Path
 
@@ -31,14 +36,20 @@ from medcap.data.selection import check_images
 from medcap.evaluation.coco import Meteor
 from medcap.evaluation.predictions import CaptionScores
 from medcap.evaluation.report import write_sample_sheet
+from medcap.evaluation.scoring import signature_pairs
 from medcap.modeling.blip import first_token, generation_config, load_blip
 from medcap.modeling.features import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import pick_precision, precision_name
+from medcap.publish.epochs import EpochPushes, evaluation_of, next_release
+from medcap.publish.hub import build_release
+from medcap.publish.push import Destination, HubUnreachableError, check_access
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
 from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
 from medcap.training.trainer import CaptionTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -53,8 +64,39 @@ def main(words: list[str] | None = None) -> None:
 def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
     checkpoint = checkpoint_to_resume(recipe)
+    to = push_destination(recipe)
     set_seed(recipe.training.seed)
     dtype = settle_precision(recipe)
+    adapted, processor, captions = make_model(recipe, dtype)
+    data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
+    run = Path(recipe.training.output_dir)
+    if recipe.training.process_index == 0:
+        start_run(recipe, data, precision_name(dtype))
+        announce(recipe, data, adapted, processor)
+    cache = open_features(recipe, data, adapted, processor, dtype)
+    with Meteor() as meteor:
+        pairs = signature_pairs("valid", data["valid"], captions, dtype)
+        scores = CaptionScores(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
+        trainer = make_trainer(recipe, data, adapted, processor, captions, scores, cache)
+        if to is not None:
+            save = functools.partial(
+                save_adapter, model=adapted, processor=processor, captions=captions, recipe=recipe
+            )
+            pushes = EpochPushes(run, to, save, scores, data["valid"]["image_id"])
+            trainer.add_callback(pushes)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if cache is not None:
+            cache.flush()
+    if trainer.is_world_process_zero():
+        save_adapter(run / "adapter", adapted, processor, captions, recipe)
+        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+        if to is not None:
+            release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
+            print(pushes.finish(release))
+
+
+def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
+    """The base with a new adapter on it, its processor, and how it will generate."""
     model, processor = load_blip(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
@@ -70,20 +112,21 @@ def train(recipe: Recipe) -> None:
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
     )
-    data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
-    run = Path(recipe.training.output_dir)
-    if recipe.training.process_index == 0:
-        start_run(recipe, data, precision_name(dtype))
-        announce(recipe, data, adapted, processor)
-    cache = open_features(recipe, data, adapted, processor, dtype)
-    with Meteor() as meteor:
-        trainer = make_trainer(recipe, data, adapted, processor, captions, meteor, cache)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if cache is not None:
-            cache.flush()
-    if trainer.is_world_process_zero():
-        save_adapter(run / "adapter", adapted, processor, captions, recipe)
-        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+    return adapted, processor, captions
+
+
+def push_destination(recipe: Recipe) -> Destination | None:
+    """Where the recipe wants its epochs pushed to, if anywhere; OSError now when the token cannot do that then."""
+    wanted = recipe.training
+    if not wanted.push_to_hub:
+        return None
+    name = wanted.hub_model_id or Path(wanted.output_dir).name
+    to = Destination(name, private=wanted.hub_private_repo is not False, overwrite=wanted.hub_overwrite)
+    try:
+        return dataclasses.replace(to, repo_id=check_access(to)) if wanted.process_index == 0 else to
+    except HubUnreachableError as error:
+        logger.warning("%s. Training goes on, and pushes when it can", error)
+        return to
 
 
 def settle_precision(recipe: Recipe) -> torch.dtype:
@@ -136,15 +179,16 @@ def make_trainer(
     model: PeftModel,
     processor: BlipProcessor,
     captions: GenerationConfig,
-    meteor: Meteor,
+    scores: CaptionScores,
     cache: FeatureCache | None,
 ) -> CaptionTrainer:
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
-    scores = CaptionScores(processor.tokenizer, valid["caption"], recipe.data.prompt, meteor)
+    args = copy.copy(recipe.training)
+    args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
     trainer = CaptionTrainer(
         model=model,
-        args=recipe.training,
+        args=args,
         captions=captions,
         prompt=recipe.data.prompt,
         features=cache,

@@ -7,19 +7,27 @@ import io
 import os
 import string
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hub_server import HubServer
+
+_CACHE = tempfile.TemporaryDirectory(prefix="medcap-tests-")  # what tests decode is not remembered in one's home
+HUB = HubServer().start()  # the Hub of all tests: no request leaves this machine
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# read by huggingface_hub when it is imported, which the next lines do
+os.environ.update(HF_ENDPOINT=HUB.url, HF_HUB_DISABLE_XET="1", HF_HOME=_CACHE.name, HF_HUB_DISABLE_PROGRESS_BARS="1")
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
+
 import pytest
 import torch
 import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
-
-_CACHE = tempfile.TemporaryDirectory(prefix="medcap-tests-")  # what tests decode is not remembered in one's home
-os.environ["HF_DATASETS_CACHE"] = _CACHE.name
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 from medcap.data.phantom import write_phantom
 from medcap.modeling.blip import load_blip
@@ -108,6 +116,14 @@ def train_script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    """A Hub with nothing in it but what this module's tests put there."""
+    HUB.reset()
+    yield HUB
+    HUB.reset()
 
 
 @dataclass(frozen=True)

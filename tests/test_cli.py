@@ -181,3 +181,11 @@ def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys
     )
     assert (status, out) == (1, "")
     assert "there is no frame 2: it has 2, counted from 0" in err
+
+
+def test_the_precision_that_is_asked_for_is_used(capsys, tmp_path, tiny_base, phantoms) -> None:
+    words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
+    words += ["--num_beams", "1", "--max_new_tokens", "4", "--nearest", "0", "--max_eval_samples", "2"]
+    status, out, _ = run([*words, "--precision", "bf16"], capsys)
+    assert status == 0
+    assert "|precision:bf16|" in out

@@ -263,3 +263,16 @@ def test_help_lists_every_key(capsys, word):
         read_recipe([word])
     said = capsys.readouterr().out
     assert all(f"--{key}" in said for key in ("lora_r", "max_new_tokens", "learning_rate", "data_dir"))
+
+
+NOT_PUSHED = {
+    "no evaluation": ('eval_strategy: "no"\nload_best_model_at_end: false\n', "eval_strategy is 'no'"),
+    "steps": ("eval_strategy: steps\nsave_strategy: steps\n", "eval_strategy is 'steps'"),
+    "no captions": ("predict_with_generate: false\n", "predict_with_generate must be true"),
+}
+
+
+@pytest.mark.parametrize(("keys", "message"), NOT_PUSHED.values(), ids=NOT_PUSHED)
+def test_an_epoch_is_pushed_with_its_captions_or_not_at_all(recipe_file, keys, message):
+    assert message in refusal(["--config", recipe_file(f"{keys}push_to_hub: true\n")])
+    read_recipe(["--config", recipe_file(keys)])

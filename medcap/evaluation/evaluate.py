@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medcap.data.selection import drop_counts, fingerprint
+from medcap.data.selection import drop_counts
 from medcap.data.surface import restore_surface
 from medcap.evaluation.baselines import constant_caption, shuffled
 from medcap.evaluation.coco import Meteor, Scores
@@ -17,10 +17,9 @@ from medcap.evaluation.nearest import nearest_captions
 from medcap.evaluation.page import write_page
 from medcap.evaluation.per_image import write_scores
 from medcap.evaluation.predictions import describe_captions, write_predictions
-from medcap.evaluation.scoring import breakdown, compare_pictures, said_of_pictures, score_split
+from medcap.evaluation.scoring import breakdown, compare_pictures, said_of_pictures, score_split, signature_pairs
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner, adapter_recipe, caption_dataset
-from medcap.modeling.precision import precision_name
 from medcap.training.run import environment, write_json
 
 # what may differ between two runs of one recipe: where they lie, and the seed
@@ -78,12 +77,7 @@ def evaluate(
 
 
 def _pairs(captioner: Captioner, split: Split) -> dict[str, object]:
-    """What the signature says beyond the metrics: data, decoding, surface."""
-    settings = captioner.generation
-    decoding = f"beams-{settings.num_beams},max-{settings.max_new_tokens},ngram-{settings.no_repeat_ngram_size}"
-    surface = "restored" if captioner.restore else "decoded"
-    data, precision = fingerprint(split.rows), precision_name(captioner.model.dtype)
-    return {"split": split.name, "data": data, "decoding": decoding, "precision": precision, "surface": surface}
+    return signature_pairs(split.name, split.rows, captioner.generation, captioner.model.dtype, captioner.restore)
 
 
 def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from medcap.data.tables import read_column
-from medcap.evaluation.coco import Meteor, score_captions
+from medcap.evaluation.coco import Meteor, Scores, score_captions
 from medcap.modeling.blip import decode_captions
 
 
@@ -60,7 +60,7 @@ class CaptionScores:
     """`compute_metrics` of a CaptionTrainer: decodes the generated ids and scores them against `references`.
 
     `references` is whole captions by row number, never what the tokenizer left of them. The predictions of the last
-    evaluation stay in `predictions`, by row.
+    evaluation stay in `predictions`, by row, its scores in `last`.
     """
 
     def __init__(
@@ -69,9 +69,11 @@ class CaptionScores:
         references: Sequence[str],
         prompt: str = "",
         meteor: Meteor | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
-        """`meteor`: a running one spares each evaluation its start."""
-        self.meteor = meteor
+        """`meteor`: a running one spares each evaluation its start; `extra` goes into the signature."""
+        self.meteor, self.extra = meteor, extra
+        self.last: Scores | None = None
         self.tokenizer, self.references, self.prompt = tokenizer, list(references), prompt
         self.predictions: list[str] = []
 
@@ -81,9 +83,8 @@ class CaptionScores:
         rows = [int(row) for row in np.asarray(evaluated.label_ids).ravel()]
         captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))
         self.predictions = [captions[row] for row in sorted(captions)]
-        scores = score_captions(
-            self.predictions, [[self.references[row]] for row in sorted(captions)], meteor=self.meteor
-        )
+        references = [[self.references[row]] for row in sorted(captions)]
+        self.last = scores = score_captions(self.predictions, references, meteor=self.meteor, extra=self.extra)
         described = describe_captions(self.predictions)
         distinct = len(set(self.predictions)) / len(self.predictions)
         return {

@@ -6,12 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig
 
+from medcap.data.selection import fingerprint
 from medcap.evaluation.coco import METRICS, Meteor, Scores, score_captions
 from medcap.evaluation.concept_f1 import concept_f1
 from medcap.evaluation.findings import findings_accuracy, score_facts
 from medcap.evaluation.split import Split
 from medcap.evaluation.statistics import Statistics, bootstrap, paired_test
+from medcap.modeling.precision import precision_name
 
 LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words of a reference, both ends counted
 SIGNIFICANT = 0.05
@@ -35,6 +40,19 @@ def score_split(
     if split.truth is not None:
         result["findings"] = findings_accuracy(captions, split.ids, split.truth)
     return result, scores
+
+
+def signature_pairs(
+    split: str, rows: Dataset, settings: GenerationConfig, dtype: torch.dtype, restore: bool = True
+) -> dict[str, object]:
+    """What a signature says beyond the metrics: data, decoding, precision, surface."""
+    return {
+        "split": split,
+        "data": fingerprint(rows),
+        "decoding": f"beams-{settings.num_beams},max-{settings.max_new_tokens},ngram-{settings.no_repeat_ngram_size}",
+        "precision": precision_name(dtype),
+        "surface": "restored" if restore else "decoded",
+    }
 
 
 def said_of_pictures(captions: Sequence[str], split: Split) -> dict[str, Any]:

@@ -109,8 +109,24 @@ class VisionAttention(BlipAttention):
         return self.projection(context.transpose(1, 2).reshape(rows, length, width)), None
 
 
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
+) -> torch.Tensor:
+    """Attention (B, heads, T, 64) from `query` to `key` and `value` (B, heads, N, 64); `mask` is added to the scores.
+
+    By `scaled_dot_product_attention`, but where a gradient in bfloat16 is wanted on a CPU: torch 2.13 takes four times
+    as long for that one as for the plain formula (benchmarks/bench.py measures the step).
+    """
+    mask = None if mask is None else mask.to(query.dtype)
+    if query.device.type != "cpu" or query.dtype == torch.float32 or not query.requires_grad:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    scores = scores if mask is None else scores + mask
+    return F.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout) @ value
+
+
 class TextAttention(BlipTextSelfAttention):
-    """Attention of the decoder by `scaled_dot_product_attention`.
+    """Attention of the decoder by `attend`.
 
     `pictures` is set while captions are generated: keys and values (B, heads, N, 64) of each image, once and not once
     for each of its beams. A beam needs no causal mask towards the picture, so the beams of an image are looked up as
@@ -148,13 +164,7 @@ class TextAttention(BlipTextSelfAttention):
         if not looks and past_key_values is not None:
             key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
         mask = encoder_attention_mask if looks else attention_mask
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if mask is None else mask.to(query.dtype),
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
+        context = attend(query, key, value, mask, self.dropout.p if self.training else 0.0)
         return context.transpose(1, 2).reshape(hidden_states.shape), None
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
@@ -164,6 +174,23 @@ class TextAttention(BlipTextSelfAttention):
     def keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, T, 64) of `states` (B, T, width)."""
         return self.heads(self.key(states)), self.heads(self.value(states))
+
+
+class BitDropout(nn.Dropout):
+    """Dropout that in bfloat16 on a CPU draws 16 bits for a decision, and not a whole random number.
+
+    torch draws them one by one there, which took a fifth of a step. The share that is dropped is `p` to 1 in 131,072;
+    the seed is torch's. In float32 and on other devices it is torch's dropout, number for number.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Drop elements of `input`, of any shape, and scale the others by 1 / (1 - p)."""
+        if not self.training or not 0 < self.p < 1 or input.dtype != torch.bfloat16 or input.device.type != "cpu":
+            return super().forward(input)
+        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: input.numel()].view(input.shape)
+        kept = bits >= round(self.p * 2**16) - 2**15
+        return input * kept.to(input.dtype).mul_(1 / (1 - self.p))
 
 
 class Pictures:

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BlipForConditionalGeneration
 
+from medcap.modeling.fast import BitDropout
 from medcap.recipe import RecipeError
 
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
@@ -42,7 +43,11 @@ def add_lora(model: BlipForConditionalGeneration, *, targets: str, r: int, alpha
     config = LoraConfig(
         task_type=None, r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for name, module in adapted.named_modules():
+        if "lora_dropout" in name and type(module) is nn.Dropout:
+            module.__class__ = BitDropout
+    return adapted
 
 
 def matching_layers(model: nn.Module, pattern: str) -> list[str]:

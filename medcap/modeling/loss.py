@@ -35,12 +35,14 @@ class _HeadLoss(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for rows in torch.arange(len(hidden), device=hidden.device).split(ROWS):
-            logits = F.linear(hidden[rows], weight, bias).float()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            said = logits.gather(-1, labels[rows, None])
-            loss += (normaliser - (1 - smoothing) * said - smoothing * logits.mean(-1, keepdim=True)).sum()
+            likelihood = F.linear(hidden[rows], weight, bias).log_softmax(-1, dtype=torch.float32)
+            said = likelihood.gather(-1, labels[rows, None])
+            loss -= (1 - smoothing) * said.sum()
+            if smoothing:
+                loss -= smoothing * likelihood.mean(-1).sum()
             if gradient is not None:  # softmax minus what was to be said
-                change = logits.sub_(normaliser).exp_().sub_(smoothing / logits.shape[-1])
+                change = likelihood.exp_()
+                change = change.sub_(smoothing / change.shape[-1]) if smoothing else change
                 change.scatter_add_(-1, labels[rows, None], torch.full_like(said, smoothing - 1))
                 gradient[rows] = (change.to(weight.dtype) @ weight).to(gradient.dtype)
         if gradient is not None:

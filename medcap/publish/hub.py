@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
-from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-from medcap import __version__
 from medcap.publish.card import Facts, hub_results, is_row_of, last_part, render_card
 from medcap.publish.folder import whole_folder
 from medcap.publish.plots import check_plot, read_curve, write_plots
+from medcap.publish.redact import one_line, token_pattern
 from medcap.training.run import write_json
 
 logger = logging.getLogger(__name__)
@@ -116,7 +114,7 @@ def check_files(release: Path, needed: Collection[str], allowed: Collection[str]
         if name not in allowed or not path.is_file():
             raise ValueError(f"{path} is no part of a release: take it out")
         text = "" if path.name in PLOTS else _text(path)
-        if _token().search(text):
+        if token_pattern().search(text):
             raise ValueError(f"{name} holds a Hugging Face token: it must not be published")
         for place in {f"{Path.home()}/", *places}:
             # between words, so that "arch/root" in a caption is not the home of root
@@ -124,26 +122,6 @@ def check_files(release: Path, needed: Collection[str], allowed: Collection[str]
                 raise ValueError(f"{name} names {place}, a place on this machine: it must not be published")
     for name in (name for name in PLOTS if name in found):
         check_plot(found[name], read_curve(release / "metrics.jsonl"), _read_systems(release))
-
-
-def push_release(release: Path, repo_id: str, *, private: bool = True, api: HfApi | None = None) -> str:
-    """Upload `release` to the Hub as one commit, into a repository that is made if need be; returns its address.
-
-    Raises ValueError for what must not go out, OSError, one line without any token, when the Hub does not take it.
-    """
-    check_release(release)
-    api = api or HfApi()
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.model_info(url.repo_id).private:
-            raise ValueError("the repository exists and is public, and private was asked for; name another one")
-        api.upload_folder(repo_id=url.repo_id, folder_path=release, commit_message=f"Release of medcap {__version__}")
-    except (OSError, ValueError, HTTPError) as error:
-        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
-        advice = "; set HF_TOKEN, or log in with `hf auth login`, to a token that may write there" if refused else ""
-        # `from None`: what the client says may quote its request, and the token with it
-        raise OSError(f"{repo_id} was not pushed: {_one_line(error)}{advice}") from None
-    return str(url)
 
 
 def read_facts(
@@ -296,14 +274,5 @@ def _text(path: Path) -> str:
         if path.suffix == ".json":
             json.loads(text)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path.name} is not what its name says, perhaps a pickle: {_one_line(error)}") from None
+        raise ValueError(f"{path.name} is not what its name says, perhaps a pickle: {one_line(error)}") from None
     return text
-
-
-def _token() -> re.Pattern[str]:
-    given = [os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
-    return re.compile("|".join(["hf_[A-Za-z0-9]{30,}", *(re.escape(token) for token in given if len(token) > 7)]))
-
-
-def _one_line(error: Exception) -> str:
-    return _token().sub("(token)", " ".join(str(error).split())) or type(error).__name__

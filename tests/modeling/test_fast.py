@@ -10,6 +10,8 @@ from transformers import BlipForConditionalGeneration
 
 from medcap.modeling import loss
 from medcap.modeling.blip import generation_config, load_blip
+from medcap.modeling.fast import BitDropout, attend
+from medcap.modeling.lora import add_lora
 from medcap.modeling.loss import head_loss
 
 SIDE, PADS = 32, 3
@@ -114,3 +116,54 @@ def test_the_heads_loss_is_torchs(monkeypatch, smoothing, rows):
 
 def torchs_loss(hidden, head, labels, smoothing):
     return F.cross_entropy(head(hidden), labels, reduction="sum", label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_and_its_gradient_are_torchs(masked):
+    """On a CPU it is another formula than in float32: to what bfloat16 rounds, they agree."""
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, length, 16) for length in (5, 7, 7)]
+    mask = torch.zeros(2, 1, 5, 7).masked_fill(torch.rand(2, 1, 5, 7) < 0.3, -1e4) if masked else None
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        query, key, value = (part.to(dtype).requires_grad_() for part in parts)
+        made = attend(query, key, value, mask, 0.0)
+        results.append([made, *torch.autograd.grad(made.float().square().sum(), [query, key, value])])
+    for exact, rounded in zip(*results, strict=True):
+        assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
+def test_bits_drop_the_share_that_is_asked_for_and_keep_the_mean(p):
+    torch.manual_seed(0)
+    ones = torch.ones(400, 1001, dtype=torch.bfloat16)  # not a multiple of what a word decides
+    dropped = BitDropout(p)(ones)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.003)
+    assert kept.float().mean(1).std() < 0.03  # and not in stripes
+    assert kept.float().mean(0).std() < 0.03
+    assert set(dropped[kept].tolist()) == {torch.tensor(1 / (1 - p)).bfloat16().item()}
+
+
+def test_bits_are_drawn_by_the_seed_and_anew_each_time():
+    dropout, ones = BitDropout(0.5), torch.ones(64, 64, dtype=torch.bfloat16)
+    torch.manual_seed(3)
+    first, second = dropout(ones), dropout(ones)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(ones), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_in_float32_is_torchs_and_none_in_evaluation():
+    ones = torch.ones(8, 8)
+    torch.manual_seed(3)
+    found = BitDropout(0.5)(ones)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.nn.Dropout(0.5)(ones))
+    assert torch.equal(BitDropout(0.5).eval()(ones.bfloat16()), ones.bfloat16())
+
+
+def test_lora_drops_out_by_bits(blip):
+    adapted = add_lora(blip[0], targets="attention", r=4, alpha=8, dropout=0.1)
+    kinds = {type(module) for name, module in adapted.named_modules() if name.endswith("lora_dropout.default")}
+    assert kinds == {BitDropout}

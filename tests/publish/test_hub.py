@@ -1,22 +1,20 @@
 """A release holds what it must and nothing that must not go out; it appears whole, or not at all.
 
-The Hub is a fake here: it keeps what it is given. The real client against a server on loopback is issue E's.
+How it gets to the Hub: test_push.py.
 """
 
 import json
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, RepoUrl
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
 from medcap.publish import hub
-from medcap.publish.hub import RELEASE_FILES, build_release, check_release, push_release
+from medcap.publish.hub import RELEASE_FILES, build_release, check_release
 
 TOKEN = "hf_" + "aB3" * 12  # has the form of one, and is none
 SCORES = {
@@ -307,80 +305,7 @@ def test_a_name_that_the_hub_would_not_take_is_refused(names, run, tmp_path):
         build_release(run, tmp_path / "release", **names)
 
 
-class FakeHub:
-    """Keeps what it is given, as one list of files per commit; `error` is raised on upload."""
-
-    def __init__(self, public=(), error=None):
-        self.repositories = dict.fromkeys(public, False)
-        self.commits, self.error = [], error
-
-    def create_repo(self, repo_id, *, private, exist_ok):
-        assert exist_ok
-        self.repositories.setdefault(repo_id, private)
-        return RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def model_info(self, repo_id):
-        return SimpleNamespace(private=self.repositories[repo_id])
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-        if self.error is not None:
-            raise self.error
-        self.commits.append((repo_id, {path.name: path.read_bytes() for path in folder_path.iterdir()}))
-
-
-def test_push_makes_one_commit_of_the_release_in_a_private_repository(release):
-    server = FakeHub()
-    assert push_release(release, "someone/captions", api=server) == "https://huggingface.co/someone/captions"
-    assert server.repositories == {"someone/captions": True}
-    assert server.commits == [("someone/captions", {path.name: path.read_bytes() for path in release.iterdir()})]
-
-
-def test_push_goes_to_a_public_repository_only_when_it_may(release):
-    server = FakeHub(public=["someone/captions"])
-    with pytest.raises(OSError, match="someone/captions was not pushed: the repository exists and is public"):
-        push_release(release, "someone/captions", api=server)
-    assert server.commits == []
-    push_release(release, "someone/captions", private=False, api=server)
-    assert len(server.commits) == 1
-
-
-def test_push_refuses_what_was_added_to_a_release_before_it_asks_the_hub(release):
-    server = FakeHub()
-    (release / "scan.png").touch()
-    with pytest.raises(ValueError, match=r"scan\.png is no part of a release"):
-        push_release(release, "someone/captions", api=server)
-    (release / "scan.png").unlink()
-    (release / "README.md").unlink()
-    with pytest.raises(ValueError, match=r"no whole release: README\.md is missing"):
-        push_release(release, "someone/captions", api=server)
-    assert server.repositories == {}
-
-
 def test_a_picture_of_the_data_does_not_go_out_under_the_name_of_a_plot(release):
     Image.new("RGB", (160, 160), "grey").save(release / "curve.png")
     with pytest.raises(ValueError, match=r"curve\.png is not what matplotlib .* draws"):
-        push_release(release, "someone/captions", api=FakeHub())
-
-
-def refusal(status):
-    response = SimpleNamespace(headers={}, request=None, status_code=status)
-    return HfHubHTTPError(f"{status} Client Error\n\nfor Bearer {TOKEN} and oidc-12345", response=response)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (refusal(403), r"someone/captions was not pushed: 403 Client Error .*; set HF_TOKEN, or log in"),
-        (refusal(503), r"someone/captions was not pushed: 503 Client Error for Bearer \(token\) and \(token\)$"),
-        (ConnectionError("[Errno 111] Connection refused"), "not pushed: .* Connection refused$"),
-        (ValueError("an odd answer"), "not pushed: an odd answer$"),
-    ],
-)
-def test_a_push_that_fails_says_so_in_one_line_without_the_token(error, message, release, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "oidc-12345")
-    with pytest.raises(OSError, match=message) as raised:
-        push_release(release, "someone/captions", api=FakeHub(error=error))
-    said = str(raised.value)
-    assert not any(secret in said for secret in (TOKEN, "oidc-12345", "\n"))
-    assert raised.value.__cause__ is None  # nor in the traceback of --debug
-    assert raised.value.__suppress_context__
+        check_release(release)

@@ -274,3 +274,37 @@ def test_data_of_other_makes_is_described_too():
     described = describe({"train": rows})["train"]
     assert described.keys() == {"rows", "fingerprint"}
     assert described["rows"] == 2
+
+
+def trained_with(train_script, run, folder, **keys):
+    """The lines of metrics.jsonl of the run's recipe, trained anew with `keys`; and what was said."""
+    words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        train_script.main(["--config", str(run.recipe), "--output_dir", str(folder), *words])
+    return lines(folder / "metrics.jsonl"), said.getvalue()
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 0.02)])
+def test_training_from_kept_features_gives_the_losses_of_training_without(
+    trained_run, train_script, tmp_path, precision, bound
+):
+    """In fp32 to 1e-5. bf16 keeps what the tower says in bf16 anyway; a batch of another make rounds otherwise."""
+    cached, said = trained_with(
+        train_script, trained_run, tmp_path / "a", precision=precision, feature_cache=tmp_path / "kept"
+    )
+    plain, _ = trained_with(train_script, trained_run, tmp_path / "b", precision=precision, feature_cache="off")
+    assert "features of the vision tower are kept in" in said
+    assert len(list((tmp_path / "kept").rglob("*.idx"))) == 1
+    for key in ("loss", "eval_loss"):
+        assert [line[key] for line in cached] == pytest.approx([line[key] for line in plain], abs=bound)
+    assert cached[0]["loss"] != cached[1]["loss"]
+    if precision == "fp32":
+        assert [line["eval_cider"] for line in cached] == [line["eval_cider"] for line in plain]
+
+
+def test_a_second_run_encodes_no_image(trained_run, train_script, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    first, _ = trained_with(train_script, trained_run, tmp_path / "a", feature_cache=kept, precision="fp32")
+    monkeypatch.setattr("medcap.modeling.fast.BlipVisionModel.forward", None)  # a call would fail
+    second, _ = trained_with(train_script, trained_run, tmp_path / "b", feature_cache=kept, precision="fp32")
+    assert [line["loss"] for line in second] == pytest.approx([line["loss"] for line in first], abs=1e-5)

@@ -1,0 +1,84 @@
+"""medcap's own way: scripts/train.py's trainer, made by its own functions from the seed's recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from medcap.evaluation.predictions import CaptionScores
+from medcap.modeling.features import FeatureCache
+from medcap.recipe import read_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "blip-base-rocov2" / "seed-6-epochs.yaml"
+
+
+def train_script() -> ModuleType:
+    """scripts/train.py as a module."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, from the end of the one before: loading, forward, backward and optimizer."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.last = 0.0
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.last = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
+
+
+class OurLoop:
+    """The trainer of the seed's recipe, in the precision of the device, with or without what the cache holds."""
+
+    def __init__(self, base: Path, data: Path, out: Path, *, words: tuple[str, ...] = ()) -> None:
+        self.script, self.clock, self.out = train_script(), Clock(), out
+        given = ["--config", RECIPE, "--data_dir", data, "--model_name_or_path", base, "--output_dir", out / "run"]
+        given += ["--train_fraction", 1, "--num_train_epochs", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+        given += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", *words]
+        self.recipe = read_recipe(list(map(str, given)))
+        self.dtype = self.script.settle_precision(self.recipe)
+        self.model, self.processor, self.captions = self.script.make_model(self.recipe, self.dtype)
+        self.data = self.script.checked_data(self.recipe)
+        self.count = 0
+
+    def new_cache(self) -> FeatureCache:
+        """A cache with nothing in it."""
+        self.count += 1
+        self.recipe.model.feature_cache = str(self.out / f"features-{self.count}")
+        cache = self.script.open_features(self.recipe, self.data, self.model, self.processor, self.dtype)
+        assert cache is not None
+        return cache
+
+    def epoch(self, cache: FeatureCache | None) -> list[float]:
+        """Seconds of every step of one epoch; what it encodes is put into `cache`."""
+        self.clock.seconds = []
+        # nothing is scored, so METEOR's Java, which would share the processor, is not started
+        scores = CaptionScores(self.processor.tokenizer, self.data["valid"]["caption"])
+        trainer = self.script.make_trainer(
+            self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
+        )
+        trainer.add_callback(self.clock)
+        trainer.train()
+        if cache is not None:
+            cache.flush()
+        return self.clock.seconds

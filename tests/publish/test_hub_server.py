@@ -1,0 +1,164 @@
+"""The loopback Hub is one to clients that nobody changed: huggingface_hub and datasets.
+
+transformers and peft are held to it in test_epochs.py, with adapters that were trained.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import httpx2
+import pandas as pd
+import pytest
+from datasets import load_dataset
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+TOKEN, READER, STRANGER = "hf_" + "W" * 34, "hf_" + "R" * 34, "hf_" + "S" * 34
+REPO = "someone/captions"
+
+
+@pytest.fixture
+def hub(hub):
+    hub.reset()
+    hub.add_token(TOKEN)
+    hub.add_token(READER, role="read")
+    hub.add_token(STRANGER, name="somebody-else")
+    return hub
+
+
+@pytest.fixture
+def api(hub):
+    return HfApi(token=TOKEN)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "README.md").write_text("---\ntags: [medcap]\nlicense: other\n---\n# Captions\n")
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "sub" / "empty.txt").touch()
+    return folder
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_that_is_pushed_comes_back_byte_for_byte(hub, api, folder, tmp_path):
+    assert api.create_repo(REPO, private=True) == f"{hub.url}/{REPO}"
+    commit = api.upload_folder(repo_id=REPO, folder_path=folder, commit_message="first")
+    assert hub.repositories["model", REPO].files() == contents(folder)
+    assert hub.lfs.keys() == {hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()}
+    got = snapshot_download(REPO, cache_dir=tmp_path / "cache", token=TOKEN)
+    assert {**contents(folder), ".gitattributes": b""}.keys() == {
+        str(path.relative_to(got)) for path in Path(got).rglob("*") if path.is_file()
+    }
+    assert all((Path(got) / name).read_bytes() == content for name, content in contents(folder).items())
+    assert api.model_info(REPO).sha == commit.oid
+    assert api.model_info(REPO).tags == ["medcap"]
+    assert api.verify_repo_checksums(REPO, local_dir=folder).mismatches == []
+    assert [line.title for line in api.list_repo_commits(REPO)] == ["first", "initial commit"]
+
+
+def test_branches_and_tags_are_revisions_of_their_own(hub, api, folder):
+    api.create_repo(REPO)
+    api.create_branch(REPO, branch="epoch-1")
+    api.create_branch(REPO, branch="epoch-1", exist_ok=True)
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_branch(REPO, branch="epoch-1")
+    api.upload_folder(repo_id=REPO, folder_path=folder, revision="epoch-1")
+    (folder / "sub" / "empty.txt").write_text("no more")
+    second = api.upload_folder(repo_id=REPO, folder_path=folder, revision="epoch-1", delete_patterns="README.md")
+    api.create_tag(REPO, tag="v1", revision="epoch-1")
+    references = api.list_repo_refs(REPO)
+    assert {line.name: line.target_commit == second.oid for line in references.branches} == {
+        "main": False, "epoch-1": True,
+    }  # fmt: skip
+    assert [(line.name, line.target_commit) for line in references.tags] == [("v1", second.oid)]
+    assert api.list_repo_files(REPO) == [".gitattributes"]
+    assert set(api.list_repo_files(REPO, revision="v1")) == {*contents(folder), ".gitattributes"}
+    assert {entry.path for entry in api.list_repo_tree(REPO, revision="v1")} >= {"sub", "README.md"}
+    api.delete_branch(REPO, branch="epoch-1")
+    with pytest.raises(RevisionNotFoundError):
+        api.model_info(REPO, revision="epoch-1")
+
+
+def test_only_what_changed_is_sent_again(hub, api, folder):
+    api.create_repo(REPO)
+    first = api.upload_folder(repo_id=REPO, folder_path=folder)
+    hub.requests.clear()
+    assert api.upload_folder(repo_id=REPO, folder_path=folder).oid == first.oid
+    assert not any("PUT" in request or "/commit/" in request for request in hub.requests)
+
+
+def test_who_may_not_read_or_write_is_refused(hub, api, folder):
+    api.create_repo(REPO, private=True)
+    for token, status in ((False, 401), (STRANGER, 404)):
+        with pytest.raises(RepositoryNotFoundError, match=str(status)):
+            api.model_info(REPO, token=token)
+    assert api.model_info(REPO, token=READER).private
+    with pytest.raises(HfHubHTTPError, match="403"):
+        api.upload_folder(repo_id=REPO, folder_path=folder, token=READER)
+    with pytest.raises(HfHubHTTPError, match="403"):
+        api.create_repo("someone/other", token=STRANGER)
+    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
+        api.whoami(token="hf_nobodys")
+    assert [api.whoami(token)["auth"]["accessToken"]["role"] for token in (TOKEN, READER)] == ["write", "read"]
+
+
+def test_a_private_repository_is_made_public_by_its_owner(hub, api):
+    api.create_repo(REPO, private=True)
+    api.update_repo_settings(REPO, private=False)
+    assert api.model_info(REPO, token=False).private is False
+
+
+def test_an_upload_with_another_sha256_or_size_is_refused(hub, api):
+    api.create_repo(REPO)
+    oid = hashlib.sha256(b"promised").hexdigest()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    batch = f"{hub.url}/{REPO}.git/info/lfs/objects/batch"
+    answer = httpx2.post(batch, json={"objects": [{"oid": oid, "size": 8}]}, headers=headers).json()
+    address = answer["objects"][0]["actions"]["upload"]["href"]
+    assert [httpx2.put(address, content=content).status_code for content in (b"promises", b"short")] == [400, 403]
+    assert httpx2.put(address.split("?")[0], content=b"promised").status_code == 403
+    line = {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": oid, "size": 8}}
+    commit = httpx2.post(f"{hub.url}/api/models/{REPO}/commit/main", content=json.dumps(line), headers=headers)
+    assert commit.status_code == 400
+    assert hub.lfs == {}
+
+
+def test_a_file_is_resolved_with_etag_commit_and_ranges(hub, api):
+    repository = hub.add_repository(REPO, {"a.txt": b"0123456789", "b.safetensors": b"weights"})
+    address = f"{hub.url}/{REPO}/resolve/main"
+    head = httpx2.head(f"{address}/b.safetensors")
+    assert head.headers["ETag"] == f'"{hashlib.sha256(b"weights").hexdigest()}"'
+    assert head.headers["X-Repo-Commit"] == repository.branches["main"]
+    assert (head.headers["Content-Length"], head.content) == ("7", b"")
+    part = httpx2.get(f"{address}/a.txt", headers={"Range": "bytes=3-5"})
+    assert (part.status_code, part.content, part.headers["Content-Range"]) == (206, b"345", "bytes 3-5/10")
+    assert httpx2.get(f"{address}/a.txt", headers={"Range": "bytes=10-"}).status_code == 416
+    assert httpx2.get(f"{address}/none").headers["X-Error-Code"] == "EntryNotFound"
+
+
+def test_a_download_that_breaks_off_is_gone_on_with(hub, api, tmp_path, monkeypatch):
+    hub.add_repository(REPO, {"a.txt": b"0123456789"})
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.fail("lost", "GET .*resolve")
+    got = Path(hf_hub_download(REPO, "a.txt", cache_dir=tmp_path))
+    assert (got.read_bytes(), hub.failed) == (b"0123456789", 1)
+
+
+def test_a_card_that_is_no_yaml_is_refused(hub, api, folder):
+    api.create_repo(REPO)
+    (folder / "README.md").write_text("---\ntags: [medcap\n---\n")
+    with pytest.raises(ValueError, match="Invalid metadata in README"):
+        api.upload_folder(repo_id=REPO, folder_path=folder)
+
+
+def test_datasets_loads_from_it(hub, tmp_path):
+    pd.DataFrame({"caption": ["a cyst", "a mass"]}).to_parquet(tmp_path / "rows.parquet")
+    hub.add_repository("someone/data", {"data/train-0.parquet": (tmp_path / "rows.parquet").read_bytes()}, "dataset")
+    assert load_dataset("someone/data", split="train", cache_dir=tmp_path)["caption"][:] == ["a cyst", "a mass"]
+    assert any("GET /datasets/someone/data/resolve/" in request for request in hub.requests)
