@@ -16,7 +16,7 @@ from medcap.modeling.blip import load_blip
 from medcap.modeling.lora import add_lora
 from medcap.modeling.precision import pick_precision
 from speed.ours import OurLoop
-from speed.plain import BATCH, CAREFUL, CAREFUL_BF16, SEED, PlainLoop, Way
+from speed.plain import CAREFUL, CAREFUL_BF16, SEED, PlainLoop, Way
 
 PLAIN: dict[str, tuple[Way, int]] = {  # and how many steps a round takes
     "the seed's way": (SEED, 2),
@@ -151,6 +151,3 @@ def measure_floor(base: Path) -> dict[str, Any]:
         rows.append({"images": images, "tokens": tokens, "seconds": seconds, "operations": least, "rate": rate})
     bandwidth, itemsize = copy_rate(), step.dtype.itemsize
     return {"dtype": str(step.dtype), "rows": rows, "copy_rate": bandwidth, "bytes": least_bytes(3, 40, itemsize)}
-
-
-__all__ = ["BATCH", "CACHED", "FIRST", "PLAIN", "measure_floor", "measure_steps", "run_for_memory"]
