@@ -45,6 +45,6 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """What went wrong, in one line; the kind of error too where it is not one that was written for the user."""
     text = " ".join(str(error).split())
-    if isinstance(error, (ValueError, OSError, FloatingPointError)) and text:
+    if isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError)) and text:
         return text
     return f"{type(error).__name__}: {text or 'no message'} (run again with --debug for where)"

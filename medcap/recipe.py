@@ -131,6 +131,13 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
         default=False, metadata={"help": "with push_to_hub: replace what a repository holds that medcap did not make"}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a non-finite loss stops the run"})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False,
+        metadata={"help": "BLIP's buffers never change, and a process that runs out of memory works alone"},
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "do everything once in a folder that goes away, and print the plan"}
+    )
 
     def __post_init__(self) -> None:
         """Settle the number of workers, which then stay from epoch to epoch."""
@@ -156,9 +163,11 @@ class Recipe:
         """The resolved recipe, flat: all keys of medcap, and of the Trainer's those that were given.
 
         That a run was gone on with is left out: it says nothing of what is made, and in another folder it would stop.
+        So is whether it was only tried.
         """
         own = {k: v for part in (self.data, self.model, self.lora, self.generation) for k, v in vars(part).items()}
-        trainer = {k: getattr(self.training, k) for k in sorted(self.given - own.keys() - {"resume_from_checkpoint"})}
+        of_the_moment = {"resume_from_checkpoint", "dry_run"}
+        trainer = {k: getattr(self.training, k) for k in sorted(self.given - own.keys() - of_the_moment)}
         return {k: _plain(v) for k, v in {**own, **trainer}.items() if v is not None}
 
     def save(self, path: Path) -> None:

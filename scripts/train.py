@@ -2,9 +2,11 @@
 
     accelerate launch scripts/train.py --config recipes/phantom/lora.yaml --data_dir DATA --output_dir RUN
     accelerate launch scripts/train.py --config RUN/recipe.yaml --resume_from_checkpoint last
+    accelerate launch scripts/train.py --config recipes/phantom/lora.yaml --data_dir DATA --dry_run
 
 Leaves in RUN: recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/ and adapter/, the best epoch's.
-With `push_to_hub: true` every epoch is on the Hub as a revision too, and the best one as main.
+With `push_to_hub: true` every epoch is on the Hub as a revision too, and the best one as main. A dry run leaves
+nothing: it does everything once, and prints what the run will take.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import dataclasses
 import functools
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # this folder holds an evaluate.py, which must not be taken for the package `evaluate`
@@ -26,7 +29,14 @@ hush()  # before the libraries that have something to say on import
 import torch
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
-from transformers import BlipProcessor, EarlyStoppingCallback, GenerationConfig, ProgressCallback, set_seed
+from transformers import (
+    BlipProcessor,
+    EarlyStoppingCallback,
+    GenerationConfig,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from medcap.data.captions import CaptionCollator, caption_lengths, cut_share
@@ -46,6 +56,9 @@ from medcap.publish.hub import build_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
+from medcap.training.dry_run import Clock, check_reporters, few_images, rehearsal
+from medcap.training.memory import MemoryReport
+from medcap.training.plan import Schedule, features_room, plan, run_room
 from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
 from medcap.training.trainer import CaptionTrainer
 
@@ -68,11 +81,36 @@ def train(recipe: Recipe) -> None:
     set_seed(recipe.training.seed)
     dtype = settle_precision(recipe)
     adapted, processor, captions = make_model(recipe, dtype)
+    if recipe.training.dry_run:
+        dry_run(recipe, adapted, processor, captions, dtype, checkpoint)
+        return
     data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
     run = Path(recipe.training.output_dir)
     if recipe.training.process_index == 0:
-        start_run(recipe, data, precision_name(dtype))
         announce(recipe, data, adapted, processor)
+    trainer, pushes = fit(recipe, data, adapted, processor, captions, dtype, checkpoint, to)
+    if trainer.is_world_process_zero():
+        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
+        if to is not None and pushes is not None:
+            release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
+            print(pushes.finish(release))
+
+
+def fit(
+    recipe: Recipe,
+    data: DatasetDict,
+    adapted: PeftModel,
+    processor: BlipProcessor,
+    captions: GenerationConfig,
+    dtype: torch.dtype,
+    checkpoint: str | None = None,
+    to: Destination | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[CaptionTrainer, EpochPushes | None]:
+    """Write the run's folder: epochs, from `checkpoint` on where there is one, and the adapter; pushed to `to`."""
+    run, pushes = Path(recipe.training.output_dir), None
+    if recipe.training.process_index == 0:
+        start_run(recipe, data, precision_name(dtype))
     cache = open_features(recipe, data, adapted, processor, dtype)
     with Meteor() as meteor:
         pairs = signature_pairs("valid", data["valid"], captions, dtype)
@@ -84,15 +122,53 @@ def train(recipe: Recipe) -> None:
             )
             pushes = EpochPushes(run, to, save, scores, data["valid"]["image_id"])
             trainer.add_callback(pushes)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
         if cache is not None:
             cache.flush()
     if trainer.is_world_process_zero():
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
-        print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
-        if to is not None:
-            release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
-            print(pushes.finish(release))
+    return trainer, pushes
+
+
+def dry_run(
+    recipe: Recipe,
+    adapted: PeftModel,
+    processor: BlipProcessor,
+    captions: GenerationConfig,
+    dtype: torch.dtype,
+    checkpoint: str | None,
+) -> None:
+    """Do everything once on a few images, leave nothing, and print the plan of the run on stdout."""
+    args = recipe.training
+    check_reporters(args)
+    whole = wanted_data(recipe)
+    schedule = Schedule.of(args, len(whole["train"]))
+    few, looked_at = few_images(recipe, whole, processor.tokenizer, schedule.batch)
+    clock = Clock()
+    with rehearsal(recipe) as small:
+        trainer, _ = fit(small, few, adapted, processor, captions, dtype, callbacks=[clock])
+        run = run_room(args, Path(small.training.output_dir), schedule)
+    run.check()
+    features = features_room(recipe, sum(map(len, whole.values())), adapted, dtype)
+    if features is not None and recipe.model.feature_cache != "auto":  # auto does without where there is no room
+        features.check()
+    if args.process_index == 0:
+        (memory,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, MemoryReport))
+        seen = {
+            "dry run": f"nothing was found wrong, and nothing is left of it in {args.output_dir}",
+            "start": f"from {checkpoint}" if checkpoint else "anew",
+            "data": f"{len(whole['train']):,} training and {len(whole['valid']):,} validation images from "
+            f"{recipe.data.data_dir}; {looked_at:,} were decoded to see that they can be, the run decodes all",
+            **plan(adapted, schedule, dtype),
+            "memory": memory.outcome().removeprefix("memory: "),
+            "disk": f"{run}",
+            "features": f"{features}" if features else "not kept",
+            "time": clock.measured(len(few["valid"])).plan(schedule, len(whole["valid"])),
+            "caption": f"{first_caption(trainer)!r}, by the adapter of the dry run",
+        }
+        print("\n".join(f"{name}: {text}" for name, text in seen.items()))
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
@@ -152,14 +228,25 @@ def open_features(
 
 def checked_data(recipe: Recipe) -> DatasetDict:
     """The training and validation splits, every image of them decoded once: by one process, the others wait for it."""
-    wanted = recipe.data
     with recipe.training.main_process_first(desc="decoding"):
-        data = load_recipe_data(wanted, splits=("train", "valid"))
-        for split, most in (("train", wanted.max_train_samples), ("valid", wanted.max_eval_samples)):
-            data[split] = check_images(
-                data[split].select(range(min(most or len(data[split]), len(data[split])))), wanted.max_broken
-            )
+        data = wanted_data(recipe)
+        for split in data:
+            data[split] = check_images(data[split], recipe.data.max_broken)
     return data
+
+
+def wanted_data(recipe: Recipe) -> DatasetDict:
+    """The training and validation splits as the recipe wants them, not decoded yet."""
+    data = load_recipe_data(recipe.data, splits=("train", "valid"))
+    for split, most in (("train", recipe.data.max_train_samples), ("valid", recipe.data.max_eval_samples)):
+        data[split] = data[split].select(range(min(most or len(data[split]), len(data[split]))))
+    return data
+
+
+def first_caption(trainer: CaptionTrainer) -> str:
+    """The first caption of the last evaluation; "" where none was made."""
+    scores = trainer.compute_metrics
+    return scores.predictions[0] if scores.predictions else ""
 
 
 def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
@@ -201,6 +288,7 @@ def make_trainer(
         compute_metrics=scores,
         callbacks=[Progress(), MetricsLog(run), samples(run, valid.select(range(min(8, len(valid)))), scores)],
     )
+    trainer.add_callback(MemoryReport(trainer))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if recipe.training.early_stopping_patience is not None:

@@ -55,7 +55,7 @@ def load_blip(
         raise ValueError(f"{name_or_path} is a {kind!r} model; medcap trains and runs 'blip' captioners")
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if quantization != "none":
-        options["quantization_config"] = quantization_config(quantization)
+        options["quantization_config"] = quantization_config(quantization, dtype)
     logging.disable_progress_bar()  # of copying weights into memory: downloads keep theirs
     model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
     processor = BlipProcessor.from_pretrained(name_or_path, revision=revision)
@@ -81,15 +81,15 @@ def check_model_name(name: str) -> None:
         raise FileNotFoundError(f"no model at {name!r}: no such folder, and the Hub's names are NAMESPACE/NAME")
 
 
-def quantization_config(quantization: str) -> BitsAndBytesConfig:
-    """Settings for "8bit" (LLM.int8) or "4bit" (NF4, QLoRA); the vision tower and the head stay as they are."""
+def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Settings for "8bit" (LLM.int8) or "4bit" (NF4, QLoRA, computed in `dtype`); the tower and the head stay."""
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=NOT_QUANTIZED,
     )
 

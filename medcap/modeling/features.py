@@ -174,10 +174,9 @@ def open_cache(
     if reason := why_not(model):
         _without(wanted, reason)
         return None
-    vision, key = model.config.vision_config, features_key(model, processor, dtype)
+    key = features_key(model, processor, dtype)
     folder = (default_folder() if wanted == "auto" else Path(wanted)) / key[:16]
-    shape = (1 + (vision.image_size // vision.patch_size) ** 2, vision.hidden_size)
-    cache = FeatureCache(folder, shape, dtype)
+    cache = FeatureCache(folder, features_shape(model), dtype)
     needed, free = max(images - len(cache), 0) * cache.slot_bytes, shutil.disk_usage(folder).free
     if needed > MOST_OF_DISK * free:
         _without(wanted, f"{images:,} images need {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} free")
@@ -189,6 +188,12 @@ def _without(wanted: str, reason: str) -> None:
     if wanted != "auto":
         raise ValueError(f"feature_cache: {wanted} cannot be used: {reason}; leave it at auto or off")
     logger.warning("no feature cache: %s", reason)
+
+
+def features_shape(model: BlipForConditionalGeneration) -> tuple[int, int]:
+    """What the tower makes of one image: (1 + patches, width)."""
+    vision = model.config.vision_config
+    return 1 + (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
 
 
 def why_not(model: BlipForConditionalGeneration) -> str:

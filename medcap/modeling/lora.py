@@ -66,6 +66,19 @@ def trainable_summary(model: PeftModel) -> str:
     return f"{trainable:,} of {total:,} weights learn ({trainable / total:.2%}), in {layers} layers"
 
 
+def trainable_names(model: PeftModel) -> list[str]:
+    """The layers that learn, one line for all layers of the decoder or the tower: "NAME.*.NAME: 12 layers, N weights".
+
+    Numbers in names become stars.
+    """
+    weights: dict[str, list[int]] = {}
+    for name, weight in model.get_base_model().named_parameters():
+        if weight.requires_grad:
+            layer = re.sub(r"\.\d+\.", ".*.", name.partition(".lora_")[0])
+            weights.setdefault(layer, []).append(weight.numel())
+    return [f"{layer}: {len(sizes) // 2} layers, {sum(sizes):,} weights" for layer, sizes in weights.items()]
+
+
 def is_adapter(path: str | Path) -> bool:
     """Whether `path` is a folder with a PEFT adapter."""
     return (Path(path) / "adapter_config.json").is_file()

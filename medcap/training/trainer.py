@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import SequentialSampler
+from tqdm import tqdm
 from transformers import GenerationConfig, Seq2SeqTrainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
+from medcap.training.parts import Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.sampler import LengthSampler
+
+# processes that hold parts of one model compute together: one of them cannot take more parts than the others
+TOGETHER = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -39,6 +53,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         """
         super().__init__(*args, **kwargs)
         self.captions, self.prompt = captions, prompt
+        self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
+        self.rows_of_step: list[int] = []  # that this process has taken since the last change of the weights
         blip = self.model.get_base_model()
         self.encoder = Encoder(blip.vision_model, features)
         self.tower_learns = any(weight.requires_grad for weight in blip.vision_model.parameters())
@@ -97,16 +113,94 @@ class CaptionTrainer(Seq2SeqTrainer):
         with self.accelerator.autocast():
             return self.encoder(inputs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward; raises FloatingPointError before weights are updated with a nan."""
-        with disable_input_dtype_casting(self.model):  # autocast does it, and not to float32 first
-            loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}, and no weight was changed; "
-                "lower learning_rate, or go on from the last checkpoint with resume_from_checkpoint: last"
-            )
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One micro-batch, forward and backward, in parts of half its size or less where it does not fit into memory.
+
+        The loss is a sum over labels, so that parts add up to the gradient of the whole. How many rows fit is
+        remembered for the steps to come. Raises MemoryError where not even one does, and FloatingPointError before
+        weights are updated with a nan.
+        """
+        self.rows_of_step += inputs["row"].tolist()
+        rows, before = len(inputs["labels"]), Gradients(model)
+        size = min(self.rows_at_a_time or rows, rows)
+        while (loss := self._in_parts(model, inputs, num_items_in_batch, size)) is None:
+            before.restore()
+            size = self.rows_at_a_time = self._fewer(size)
+        if isinstance(model, DistributedDataParallel) and self.accelerator.sync_gradients:
+            average_gradients(model)
         return loss
+
+    def _in_parts(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None, size: int
+    ) -> torch.Tensor | None:
+        """The summed loss of parts of `size` rows, their gradients added; None where one does not fit into memory.
+
+        Each process splits for itself, so no part may wait for another process: gradients are averaged afterwards.
+        """
+        apart = model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+        losses = []
+        try:
+            with apart, disable_input_dtype_casting(self.model):  # autocast does it, and not to float32 first
+                for part in split_batch(inputs, size):
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+                    if not torch.isfinite(losses[-1]):
+                        self._stop(f"the loss became {losses[-1].item()}", part["row"].tolist())
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or self.accelerator.distributed_type in TOGETHER:
+                raise
+            return None
+        return torch.stack(losses).sum()
+
+    def _fewer(self, size: int) -> int:
+        """How many rows to try after `size` did not fit; the device's memory is tidied up."""
+        clear_device_cache(garbage_collection=True)
+        step = self.state.global_step + 1
+        if size == 1:
+            raise MemoryError(
+                f"not even one image at a time fits into memory at step {step}: lower image_size or "
+                "max_caption_tokens, or set gradient_checkpointing: true or quantization: 4bit"
+            )
+        half = (size + 1) // 2
+        tqdm.write(
+            f"step {step}: {size} images at a time do not fit into memory; going on with {half} at a time, and more "
+            "of them for each step, which stays the same",
+            sys.stderr,
+        )
+        return half
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Raise FloatingPointError for gradients that are not finite; in float16 the scaler leaves such a step out."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
+            self._stop(f"the norm of the gradients became {float(norm)}", self.rows_of_step)
+        self.rows_of_step = []
+        return norm
+
+    def _stop(self, what: str, rows: Sequence[int]) -> NoReturn:
+        ids = ", ".join(str(self.train_dataset[row]["image_id"]) for row in rows)
+        raise FloatingPointError(
+            f"{what} at step {self.state.global_step + 1}, image_id {ids}; no weight was changed. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        last = get_last_checkpoint(self.args.output_dir)
+        if last is None:
+            return "There is no checkpoint yet: lower learning_rate, or leave out what is wrong, and start again"
+        return (
+            f"{Path(last).name} is as it was: lower learning_rate, or leave out what is wrong, and go on with "
+            "--resume_from_checkpoint last"
+        )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Raise FloatingPointError before weights that are not finite are evaluated, or become a checkpoint."""
+        if self.control.should_evaluate or self.control.should_save:
+            for name, weight in self.model.named_parameters():
+                if weight.requires_grad and not weight.isfinite().all():
+                    step = self.state.global_step
+                    raise FloatingPointError(f"{name} is not finite after step {step}. {self._advice()}")
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def prediction_step(
         self,

@@ -130,6 +130,13 @@ def test_quantization_leaves_the_tower_and_the_head_as_they_are(tiny_base, quant
     assert head.weight.dtype == model.vision_model.encoder.layers[0].mlp.fc1.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_four_bits_are_computed_in_the_precision_of_the_recipe(tiny_base, dtype):
+    """A T4 has no bfloat16, which was taken on every CUDA device."""
+    model, _ = load_blip(str(tiny_base), quantization="4bit", dtype=dtype)
+    assert {module.compute_dtype for module in model.modules() if isinstance(module, Linear4bit)} == {dtype}
+
+
 def test_the_first_token_is_the_models_and_not_the_tokenizers(blip):
     model, processor = blip
     assert first_token(model) == len(processor.tokenizer) == model.config.text_config.bos_token_id

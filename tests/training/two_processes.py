@@ -1,0 +1,50 @@
+"""One of two processes (gloo): trains undisturbed, short of memory in forward and in backward; prints what came of it.
+
+Started by test_faults.py, with RANK and WORLD_SIZE in the environment.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from conftest import tiny_blip, tiny_tokenizer
+from test_faults import Scarce
+from test_trainer import losses, rows_of
+from transformers import BlipImageProcessor, BlipProcessor
+
+from medcap.data.captions import CaptionCollator
+from medcap.modeling.blip import first_token, generation_config
+from medcap.modeling.fast import make_fast
+from medcap.modeling.lora import add_lora
+from medcap.recipe import CaptionTrainingArguments
+from medcap.training.trainer import CaptionTrainer
+
+folder, found = Path(sys.argv[1]), []
+for where in ("nowhere", "forward", "backward"):
+    args = CaptionTrainingArguments(
+        output_dir=str(folder / "run"), use_cpu=True, disable_tqdm=True, max_steps=3, per_device_train_batch_size=4,
+        learning_rate=0.01, logging_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
+        train_sampling_strategy="random", ddp_backend="gloo", warmup_steps=1, max_grad_norm=0.5,
+    )  # fmt: skip
+    own = folder / f"{args.process_index}"
+    own.mkdir(exist_ok=True)
+    tokenizer = tiny_tokenizer(own)
+    model, processor = tiny_blip(tokenizer), BlipProcessor(BlipImageProcessor(), tokenizer)
+    make_fast(model, processor)
+    torch.manual_seed(0)
+    trainer = CaptionTrainer(
+        model=add_lora(model, targets="text", r=4, alpha=8, dropout=0.0),
+        args=args,
+        captions=generation_config(model, num_beams=1, max_new_tokens=4),
+        train_dataset=rows_of(),
+        data_collator=CaptionCollator(tokenizer, first_token(model), 64),
+        processing_class=processor,
+    )
+    scarce = Scarce(trainer, rows=2 if args.process_index == 1 else 8, where=where)
+    trainer.train()
+    learned = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    norms = [weight.detach().norm().item() for weight in learned]
+    found.append({"weights": norms, "losses": losses(trainer), "tried": scarce.tried})
+print(json.dumps(found))
+torch.distributed.destroy_process_group()
