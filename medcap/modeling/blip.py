@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -58,6 +59,9 @@ def load_blip(
         options["quantization_config"] = quantization_config(quantization, dtype)
     logging.disable_progress_bar()  # of copying weights into memory: downloads keep theirs
     model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):  # or the first evaluation on a CPU packs weights for inference alone
+            module.support_avx512bf16_for_cpu = False
     processor = BlipProcessor.from_pretrained(name_or_path, revision=revision)
     if image_size is not None:
         resize_positions(model, image_size)

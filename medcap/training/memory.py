@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 from transformers import (
     BlipForConditionalGeneration,
     TrainerCallback,
@@ -25,6 +26,7 @@ from transformers import (
 from medcap.data.captions import IGNORED
 from medcap.modeling.features import features_shape
 from medcap.modeling.loss import ROWS
+from medcap.training.parts import TOGETHER, is_out_of_memory
 
 if TYPE_CHECKING:
     from medcap.training.trainer import CaptionTrainer
@@ -118,7 +120,9 @@ def _longest_caption(trainer: CaptionTrainer) -> int:
 def _as_training_finds_it(trainer: CaptionTrainer) -> Iterator[None]:
     """Dropout on, and afterwards the same random numbers to come as before."""
     was_training = trainer.model.training
-    with torch.random.fork_rng(), trainer.compute_loss_context_manager(), disable_input_dtype_casting(trainer.model):
+    device = trainer.args.device
+    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with rng, trainer.compute_loss_context_manager(), disable_input_dtype_casting(trainer.model):
         trainer.model.train()
         yield
     trainer.model.train(was_training)
@@ -187,7 +191,8 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(name: str) -> int:
@@ -215,9 +220,10 @@ class MemoryReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.estimate = estimate_memory(self.trainer)
+        if self.trainer.accelerator.distributed_type not in TOGETHER:  # of those each process holds a part
+            self.estimate = self._estimated()
         forget_peak(args.device)
-        self._say(state, f"memory: {self.estimate}")
+        self._say(state, f"memory: {self.estimate or 'not estimated'}")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -242,10 +248,20 @@ class MemoryReport(TrainerCallback):
 
     def outcome(self) -> str:
         """One line: estimated and seen."""
-        assert self.estimate is not None, "training has begun"
+        if self.estimate is None:
+            return f"memory: {gigabytes(self.seen)} GB seen, not estimated"
         share = self.estimate.total / max(self.seen, 1) - 1
         return f"memory: {gigabytes(self.seen)} GB seen, {gigabytes(self.estimate.total)} estimated ({share:+.0%})"
 
+    def _estimated(self) -> MemoryEstimate | None:
+        """None where two images do not fit: training then shows whether one does."""
+        try:
+            return estimate_memory(self.trainer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
     def _say(self, state: TrainerState, line: str) -> None:
         if state.is_world_process_zero:
-            sys.stderr.write(f"{line}\n")
+            tqdm.write(line, sys.stderr)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from accelerate.utils import DistributedType
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import distributed as dist
 from torch import nn
 
 Batch = dict[str, torch.Tensor]
+# processes that hold parts of one model compute together: one of them cannot take more parts than the others
+TOGETHER = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 OF_KNOWN, OF_UNKNOWN = ("features",), ("pixel_values", "digests")  # see CaptionCollator
 
 

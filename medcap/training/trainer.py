@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
@@ -24,11 +23,8 @@ from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
-from medcap.training.parts import Batch, Gradients, average_gradients, is_out_of_memory, split_batch
+from medcap.training.parts import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.sampler import LengthSampler
-
-# processes that hold parts of one model compute together: one of them cannot take more parts than the others
-TOGETHER = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -164,8 +160,8 @@ class CaptionTrainer(Seq2SeqTrainer):
             )
         half = (size + 1) // 2
         tqdm.write(
-            f"step {step}: {size} images at a time do not fit into memory; going on with {half} at a time, and more "
-            "of them for each step, which stays the same",
+            f"step {step}: {size} images at a time do not fit into memory; going on with {half} at a time and "
+            "accumulating more of them: the steps stay the same",
             sys.stderr,
         )
         return half

@@ -82,8 +82,8 @@ def test_a_step_in_parts_is_the_same_step(make_trainer, loaded, capsys, where, e
     said = [line for line in capsys.readouterr().err.splitlines() if "fit" in line]
     sizes = [8, 4] if batch == 8 else [4]
     assert said == [
-        f"step 1: {size} images at a time do not fit into memory; going on with {size // 2} at a time, and more of "
-        "them for each step, which stays the same"
+        f"step 1: {size} images at a time do not fit into memory; going on with {size // 2} at a time and "
+        "accumulating more of them: the steps stay the same"
         for size in sizes
     ]
 
@@ -146,7 +146,6 @@ def test_not_even_one_image_ends_with_status_1_and_one_line(trained_run, train_s
         raise NO_CUDA_MEMORY
 
     monkeypatch.setattr(CaptionTrainer, "compute_loss", fail)
-    monkeypatch.setattr("medcap.training.memory.estimate_memory", lambda _: None)
     status, line = last_line(train_script, capsys, trained_run, tmp_path / "run")
     assert status == 1
     assert line.startswith("medcap: error: not even one image at a time fits into memory at step 1: lower image_size")
