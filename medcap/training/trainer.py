@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import GenerationConfig, Seq2SeqTrainer
+from transformers import EvalPrediction, GenerationConfig, Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
@@ -22,7 +25,8 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     Evaluation hands to `compute_metrics` the generated ids (n, T) and, as `label_ids`, the row numbers (n,) that the
     batches carry in `row`: so every prediction is scored against its own, whole reference, in whatever order and on
-    however many processes it was made. Logits and pixels are not kept.
+    however many processes it was made. Logits and pixels are not kept. `compute_metrics` is called on the main process
+    alone, and every process is told what it said.
     """
 
     def __init__(
@@ -45,6 +49,9 @@ class CaptionTrainer(Seq2SeqTrainer):
         blip.text_decoder.label_smoothing = self.args.label_smoothing_factor  # of shifted labels, in training alone
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
         self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
+        self.scores = self.compute_metrics
+        self.compute_metrics = None if self.scores is None else self._score_once
+        self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -56,6 +63,24 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return SequentialSampler(eval_dataset)  # the Trainer's own would read every image to learn of lengths
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        """The micro-batches of one step of this process, and how many labels those of all processes have."""
+        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take the labels off rows that are there for the second time.
+
+        Where the processes cannot share the last batch of a data set evenly, accelerate fills it up with the first
+        rows: to be counted twice by who knows nothing of it. They stand behind the `remainder` rows of all processes.
+        """
+        loader = self.accelerator.gradient_state
+        if loader.end_of_dataloader and loader.remainder > 0:
+            before = self.args.process_index * len(batch["labels"])
+            batch["labels"][max(loader.remainder - before, 0) :] = IGNORED
+        return batch
 
     def compute_loss(
         self,
@@ -108,6 +133,23 @@ class CaptionTrainer(Seq2SeqTrainer):
             )
         return loss
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer's, but `loss` is the mean over all labels, on whatever batches and however many processes.
+
+        The Trainer's is a mean of batches' means: it moves with the size of the batches, and counts repeated rows.
+        """
+        self._evaluated = []
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps the repeated rows
+        evaluated = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, labels = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), "sum")
+        evaluated.metrics[f"{metric_key_prefix}_loss"] = (loss / labels).item()
+        return evaluated
+
+    def _score_once(self, evaluated: EvalPrediction) -> dict[str, float]:
+        """What the main process scored, on every process: so all choose the same best epoch and stop at the same."""
+        metrics = [self.scores(evaluated) if self.is_world_process_zero() else None]
+        return broadcast_object_list(metrics)[0]
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -121,10 +163,12 @@ class CaptionTrainer(Seq2SeqTrainer):
         The captions come from the pixels alone: `Seq2SeqTrainer` would hand `input_ids`, the reference, to `generate`
         as the beginning of the caption.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._without_repeats(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             features = self._features(inputs)
             loss = self._loss(model, features, inputs)[0].detach()
+            labels = inputs["labels"].ne(IGNORED).sum()
+            self._evaluated.append(torch.stack([loss * labels, labels]))
             if prediction_loss_only:
                 return loss, None, None
             ids = self._generate(features)
