@@ -65,7 +65,7 @@ def launch(words: list[str], config: str | None) -> list[str]:
     if config == "cpu":  # or accelerate tells at length that it chose the number itself
         chosen += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     chosen += ["--quiet"]  # or its own traceback follows the line in which training says what is wrong
-    return [sys.executable, "-m", "accelerate.commands.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
+    return [sys.executable, "-m", "medcap.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
 
 
 def _has_cuda() -> bool:

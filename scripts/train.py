@@ -9,6 +9,7 @@ With `push_to_hub: true` every epoch is on the Hub as a revision too, and the be
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -63,18 +64,19 @@ def main(words: list[str] | None = None) -> None:
 
 def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
+    check_devices(recipe)
     checkpoint = checkpoint_to_resume(recipe)
     to = push_destination(recipe)
     set_seed(recipe.training.seed)
     dtype = settle_precision(recipe)
     adapted, processor, captions = make_model(recipe, dtype)
     data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
-    run = Path(recipe.training.output_dir)
-    if recipe.training.process_index == 0:
+    run, is_main = Path(recipe.training.output_dir), recipe.training.process_index == 0
+    if is_main:
         start_run(recipe, data, precision_name(dtype))
         announce(recipe, data, adapted, processor)
     cache = open_features(recipe, data, adapted, processor, dtype)
-    with Meteor() as meteor:
+    with Meteor() if is_main else contextlib.nullcontext() as meteor:  # one process scores
         pairs = signature_pairs("valid", data["valid"], captions, dtype)
         scores = CaptionScores(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
         trainer = make_trainer(recipe, data, adapted, processor, captions, scores, cache)
@@ -93,6 +95,16 @@ def train(recipe: Recipe) -> None:
         if to is not None:
             release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
             print(pushes.finish(release))
+    trainer.accelerator.end_training()
+
+
+def check_devices(recipe: Recipe) -> None:
+    """RecipeError for several GPUs in one process: DataParallel would weigh captions by the GPU that they went to."""
+    if recipe.training.n_gpu > 1:
+        raise RecipeError(
+            f"{recipe.training.n_gpu} GPUs and one process: start one for each with `medcap train --accelerate ddp` or "
+            "`accelerate launch`, or let it see one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
