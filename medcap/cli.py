@@ -39,6 +39,8 @@ def main(words: list[str] | None = None) -> None:
     args = make_parser().parse_args(words)
     hush()
     with one_line_errors(args.debug):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or each would write the same files
+            raise ChildProcessError(f"medcap {words[0]} works in one process: start it without accelerate launch")
         args.run(args)
 
 

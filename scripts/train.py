@@ -47,7 +47,8 @@ from medcap.publish.hub import build_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
-from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
+from medcap.training.health import Health, token_entropy
+from medcap.training.run import checkpoint_to_resume, record_time, save_adapter, start_run
 from medcap.training.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -87,9 +88,11 @@ def train(recipe: Recipe) -> None:
             pushes = EpochPushes(run, to, save, scores, data["valid"]["image_id"])
             trainer.add_callback(pushes)
         trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = trainer.health.seconds
         if cache is not None:
             cache.flush()
     if trainer.is_world_process_zero():
+        record_time(run, seconds)
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
         if to is not None:
@@ -197,6 +200,9 @@ def make_trainer(
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
     args = copy.copy(recipe.training)
+    health = Health(
+        token_entropy(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
+    )
     args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
     trainer = CaptionTrainer(
         model=model,
@@ -204,6 +210,7 @@ def make_trainer(
         captions=captions,
         prompt=recipe.data.prompt,
         features=cache,
+        health=health,
         train_dataset=pixels_and_captions(data["train"], processor, cache),
         eval_dataset=pixels_and_captions(valid, processor, cache),
         data_collator=CaptionCollator(
@@ -211,7 +218,7 @@ def make_trainer(
         ),
         processing_class=processor,
         compute_metrics=scores,
-        callbacks=[Progress(), MetricsLog(run), samples(run, valid.select(range(min(8, len(valid)))), scores)],
+        callbacks=[Progress(), MetricsLog(run, health), samples(run, valid.select(range(min(8, len(valid)))), scores)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

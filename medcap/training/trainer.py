@@ -17,6 +17,7 @@ from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
+from medcap.training.health import Health
 from medcap.training.sampler import LengthSampler
 
 
@@ -35,11 +36,13 @@ class CaptionTrainer(Seq2SeqTrainer):
         captions: GenerationConfig,
         prompt: str = "",
         features: FeatureCache | None = None,
+        health: Health | None = None,
         **kwargs: Any,
     ) -> None:
         """`captions`: how to generate, from `medcap.modeling.blip.generation_config`; `prompt`: their given start.
 
-        `features`: where those of the tower are kept; the data sets then give the digest of each image.
+        `features`: where those of the tower are kept; the data sets then give the digest of each image. `health`
+        measures, and its figures go into the log.
         """
         super().__init__(*args, **kwargs)
         self.captions, self.prompt = captions, prompt
@@ -51,6 +54,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
         self.scores = self.compute_metrics
         self.compute_metrics = None if self.scores is None else self._score_once
+        self.health = health or Health()
+        self.add_callback(self.health)  # after those that read what it has measured
         self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -68,7 +73,22 @@ class CaptionTrainer(Seq2SeqTrainer):
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
         """The micro-batches of one step of this process, and how many labels those of all processes have."""
-        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+        batches = map(self._without_repeats, self.health.waiting(epoch_iterator))
+        found, labels = super().get_batch_samples(batches, num_batches, device)
+        self.health.count(self._rows(found), 0 if labels is None else labels)
+        return found, labels
+
+    def _rows(self, batches: list[dict[str, torch.Tensor]]) -> int:
+        """How many rows the micro-batches of one step have on all processes, repeated ones left out."""
+        rows = sum(len(batch["labels"]) for batch in batches) * self.args.world_size
+        loader = self.accelerator.gradient_state
+        if loader.end_of_dataloader and loader.remainder > 0:
+            rows -= len(batches[-1]["labels"]) * self.args.world_size - loader.remainder
+        return rows
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A line of the log, with the health of the training beside its loss."""
+        super().log({**logs, **self.health.log_figures(self.state)} if "loss" in logs else logs, start_time)
 
     def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Take the labels off rows that are there for the second time.
