@@ -39,9 +39,16 @@ def main(words: list[str] | None = None) -> None:
     args = make_parser().parse_args(words)
     hush()
     with one_line_errors(args.debug):
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or each would write the same files
-            raise ChildProcessError(f"medcap {words[0]} works in one process: start it without accelerate launch")
+        check_alone(words[0])
         args.run(args)
+
+
+def check_alone(command: str) -> None:
+    """RecipeError where several processes were started: each would do all of the work, and write the same files."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from medcap.recipe import RecipeError
+
+        raise RecipeError(f"medcap {command} works in one process: start it without accelerate launch")
 
 
 def train(words: list[str]) -> int:

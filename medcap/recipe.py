@@ -137,7 +137,7 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a non-finite loss stops the run"})
 
     def __post_init__(self) -> None:
-        """Settle the device of processes that have no GPU, and the number of workers, which stay from epoch to epoch."""
+        """Settle the device of processes without a GPU, and the number of workers, which stay from epoch to epoch."""
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # or accelerate lets them not know of each other, and each does all of the work
         super().__post_init__()

@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import functools
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from medcap.modeling.precision import pick_precision, precision_name
 from medcap.publish.epochs import EpochPushes, evaluation_of, next_release
 from medcap.publish.hub import build_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
-from medcap.recipe import Recipe, read_recipe
+from medcap.recipe import Recipe, RecipeError, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
 from medcap.training.health import Health, token_entropy
 from medcap.training.run import checkpoint_to_resume, record_time, save_adapter, start_run
@@ -89,8 +90,7 @@ def train(recipe: Recipe) -> None:
             trainer.add_callback(pushes)
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = trainer.health.seconds
-        if cache is not None:
-            cache.flush()
+        trainer.encoder.flush()
     if trainer.is_world_process_zero():
         record_time(run, seconds)
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
@@ -98,16 +98,25 @@ def train(recipe: Recipe) -> None:
         if to is not None:
             release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
             print(pushes.finish(release))
+    trainer.accelerator.wait_for_everyone()  # or a scheduler sees processes end while one is still at work
     trainer.accelerator.end_training()
 
 
 def check_devices(recipe: Recipe) -> None:
-    """RecipeError for several GPUs in one process: DataParallel would weigh captions by the GPU that they went to."""
-    if recipe.training.n_gpu > 1:
+    """RecipeError for what would train otherwise than it was asked to, in silence.
+
+    Several GPUs in one process are torch's DataParallel, which weighs captions by the GPU that they went to; without a
+    GPU, accelerate takes FSDP and DeepSpeed for plain processes.
+    """
+    gpus, device = recipe.training.n_gpu, recipe.training.device
+    if gpus > 1:
         raise RecipeError(
-            f"{recipe.training.n_gpu} GPUs and one process: start one for each with `medcap train --accelerate ddp` or "
+            f"{gpus} GPUs and one process: start one for each with `medcap train --accelerate ddp` or "
             "`accelerate launch`, or let it see one GPU with CUDA_VISIBLE_DEVICES=0"
         )
+    for engine in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and device.type == "cpu":
+            raise RecipeError(f"{engine} shares a model out over GPUs, and here is none: take --accelerate cpu-ddp")
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
@@ -200,9 +209,7 @@ def make_trainer(
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
     args = copy.copy(recipe.training)
-    health = Health(
-        token_entropy(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
-    )
+    health = Health(token_entropy(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens))
     args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
     trainer = CaptionTrainer(
         model=model,

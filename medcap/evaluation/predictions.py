@@ -57,8 +57,8 @@ def sameness(predictions: Sequence[str]) -> str:
     if len(predictions) < 2 or len(set(predictions)) > 1:
         return ""
     return (
-        f"all {len(predictions)} captions are the same, {predictions[0]!r}: the model does not tell pictures apart; train "
-        "longer, raise learning_rate, or let lora_target_modules reach the cross-attention"
+        f"all {len(predictions)} captions are the same, {predictions[0]!r}: the model does not tell pictures apart; "
+        "train longer, raise learning_rate, or let lora_target_modules reach the cross-attention"
     )
 
 

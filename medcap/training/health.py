@@ -1,7 +1,7 @@
 """Whether a training is well: how fast it goes, what it waits for, how long it will take, and whether it learns.
 
-The figures go to the log, and so to whatever `report_to` names, and to metrics.jsonl. Nothing here waits for a GPU: what
-lies there is read when the Trainer reads the loss, every `logging_steps`.
+The figures go to the log, and so to whatever `report_to` names, and to metrics.jsonl. Nothing here waits for a GPU:
+what lies there is read when the Trainer reads the loss, every `logging_steps`.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ class Health(TrainerCallback):
         if self.chance is not None and loss >= self.chance:
             self._say_once(
                 "chance",
-                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, at chance: {self.chance:.2f} is reached by "
-                "saying each token as often as the training captions do, without picture or words. Raise "
+                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: {self.chance:.2f} is "
+                "reached by saying each token as often as the training captions do, without picture or words. Raise "
                 "learning_rate, take more of lora_target_modules, or look whether captions go with their pictures",
             )
 

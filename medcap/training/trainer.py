@@ -159,8 +159,10 @@ class CaptionTrainer(Seq2SeqTrainer):
         The Trainer's is a mean of batches' means: it moves with the size of the batches, and counts repeated rows.
         """
         self._evaluated = []
+        self.encoder.flush()  # what training or this evaluation saw first need never be encoded again
         self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps the repeated rows
         evaluated = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self.encoder.flush()
         loss, labels = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), "sum")
         evaluated.metrics[f"{metric_key_prefix}_loss"] = (loss / labels).item()
         return evaluated
