@@ -184,8 +184,8 @@ class Health(TrainerCallback):
         if self.chance is not None and loss >= self.chance:
             self._say_once(
                 "chance",
-                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: {self.chance:.2f} is "
-                "reached by saying each token as often as the training captions do, without picture or words. Raise "
+                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: {self.chance:.2f} "
+                "is reached by saying each token as often as training captions do, without picture or words. Raise "
                 "learning_rate, take more of lora_target_modules, or look whether captions go with their pictures",
             )
 

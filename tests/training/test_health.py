@@ -1,4 +1,7 @@
-"""What a training says of itself: rates, waiting, time left; and the three warnings. pytest tests/training/test_health.py"""
+"""What a training says of itself: rates, waiting, time left; and the three warnings.
+
+pytest tests/training/test_health.py
+"""
 
 import json
 import math
@@ -150,9 +153,7 @@ def test_a_loss_at_chance_after_the_first_epoch_is_said_once(caplog):
     evaluated(measured, state, 1, 5.0)
     evaluated(measured, state, 2, 5.0)
     (said,) = caplog.messages
-    assert said.startswith(
-        "after epoch 1 the validation loss is 5.00, at chance: 5.00 is reached by saying each token"
-    )
+    assert said.startswith("after epoch 1 the validation loss is 5.00, no better than chance: 5.00 is")
     assert "\n" not in said
     assert "Raise learning_rate" in said
 
@@ -173,7 +174,7 @@ def test_without_evaluation_the_training_loss_is_looked_at(caplog):
     ended(measured, state)
     assert caplog.messages == []
     ended(measured, state, "no")
-    assert caplog.messages[0].startswith("after epoch 1 the training loss is 5.50, at chance")
+    assert caplog.messages[0].startswith("after epoch 1 the training loss is 5.50, no better than")
 
 
 WAITING = {"starving": (20, 4, True), "at the threshold": (20, 3, False), "too few steps": (19, 9, False)}

@@ -161,10 +161,13 @@ def test_slurm_starts_every_process_and_queues_again_what_ran_out_of_time(tmp_pa
         (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     slurm = {"NTASKS": 4, "NTASKS_PER_NODE": 2, "CPUS_PER_TASK": 1, "JOB_ID": 7, "JOB_NODELIST": "first,second"}
+    told = {f"SLURM_{key}": str(value) for key, value in slurm.items()}
     done = subprocess.run(
-        ["bash", str(ROOT / "recipes" / "accelerate" / "slurm.sh"), "--config", "r.yaml"], capture_output=True, text=True,
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **{f"SLURM_{key}": str(value) for key, value in slurm.items()}},
-    )  # fmt: skip
+        ["bash", str(ROOT / "recipes" / "accelerate" / "slurm.sh"), "--config", "r.yaml"],
+        env={**told, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
     started = [f"{rank} {rank % 2} 4 2 first scripts/train.py --config r.yaml" for rank in range(4)]
     queued = ["scontrol requeue 7"] if status else []
     assert done.stdout.splitlines() == started + queued
@@ -175,12 +178,8 @@ def test_what_would_train_otherwise_than_asked_is_refused(train_script, trained_
     recipe = read_recipe(["--config", str(trained_run.recipe)])
     train_script.check_devices(recipe)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(
-        RecipeError, match="FSDP shares a model out over GPUs, and here is none: take --accelerate cpu-"
-    ):
+    with pytest.raises(RecipeError, match="FSDP shares a model out over GPUs, and here is none: take "):
         train_script.check_devices(recipe)
     recipe.training._n_gpu = 2
-    with pytest.raises(
-        RecipeError, match="2 GPUs and one process: start one for each with `medcap train --accelerate"
-    ):
+    with pytest.raises(RecipeError, match="2 GPUs and one process: start one for each with `medcap train"):
         train_script.check_devices(recipe)
