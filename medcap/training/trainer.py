@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         prompt: str = "",
         features: FeatureCache | None = None,
         health: Health | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         """`captions`: how to generate, from `medcap.modeling.blip.generation_config`; `prompt`: their given start.
@@ -44,7 +45,9 @@ class CaptionTrainer(Seq2SeqTrainer):
         `features`: where those of the tower are kept; the data sets then give the digest of each image. `health`
         measures, and its figures go into the log.
         """
-        super().__init__(*args, **kwargs)
+        self.scores = compute_metrics
+        once = None if compute_metrics is None else self._score_once
+        super().__init__(*args, compute_metrics=once, **kwargs)
         self.captions, self.prompt = captions, prompt
         blip = self.model.get_base_model()
         self.encoder = Encoder(blip.vision_model, features)
@@ -52,8 +55,6 @@ class CaptionTrainer(Seq2SeqTrainer):
         blip.text_decoder.label_smoothing = self.args.label_smoothing_factor  # of shifted labels, in training alone
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
         self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
-        self.scores = self.compute_metrics
-        self.compute_metrics = None if self.scores is None else self._score_once
         self.health = health or Health()
         self.add_callback(self.health)  # after those that read what it has measured
         self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
@@ -169,7 +170,7 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _score_once(self, evaluated: EvalPrediction) -> dict[str, float]:
         """What the main process scored, on every process: so all choose the same best epoch and stop at the same."""
-        metrics = [self.scores(evaluated) if self.is_world_process_zero() else None]
+        metrics = [self.scores(evaluated) if self.scores and self.is_world_process_zero() else None]
         return broadcast_object_list(metrics)[0]
 
     def prediction_step(
