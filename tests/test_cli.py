@@ -39,7 +39,7 @@ WRONG = {
     "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
     "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
-    "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp"),
+    "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
 }
 
 
@@ -75,6 +75,7 @@ def test_train_hands_every_word_to_accelerate_launch() -> None:
     assert words[1:3] == ["-m", "medcap.launch"]
     assert words[-5:] == [str(shipped("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
     assert Path(words[4]).name == "cpu.yaml"
+    assert launch(["--config", "r.yaml"], "ddp", "4")[5:7] == ["--num_processes", "4"]
 
 
 def test_score_pairs_by_id_and_not_by_line(capsys, tmp_path) -> None:
