@@ -17,17 +17,20 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
-    """Take the words of `accelerate launch`, and end with the status of the process that failed first."""
+    """Take the words of `accelerate launch`, and end with the status of the process that failed first.
+
+    Which one that was is not known where several are found at once: those that lost another end with 1, so a killed
+    one comes before them, and a higher status.
+    """
     logging.disable(logging.CRITICAL)  # which processes are ended because another one failed, in many lines
     try:
         accelerate_launch()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            sys.exit(failure.exitcode)
-        name = signal.Signals(-failure.exitcode).name
-        sys.stderr.write(f"medcap: error: process {rank} was ended by {name}, and with it the others\n")
-        sys.exit(1)
+        status = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        for rank in [rank for rank in status if status[rank] < 0][:1]:
+            name = signal.Signals(-status[rank]).name
+            sys.stderr.write(f"medcap: error: process {rank} was ended by {name}, and with it the others\n")
+        sys.exit(max(*status.values(), 1))
 
 
 if __name__ == "__main__":
