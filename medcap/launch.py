@@ -27,9 +27,10 @@ def main() -> None:
         accelerate_launch()
     except ChildFailedError as error:
         status = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        for rank in [rank for rank in status if status[rank] < 0][:1]:
-            name = signal.Signals(-status[rank]).name
-            sys.stderr.write(f"medcap: error: process {rank} was ended by {name}, and with it the others\n")
+        killed = [rank for rank, code in status.items() if code < 0 and code != -signal.SIGTERM]  # that: the others
+        if killed:
+            name = signal.Signals(-status[killed[0]]).name
+            sys.stderr.write(f"medcap: error: process {killed[0]} was ended by {name}, and with it the others\n")
         sys.exit(max(*status.values(), 1))
 
 
