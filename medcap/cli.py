@@ -39,20 +39,30 @@ def main(words: list[str] | None = None) -> None:
     args = make_parser().parse_args(words)
     hush()
     with one_line_errors(args.debug):
+        check_alone(words[0])
         args.run(args)
 
 
+def check_alone(command: str) -> None:
+    """RecipeError where several processes were started: each would do all of the work, and write the same files."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from medcap.recipe import RecipeError
+
+        raise RecipeError(f"medcap {command} works in one process: start it without accelerate launch")
+
+
 def train(words: list[str]) -> int:
-    """`medcap train --config X.yaml [--accelerate ddp] ...`: hands scripts/train.py to `accelerate launch`."""
+    """`medcap train --config X.yaml [--accelerate ddp [--num_processes 4]] ...`: as `accelerate launch` does."""
     parser = argparse.ArgumentParser(
         prog="medcap train", usage="medcap train --config RECIPE [--any_key value]", add_help=False
     )
     parser.add_argument("--accelerate", default="cpu" if not _has_cuda() else None)
+    parser.add_argument("--num_processes")
     args, rest = parser.parse_known_args(words)
-    return subprocess.run(launch(rest, args.accelerate), check=False).returncode
+    return subprocess.run(launch(rest, args.accelerate, args.num_processes), check=False).returncode
 
 
-def launch(words: list[str], config: str | None) -> list[str]:
+def launch(words: list[str], config: str | None, num_processes: str | None = None) -> list[str]:
     """The command `accelerate launch [--config_file ...] scripts/train.py ...`; `config` is a name or a file."""
     chosen: list[str] = []
     if config is not None:
@@ -64,8 +74,10 @@ def launch(words: list[str], config: str | None) -> list[str]:
         chosen = ["--config_file", str(known if known.is_file() else config)]
     if config == "cpu":  # or accelerate tells at length that it chose the number itself
         chosen += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
+    if num_processes is not None:
+        chosen += ["--num_processes", num_processes]
     chosen += ["--quiet"]  # or its own traceback follows the line in which training says what is wrong
-    return [sys.executable, "-m", "accelerate.commands.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
+    return [sys.executable, "-m", "medcap.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
 
 
 def _has_cuda() -> bool:

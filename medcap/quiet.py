@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 
 def hush() -> None:
@@ -25,11 +26,17 @@ def hush() -> None:
     for name in ("bitsandbytes", "torch", "accelerate", "transformers", "datasets", "evaluate", "peft", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        logging.disable(logging.WARNING)
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
-    """End the program with one line and a status instead of a traceback: 2 for a wrong recipe, 1 for failed work."""
+    """End the program with one line and a status instead of a traceback: 2 for a wrong recipe, 1 for failed work.
+
+    Of several processes only the first to fail says why: the others fail because they lost it, or of the same cause.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -38,8 +45,23 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(f"medcap: error: {one_line(error)}\n")
+        if _fails_first():
+            sys.stderr.write(f"medcap: error: {one_line(error)}\n")
         sys.exit(2 if type(error).__name__ == "RecipeError" else 1)
+
+
+def _fails_first() -> bool:
+    """Whether no other process of this launch has failed before; they all count in the store of their launcher."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from torch.distributed import TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        return store.add(f"medcap/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+    except RuntimeError:  # the launcher is gone
+        return True
 
 
 def one_line(error: Exception) -> str:

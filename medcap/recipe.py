@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
@@ -127,6 +128,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     dataloader_num_workers: int = field(
         default=-1, metadata={"help": "processes that read images; -1: up to 8 beside a GPU, none beside a CPU"}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "look after each step for adapters that took no part in it: there are none"}
+    )
     hub_overwrite: bool = field(
         default=False, metadata={"help": "with push_to_hub: replace what a repository holds that medcap did not make"}
     )
@@ -140,7 +144,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Settle the number of workers, which then stay from epoch to epoch."""
+        """Settle the device of processes without a GPU, and the number of workers, which stay from epoch to epoch."""
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # or accelerate lets them not know of each other, and each does all of the work
         super().__post_init__()
         if self.dataloader_num_workers < 0:
             cores = (os.cpu_count() or 1) // self.world_size

@@ -11,10 +11,12 @@ nothing: it does everything once, and prints what the run will take.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,12 +56,13 @@ from medcap.modeling.precision import pick_precision, precision_name
 from medcap.publish.epochs import EpochPushes, evaluation_of, next_release
 from medcap.publish.hub import build_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
-from medcap.recipe import Recipe, read_recipe
+from medcap.recipe import Recipe, RecipeError, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
 from medcap.training.dry_run import Clock, check_reporters, few_images, rehearsal
+from medcap.training.health import Health, token_entropy
 from medcap.training.memory import MemoryReport
 from medcap.training.plan import Schedule, features_room, plan, run_room
-from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
+from medcap.training.run import checkpoint_to_resume, record_time, save_adapter, start_run
 from medcap.training.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ def main(words: list[str] | None = None) -> None:
 
 def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
+    check_devices(recipe)
     checkpoint = checkpoint_to_resume(recipe)
     to = push_destination(recipe)
     set_seed(recipe.training.seed)
@@ -94,6 +98,8 @@ def train(recipe: Recipe) -> None:
         if to is not None and pushes is not None:
             release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
             print(pushes.finish(release))
+    trainer.accelerator.wait_for_everyone()  # or a scheduler sees processes end while one is still at work
+    trainer.accelerator.end_training()
 
 
 def fit(
@@ -108,11 +114,11 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[CaptionTrainer, EpochPushes | None]:
     """Write the run's folder: epochs, from `checkpoint` on where there is one, and the adapter; pushed to `to`."""
-    run, pushes = Path(recipe.training.output_dir), None
-    if recipe.training.process_index == 0:
+    run, pushes, is_main = Path(recipe.training.output_dir), None, recipe.training.process_index == 0
+    if is_main:
         start_run(recipe, data, precision_name(dtype))
     cache = open_features(recipe, data, adapted, processor, dtype)
-    with Meteor() as meteor:
+    with Meteor() if is_main else contextlib.nullcontext() as meteor:  # one process scores
         pairs = signature_pairs("valid", data["valid"], captions, dtype)
         scores = CaptionScores(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
         trainer = make_trainer(recipe, data, adapted, processor, captions, scores, cache)
@@ -125,9 +131,10 @@ def fit(
         for callback in callbacks:
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
-        if cache is not None:
-            cache.flush()
+        seconds = trainer.health.seconds
+        trainer.encoder.flush()
     if trainer.is_world_process_zero():
+        record_time(run, seconds)
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
     return trainer, pushes
 
@@ -169,6 +176,23 @@ def dry_run(
             "caption": f"{first_caption(trainer)!r}, by the adapter of the dry run",
         }
         print("\n".join(f"{name}: {text}" for name, text in seen.items()))
+
+
+def check_devices(recipe: Recipe) -> None:
+    """RecipeError for what would train otherwise than it was asked to, in silence.
+
+    Several GPUs in one process are torch's DataParallel, which weighs captions by the GPU that they went to; without a
+    GPU, accelerate takes FSDP and DeepSpeed for plain processes.
+    """
+    gpus, device = recipe.training.n_gpu, recipe.training.device
+    if gpus > 1:
+        raise RecipeError(
+            f"{gpus} GPUs and one process: start one for each with `medcap train --accelerate ddp` or "
+            "`accelerate launch`, or let it see one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+    for engine in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and device.type == "cpu":
+            raise RecipeError(f"{engine} shares a model out over GPUs, and here is none: take --accelerate cpu-ddp")
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
@@ -245,8 +269,7 @@ def wanted_data(recipe: Recipe) -> DatasetDict:
 
 def first_caption(trainer: CaptionTrainer) -> str:
     """The first caption of the last evaluation; "" where none was made."""
-    scores = trainer.compute_metrics
-    return scores.predictions[0] if scores.predictions else ""
+    return trainer.scores.predictions[0] if trainer.scores.predictions else ""
 
 
 def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
@@ -272,6 +295,7 @@ def make_trainer(
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
     args = copy.copy(recipe.training)
+    health = Health(token_entropy(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens))
     args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
     trainer = CaptionTrainer(
         model=model,
@@ -279,6 +303,7 @@ def make_trainer(
         captions=captions,
         prompt=recipe.data.prompt,
         features=cache,
+        health=health,
         train_dataset=pixels_and_captions(data["train"], processor, cache),
         eval_dataset=pixels_and_captions(valid, processor, cache),
         data_collator=CaptionCollator(
@@ -286,7 +311,7 @@ def make_trainer(
         ),
         processing_class=processor,
         compute_metrics=scores,
-        callbacks=[Progress(), MetricsLog(run), samples(run, valid.select(range(min(8, len(valid)))), scores)],
+        callbacks=[Progress(), MetricsLog(run, health), samples(run, valid.select(range(min(8, len(valid)))), scores)],
     )
     trainer.add_callback(MemoryReport(trainer))
     trainer.remove_callback(ProgressCallback)

@@ -39,7 +39,7 @@ WRONG = {
     "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
     "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
-    "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, ddp"),
+    "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
 }
 
 
@@ -53,6 +53,14 @@ def test_what_is_wrong_is_one_line_and_a_status(words, status, message, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_works_in_one_process_says_so(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["evaluate", "--model", BASE, "--data", str(tmp_path), "--out", str(tmp_path / "eval")]
+    status, out, err = run(words, capsys)
+    assert (status, out) == (2, "")
+    assert err == "medcap: error: medcap evaluate works in one process: start it without accelerate launch\n"
+
+
 def test_version_is_printed(capsys) -> None:
     assert run(["--version"], capsys)[:2] == (0, f"medcap {__version__}\n")
 
@@ -64,9 +72,10 @@ def test_debug_shows_the_traceback(capsys) -> None:
 
 def test_train_hands_every_word_to_accelerate_launch() -> None:
     words = launch(["--config", "r.yaml", "--lora_r", "4"], "cpu")
-    assert words[1:3] == ["-m", "accelerate.commands.launch"]
+    assert words[1:3] == ["-m", "medcap.launch"]
     assert words[-5:] == [str(shipped("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
     assert Path(words[4]).name == "cpu.yaml"
+    assert launch(["--config", "r.yaml"], "ddp", "4")[5:7] == ["--num_processes", "4"]
 
 
 def test_score_pairs_by_id_and_not_by_line(capsys, tmp_path) -> None:

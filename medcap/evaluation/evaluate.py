@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from medcap.evaluation.failures import failures
 from medcap.evaluation.nearest import nearest_captions
 from medcap.evaluation.page import write_page
 from medcap.evaluation.per_image import write_scores
-from medcap.evaluation.predictions import describe_captions, write_predictions
+from medcap.evaluation.predictions import describe_captions, sameness, write_predictions
 from medcap.evaluation.scoring import breakdown, compare_pictures, said_of_pictures, score_split, signature_pairs
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner, adapter_recipe, caption_dataset
 from medcap.training.run import environment, write_json
+
+logger = logging.getLogger(__name__)
 
 # what may differ between two runs of one recipe: where they lie, and the seed
 _NOT_RECIPE = {"seed", "data_seed", "output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "data_dir"}
@@ -44,6 +47,8 @@ def evaluate(
     """
     with Meteor() as meteor:  # it gets ready while captions are made
         captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
+        if same := sameness(captions):
+            logger.warning(same)
         out.mkdir(parents=True, exist_ok=True)
         write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
         extra = _pairs(captioner, split)

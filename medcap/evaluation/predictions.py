@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from medcap.data.tables import read_column
 from medcap.evaluation.coco import Meteor, Scores, score_captions
 from medcap.modeling.blip import decode_captions
+
+logger = logging.getLogger(__name__)
 
 
 def write_predictions(path: Path, captions: Mapping[str, str]) -> None:
@@ -47,6 +50,16 @@ def describe_captions(predictions: Sequence[str]) -> dict[str, float | int | str
         "mean_words": sum(len(text.split()) for text in predictions) / len(predictions),
         "repeated_share": sum(map(_repeats, predictions)) / len(predictions),
     }
+
+
+def sameness(predictions: Sequence[str]) -> str:
+    """What to say where every picture got the same caption, in one line; "" where they did not."""
+    if len(predictions) < 2 or len(set(predictions)) > 1:
+        return ""
+    return (
+        f"all {len(predictions)} captions are the same, {predictions[0]!r}: the model does not tell pictures apart; "
+        "train longer, raise learning_rate, or let lora_target_modules reach the cross-attention"
+    )
 
 
 def _repeats(caption: str) -> bool:
@@ -85,6 +98,8 @@ class CaptionScores:
         self.predictions = [captions[row] for row in sorted(captions)]
         references = [[self.references[row]] for row in sorted(captions)]
         self.last = scores = score_captions(self.predictions, references, meteor=self.meteor, extra=self.extra)
+        if same := sameness(self.predictions):
+            logger.warning(same)
         described = describe_captions(self.predictions)
         distinct = len(set(self.predictions)) / len(self.predictions)
         return {

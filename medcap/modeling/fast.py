@@ -90,7 +90,8 @@ class CaptionDecoder(BlipTextLMHeadModel):
         head = self.cls.predictions
         smoothing = self.label_smoothing if self.training else 0.0
         loss = head_loss(head.transform(hidden[:, :-1][wanted]), head.decoder, following[wanted], smoothing)
-        return CausalLMOutputWithCrossAttentions(loss=loss / wanted.sum())
+        # a batch without labels, as the last of an epoch may be on one of several processes, has a loss of 0
+        return CausalLMOutputWithCrossAttentions(loss=loss / wanted.sum().clamp(min=1))
 
 
 class VisionAttention(BlipAttention):

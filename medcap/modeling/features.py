@@ -158,6 +158,11 @@ class Encoder:
         features[~is_known] = made
         return features
 
+    def flush(self) -> None:
+        """Put on disk what was kept so far: only then it is found again, by this process and by others."""
+        if self.cache is not None:
+            self.cache.flush()
+
 
 def open_cache(
     wanted: str, model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype, images: int

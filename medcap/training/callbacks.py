@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from medcap.training.health import Health
+
 METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eval_cider")
 
 
@@ -81,10 +83,10 @@ class Progress(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one line per evaluation, with the last training loss beside it."""
+    """`metrics.jsonl`: one line per evaluation, with the last training loss and the `health` until then beside it."""
 
-    def __init__(self, run: Path) -> None:
-        self.path = run / "metrics.jsonl"
+    def __init__(self, run: Path, health: Health) -> None:
+        self.path, self.health = run / "metrics.jsonl", health
 
     def on_evaluate(
         self,
@@ -98,6 +100,7 @@ class MetricsLog(TrainerCallback):
             return
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
+        line["health"] = self.health.evaluation_figures(state)
         earlier = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         # a resumed run writes its epochs again: what came after its checkpoint is superseded
         kept = [text for text in earlier if json.loads(text)["step"] < state.global_step]

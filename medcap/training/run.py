@@ -54,6 +54,12 @@ def start_run(recipe: Recipe, data: DatasetDict, precision: str) -> Path:
     return run
 
 
+def record_time(run: Path, seconds: float) -> None:
+    """Add to `environment.json` how long training took, in seconds; in a resumed run, of the work that was kept."""
+    path = run / "environment.json"
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "training_seconds": round(seconds, 1)})
+
+
 def save_adapter(
     folder: Path, model: PeftModel, processor: BlipProcessor, captions: GenerationConfig, recipe: Recipe
 ) -> None:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
-from transformers import GenerationConfig, Seq2SeqTrainer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, GenerationConfig, Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
+from medcap.training.health import Health
 from medcap.training.parts import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.sampler import LengthSampler
 
@@ -32,7 +34,8 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     Evaluation hands to `compute_metrics` the generated ids (n, T) and, as `label_ids`, the row numbers (n,) that the
     batches carry in `row`: so every prediction is scored against its own, whole reference, in whatever order and on
-    however many processes it was made. Logits and pixels are not kept.
+    however many processes it was made. Logits and pixels are not kept. `compute_metrics` is called on the main process
+    alone, and every process is told what it said.
     """
 
     def __init__(
@@ -41,13 +44,18 @@ class CaptionTrainer(Seq2SeqTrainer):
         captions: GenerationConfig,
         prompt: str = "",
         features: FeatureCache | None = None,
+        health: Health | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         """`captions`: how to generate, from `medcap.modeling.blip.generation_config`; `prompt`: their given start.
 
-        `features`: where those of the tower are kept; the data sets then give the digest of each image.
+        `features`: where those of the tower are kept; the data sets then give the digest of each image. `health`
+        measures, and its figures go into the log.
         """
-        super().__init__(*args, **kwargs)
+        self.scores = compute_metrics
+        once = None if compute_metrics is None else self._score_once
+        super().__init__(*args, compute_metrics=once, **kwargs)
         self.captions, self.prompt = captions, prompt
         self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
         self.rows_of_step: list[int] = []  # that this process has taken since the last change of the weights
@@ -57,6 +65,9 @@ class CaptionTrainer(Seq2SeqTrainer):
         blip.text_decoder.label_smoothing = self.args.label_smoothing_factor  # of shifted labels, in training alone
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
         self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
+        self.health = health or Health()
+        self.add_callback(self.health)  # after those that read what it has measured
+        self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -68,6 +79,39 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return SequentialSampler(eval_dataset)  # the Trainer's own would read every image to learn of lengths
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        """The micro-batches of one step of this process, and how many labels those of all processes have."""
+        batches = map(self._without_repeats, self.health.waiting(epoch_iterator))
+        found, labels = super().get_batch_samples(batches, num_batches, device)
+        self.health.count(self._rows(found), 0 if labels is None else labels)
+        return found, labels
+
+    def _rows(self, batches: list[dict[str, torch.Tensor]]) -> int:
+        """How many rows the micro-batches of one step have on all processes, repeated ones left out."""
+        rows = sum(len(batch["labels"]) for batch in batches) * self.args.world_size
+        loader = self.accelerator.gradient_state
+        if loader.end_of_dataloader and loader.remainder > 0:
+            rows -= len(batches[-1]["labels"]) * self.args.world_size - loader.remainder
+        return rows
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A line of the log, with the health of the training beside its loss."""
+        super().log({**logs, **self.health.log_figures(self.state)} if "loss" in logs else logs, start_time)
+
+    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take the labels off rows that are there for the second time.
+
+        Where the processes cannot share the last batch of a data set evenly, accelerate fills it up with the first
+        rows: to be counted twice by who knows nothing of it. They stand behind the `remainder` rows of all processes.
+        """
+        loader = self.accelerator.gradient_state
+        if loader.end_of_dataloader and loader.remainder > 0:
+            before = self.args.process_index * len(batch["labels"])
+            batch["labels"][max(loader.remainder - before, 0) :] = IGNORED
+        return batch
 
     def compute_loss(
         self,
@@ -198,6 +242,25 @@ class CaptionTrainer(Seq2SeqTrainer):
                     raise FloatingPointError(f"{name} is not finite after step {step}. {self._advice()}")
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer's, but `loss` is the mean over all labels, on whatever batches and however many processes.
+
+        The Trainer's is a mean of batches' means: it moves with the size of the batches, and counts repeated rows.
+        """
+        self._evaluated = []
+        self.encoder.flush()  # what training or this evaluation saw first need never be encoded again
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps the repeated rows
+        evaluated = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self.encoder.flush()
+        loss, labels = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), "sum")
+        evaluated.metrics[f"{metric_key_prefix}_loss"] = (loss / labels).item()
+        return evaluated
+
+    def _score_once(self, evaluated: EvalPrediction) -> dict[str, float]:
+        """What the main process scored, on every process: so all choose the same best epoch and stop at the same."""
+        metrics = [self.scores(evaluated) if self.scores and self.is_world_process_zero() else None]
+        return broadcast_object_list(metrics)[0]
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -211,10 +274,12 @@ class CaptionTrainer(Seq2SeqTrainer):
         The captions come from the pixels alone: `Seq2SeqTrainer` would hand `input_ids`, the reference, to `generate`
         as the beginning of the caption.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._without_repeats(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             features = self._features(inputs)
             loss = self._loss(model, features, inputs)[0].detach()
+            labels = inputs["labels"].ne(IGNORED).sum()
+            self._evaluated.append(torch.stack([loss * labels, labels]))
             if prediction_loss_only:
                 return loss, None, None
             ids = self._generate(features)

@@ -247,6 +247,7 @@ def test_off_is_off(blip):
 
 
 def test_room_is_looked_for_first(blip, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing is kept yet
     blip[0].requires_grad_(False)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**6))

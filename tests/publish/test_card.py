@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "medcap": "0.1.0",
     "commit": None,
     "device": "cpu, 2 threads",
+    "training_seconds": 812.4,
     "packages": {"torch": "2.13.0"},
     "seed": 7,
     "data": {"train": {"rows": 12345, "read": 12350, "blank": 5, "fingerprint": "c5ba788748f8d0bb"}},
@@ -260,6 +261,7 @@ def test_captions_recipe_data_and_machine_are_told():
     assert recipe["`lora_target_modules`"] == [r"`text_decoder\.(query\|value)`", "`attention`"]
     machine = rows(section(card, "Hardware and software"))
     assert machine["device"] == ["cpu, 2 threads"]
+    assert machine["training_seconds"] == ["812.4"]
     assert machine["torch"] == ["2.13.0"]
     assert machine["seed"] == ["7"]
     assert "commit" not in machine

@@ -1,0 +1,160 @@
+"""The same training and evaluation on 1, 2 and 3 processes (gloo): what tests/training/test_processes.py compares.
+
+    python tests/training/processes.py BASE OUT        leaves OUT/WORLD-RANK.pt
+
+A program of its own, because processes are forked from one that has imported everything and computed nothing yet.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from torch import multiprocessing
+from transformers import TrainerCallback
+
+from medcap.data.captions import CaptionCollator, caption_lengths
+from medcap.modeling.blip import first_token, generation_config, load_blip
+from medcap.modeling.lora import add_lora
+from medcap.recipe import CaptionTrainingArguments
+from medcap.training.trainer import CaptionTrainer
+
+# of 3 to 22 tokens: no two shares of a batch have as many labels
+CAPTIONS = (
+    "Cyst.",
+    "Normal chest radiograph.",
+    "CT scan showing no lesion.",
+    "Large left-sided mass (arrow).",
+    "Contrast-enhanced CT of the abdomen with a 3.5 cm rim-enhancing abscess.",
+    "Axial T2-weighted MRI shows a small calcification in the left upper hemisphere (white arrow).",
+    "Ultrasound with a cystic lesion measuring 3 x 4.5 cm in the right liver lobe.",
+    "Angiogram: a crescent-shaped hematoma in the lower right territory of an 81-year-old man.",
+    "Mass.",
+    "Plain radiograph of the abdomen of a woman.",
+)
+# micro-batch and accumulation on each number of processes: 8 rows a step, or 9, of the 10 that an epoch has
+STEPS = {
+    1: {"8": (8, 1), "8, accumulated": (2, 4), "9": (9, 1)},
+    2: {"8": (4, 1), "8, accumulated": (2, 2)},
+    3: {"9": (3, 1)},
+}
+
+
+class Rows(list):
+    """A list of rows that also gives a column."""
+
+    def __getitem__(self, at):
+        return [row[at] for row in self] if isinstance(at, str) else super().__getitem__(at)
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step as one vector."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        found = [weight.grad.flatten() for _, weight in sorted(model.named_parameters()) if weight.grad is not None]
+        self.steps.append(torch.cat(found).clone())
+
+
+def rows_of(tokenizer, count):
+    pixels = torch.randn(len(CAPTIONS), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    lengths = caption_lengths(tokenizer, CAPTIONS)
+    columns = zip(CAPTIONS[:count], lengths[:count], strict=True)
+    return Rows(
+        {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption, "length": length, "row": row}
+        for row, (caption, length) in enumerate(columns)
+    )
+
+
+def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
+    model, processor = load_blip(base)
+    torch.manual_seed(0)
+    adapted = add_lora(model, targets="text", r=4, alpha=8, dropout=0.0)
+    arguments = CaptionTrainingArguments(
+        output_dir=str(out / "run"), use_cpu=True, disable_tqdm=True, num_train_epochs=2, optim="sgd", seed=3,
+        learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1, eval_strategy="no",
+        save_strategy="no", load_best_model_at_end=False, **settings,
+    )  # fmt: skip
+    return CaptionTrainer(
+        model=adapted,
+        args=arguments,
+        captions=generation_config(model, num_beams=1, max_new_tokens=6),
+        train_dataset=rows_of(processor.tokenizer, len(CAPTIONS)),
+        data_collator=CaptionCollator(processor.tokenizer, first_token(model), 64),
+        processing_class=processor,
+        callbacks=list(callbacks),
+        compute_metrics=compute_metrics,
+    )
+
+
+def trained(base, out, batch, accumulated, sampling):
+    """Loss, gradient and its norm of every step of two epochs."""
+    gradients = Gradients()
+    trainer = trainer_of(
+        base, out, [gradients], per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated,
+        train_sampling_strategy=sampling,
+    )  # fmt: skip
+    trainer.train()
+    log = [line for line in trainer.state.log_history if "loss" in line]
+    meter = trainer.health.since_evaluation
+    return {
+        "counted": (meter.steps, meter.images, int(meter.tokens)),
+        "loss": [line["loss"] for line in log],
+        "norm": [line["grad_norm"] for line in log],
+        "gradients": torch.stack(gradients.steps),
+    }
+
+
+def evaluated(base, out, images, batch):
+    """What was scored here, if anything, and the metrics that this process knows."""
+    scored = []
+
+    def score(found):
+        scored.append((found.label_ids.tolist(), found.predictions.tolist()))
+        return {"images": float(len(found.label_ids))}
+
+    trainer = trainer_of(base, out, compute_metrics=score, per_device_eval_batch_size=batch)
+    metrics = trainer.evaluate(rows_of(trainer.processing_class.tokenizer, images))
+    return {"scored": scored, "loss": metrics["eval_loss"], "images": metrics["eval_images"]}
+
+
+def work(rank, world, port, base, out):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    found = {
+        (name, sampling): trained(base, out, *split, sampling)
+        for name, split in STEPS[world].items()
+        for sampling in ("group_by_length", "random")
+    }
+    found |= {images: evaluated(base, out, images, batch=2) for images in (10, 2)}
+    torch.save(found, out / f"{world}-{rank}.pt")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def main(base, out):
+    running = [
+        multiprocessing.start_processes(
+            work, (world, free_port(), base, out), nprocs=world, join=False, start_method="fork"
+        )
+        for world in STEPS
+    ]
+    for processes in running:
+        while not processes.join():
+            pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

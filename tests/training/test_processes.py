@@ -1,0 +1,185 @@
+"""One process or several: the same steps, every image scored once, and one of everything that is said and written.
+
+Trap 19. pytest tests/training/test_processes.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, write_recipe
+
+from medcap.cli import launch
+from medcap.recipe import RecipeError, read_recipe
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def found(tiny_base, tmp_path_factory):
+    """{(world, rank): what that process found}."""
+    out = tmp_path_factory.mktemp("processes")
+    program = [sys.executable, str(ROOT / "tests" / "training" / "processes.py"), str(tiny_base), str(out)]
+    subprocess.run(program, check=True, env=ENVIRONMENT)
+    return {(world, rank): torch.load(out / f"{world}-{rank}.pt") for world in (1, 2, 3) for rank in range(world)}
+
+
+SAME = {
+    "two processes": (2, "8", "8"),
+    "two processes, accumulated": (2, "8, accumulated", "8"),
+    "one process, accumulated": (1, "8, accumulated", "8"),
+    "three processes": (3, "9", "9"),  # 10 rows: of the last step, two processes have none
+}
+
+
+@pytest.mark.parametrize("sampling", ["group_by_length", "random"])
+@pytest.mark.parametrize(("world", "split", "alone"), SAME.values(), ids=SAME)
+def test_a_step_is_the_same_on_however_many_processes(found, world, split, alone, sampling):
+    """Loss, gradient and its norm of each step of two epochs; the last one of an epoch has 2 rows, or 1."""
+    one, several = found[1, 0][alone, sampling], found[world, 0][split, sampling]
+    assert len(one["loss"]) == 4
+    assert several["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert several["counted"] == one["counted"]
+    assert several["norm"] == pytest.approx(one["norm"], rel=1e-3)
+    torch.testing.assert_close(several["gradients"], one["gradients"], rtol=1e-3, atol=1e-4)
+    assert one["loss"][0] != pytest.approx(one["loss"][2], rel=1e-3)  # the second epoch has another order
+
+
+@pytest.mark.parametrize("images", [10, 2])
+def test_three_processes_score_every_image_once_and_on_one_of_them(found, images):
+    (alone,), (rows, ids) = found[1, 0][images]["scored"], found[3, 0][images]["scored"][0]
+    assert rows == list(range(images))
+    assert (rows, ids) == alone
+    assert [len(found[3, rank][images]["scored"]) for rank in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("images", [10, 2])
+def test_every_process_knows_the_same_metrics(found, images):
+    """So that all choose the same epoch as the best; the loss counts every label once."""
+    expected = found[1, 0][images]
+    for world in (2, 3):
+        told = [found[world, rank][images] for rank in range(world)]
+        assert [part["images"] for part in told] == [images] * world
+        assert len({part["loss"] for part in told}) == 1
+        assert told[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, phantoms, tmp_path_factory):
+    """The folder of a run of `medcap train --accelerate cpu-ddp`, and what it said."""
+    folder = tmp_path_factory.mktemp("launched")
+    recipe = write_recipe(
+        folder / "recipe.yaml", data_dir=str(phantoms), model_name_or_path=str(tiny_base),
+        output_dir=str(folder / "run"), feature_cache=str(folder / "features"), num_train_epochs=2, precision="fp32",
+        per_device_train_batch_size=3, per_device_eval_batch_size=3, learning_rate=1.0e-5, num_beams=1,
+        max_new_tokens=4,
+    )  # fmt: skip
+    program = launch(["--config", str(recipe)], "cpu-ddp")
+    done = subprocess.run(program, capture_output=True, text=True, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr.replace("\r", "\n").splitlines()
+
+
+def test_two_processes_write_one_run(trained):
+    folder, _, _ = trained
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "checkpoint-2", "checkpoint-4",
+    }  # fmt: skip
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]  # 12 images, 2 x 3 a step
+    assert json.loads((folder / "run" / "environment.json").read_text())["processes"] == 2
+
+
+def test_two_processes_say_everything_once(trained):
+    """Of the lines on stderr, one is each of these; the bars are drawn by the main process alone."""
+    folder, stdout, stderr = trained
+    assert stdout.startswith(f"{folder / 'run' / 'adapter'}: the adapter of checkpoint-")
+    assert stdout.count("\n") == 1
+    once = (
+        "12 training and 6 validation images", "weights learn", "features of the vision tower", "epoch 1: loss",
+        "epoch 2: loss", "after epoch 1 the validation loss is", "decoding train:   0%", "training:   0%",
+    )  # fmt: skip
+    assert {text: sum(text in line for line in stderr) for text in once} == dict.fromkeys(once, 1)
+    assert [line for line in stderr if "rank" in line or "Warning" in line] == []
+
+
+def test_two_processes_fill_one_feature_cache(trained):
+    """Every one of 18 images is encoded once, by one of them."""
+    indexes = [path.read_bytes() for path in (trained[0] / "features").rglob("*.idx")]
+    digests = [index[at : at + 16] for index in indexes for at in range(0, len(index), 16)]
+    assert len(indexes) == 2
+    assert len(digests) == len(set(digests)) == 18
+
+
+FAILS = """
+import os, signal, sys
+from medcap.quiet import hush, one_line_errors
+hush()
+class RecipeError(ValueError): ...
+with one_line_errors():
+    import torch
+    torch.distributed.init_process_group("gloo")
+    if os.environ["RANK"] == "1" and sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["RANK"] == "1":
+        raise RecipeError("lora_r is 0")
+    torch.distributed.all_reduce(torch.ones(1))
+"""
+ENDINGS = {
+    "wrong": (2, "medcap: error: lora_r is 0\n"),
+    "killed": (1, "medcap: error: process 1 was ended by SIGKILL, and with it the others\n"),
+}
+
+
+@pytest.mark.parametrize("which", ENDINGS)
+def test_processes_that_fail_end_with_one_line_and_the_status_of_the_first(tmp_path, which):
+    """The one that waits for the lost one says nothing, or of a killed one that it is lost."""
+    (tmp_path / "fails.py").write_text(FAILS, encoding="utf-8")
+    program = launch([], "cpu-ddp")[:-1]
+    done = subprocess.run(
+        [*program, str(tmp_path / "fails.py"), which], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+    )
+    status, said = ENDINGS[which]
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.endswith(said)
+    assert done.stderr.count("\n") <= (2 if which == "killed" else 1)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("status", [0, 138])
+def test_slurm_starts_every_process_and_queues_again_what_ran_out_of_time(tmp_path, status):
+    """With a scheduler of three little programs: two nodes of two tasks, ended by SIGUSR1 (128 + 10) or done."""
+    programs = {
+        "scontrol": 'if [ "$1" = show ]; then printf "first\\nsecond\\n"; else echo "scontrol $*"; fi',
+        "srun": 'shift; for i in 0 1 2 3; do SLURM_PROCID=$i SLURM_LOCALID=$((i % 2)) "$@"; done',
+        "python": f'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $*"; exit {status}',
+    }
+    for name, lines in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"NTASKS": 4, "NTASKS_PER_NODE": 2, "CPUS_PER_TASK": 1, "JOB_ID": 7, "JOB_NODELIST": "first,second"}
+    told = {f"SLURM_{key}": str(value) for key, value in slurm.items()}
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipes" / "accelerate" / "slurm.sh"), "--config", "r.yaml"],
+        env={**told, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    started = [f"{rank} {rank % 2} 4 2 first scripts/train.py --config r.yaml" for rank in range(4)]
+    queued = ["scontrol requeue 7"] if status else []
+    assert done.stdout.splitlines() == started + queued
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_what_would_train_otherwise_than_asked_is_refused(train_script, trained_run, monkeypatch):
+    recipe = read_recipe(["--config", str(trained_run.recipe)])
+    train_script.check_devices(recipe)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match="FSDP shares a model out over GPUs, and here is none: take "):
+        train_script.check_devices(recipe)
+    recipe.training._n_gpu = 2
+    with pytest.raises(RecipeError, match="2 GPUs and one process: start one for each with `medcap train"):
+        train_script.check_devices(recipe)
