@@ -41,12 +41,14 @@ from medcap.modeling.blip import first_token, generation_config, load_blip
 from medcap.modeling.features import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import pick_precision, precision_name
-from medcap.publish.epochs import EpochPushes, evaluation_of, next_release
-from medcap.publish.hub import build_release
+from medcap.publish.epochs import EpochPushes, push_run, run_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
-from medcap.training.run import checkpoint_to_resume, save_adapter, start_run
+from medcap.training.faults import faults_named
+from medcap.training.resume import checkpoint_to_resume, is_finished, recipe_changes, refuse_changes
+from medcap.training.run import remove_leftovers, save_adapter, start_run
+from medcap.training.stop import StopSignals
 from medcap.training.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -63,15 +65,17 @@ def main(words: list[str] | None = None) -> None:
 
 def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
+    run = Path(recipe.training.output_dir)
+    if recipe.training.push_to_hub and recipe.training.resume_from_checkpoint is None and is_finished(run):
+        return complete_pushes(recipe)
     checkpoint = checkpoint_to_resume(recipe)
     to = push_destination(recipe)
     set_seed(recipe.training.seed)
     dtype = settle_precision(recipe)
     adapted, processor, captions = make_model(recipe, dtype)
     data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
-    run = Path(recipe.training.output_dir)
     if recipe.training.process_index == 0:
-        start_run(recipe, data, precision_name(dtype))
+        start_run(recipe, data, precision_name(dtype), adapted, checkpoint)
         announce(recipe, data, adapted, processor)
     cache = open_features(recipe, data, adapted, processor, dtype)
     with Meteor() as meteor:
@@ -84,15 +88,28 @@ def train(recipe: Recipe) -> None:
             )
             pushes = EpochPushes(run, to, save, scores, data["valid"]["image_id"])
             trainer.add_callback(pushes)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        signals = StopSignals(trainer)
+        trainer.add_callback(signals)
+        with signals.heeded(), faults_named():
+            trainer.train(resume_from_checkpoint=checkpoint)
         if cache is not None:
             cache.flush()
     if trainer.is_world_process_zero():
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
         if to is not None:
-            release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
-            print(pushes.finish(release))
+            print(pushes.finish(run_release(run, to)))
+
+
+def complete_pushes(recipe: Recipe) -> None:
+    """Push what the Hub lacks of a run that is trained: it was killed while it pushed."""
+    run = Path(recipe.training.output_dir)
+    refuse_changes(recipe, recipe_changes(run / "recipe.yaml", recipe))
+    to = push_destination(recipe)
+    if to is not None and recipe.training.process_index == 0:
+        logger.warning("%s is trained; what the Hub lacks of it is pushed", run)
+        remove_leftovers(run)
+        print(push_run(run, run_release(run, to), to))
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
@@ -185,6 +202,7 @@ def make_trainer(
     """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
     run, valid = Path(recipe.training.output_dir), data["valid"]
     args = copy.copy(recipe.training)
+    args.restore_callback_states_from_checkpoint = True  # of early stopping: how many evaluations were worse so far
     args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
     trainer = CaptionTrainer(
         model=model,
