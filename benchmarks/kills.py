@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=100, help="runs killed after a random time")
     parser.add_argument("--points", type=int, default=0, help="runs killed at a random event on a file of the run")
     parser.add_argument("--from", dest="first", type=int, default=0, help="number of the first: to go on in turns")
-    parser.add_argument("--seed", type=int, default=0, help="which moments: with the number of the run, all that counts")
+    parser.add_argument("--seed", type=int, default=0, help="which moments, with the number of the run")
     parser.add_argument("--epochs", type=int, default=3, help="of each run")
     words = parser.parse_args()
     words.numbers = range(words.first, words.first + words.kills + words.points)
@@ -72,7 +72,8 @@ def parse() -> argparse.Namespace:
 def load_script() -> Any:
     """Import scripts/train.py and all that it needs; nothing is computed."""
     spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     gc.freeze()  # or each fork would go through all that was imported
@@ -173,15 +174,17 @@ def survives(
         moment = choose.uniform(0, seconds) if by_time else float(choose.randint(1, points))
         moments.append(f"{moment:.2f} s" if by_time else f"event {moment:.0f}")
         if by_time:
-            status = forked(lambda: train(script, run), lambda pid: kill_later(pid, moment))  # noqa: B023
+            status = forked(lambda: train(script, run, words.epochs), lambda pid: kill_later(pid, moment))  # noqa: B023
         else:
             status = forked(lambda: (kill_at(int(moment), run), train(script, run, words.epochs)), lambda pid: None)  # noqa: B023
         if status >= 0 or choose.random() > 1 / 3:
             break
-    ended = forked(lambda: train(script, run), lambda pid: None) if status else 0
+    ended = forked(lambda: train(script, run, words.epochs), lambda pid: None) if status else 0
     finished = ended == 0 or (ended == 2 and (run / "adapter").exists())  # killed when all was done: it says so
     found = portrait(run) if finished else {"names": [], "status": ended}
     wrong = [name for name in expected if found.get(name) != expected[name]]
+    if status not in (-signal.SIGKILL, 0, 2):
+        wrong.append(f"status {status}")
     said = "" if not wrong else f" DIFFERS in {wrong}: {(WORK / 'log').read_text()[-600:]}"
     print(f"{number}: killed at {', '.join(moments)} ({status}), then {'the same' if not wrong else said}", flush=True)
     if not wrong:
@@ -204,7 +207,9 @@ def portrait(run: Path) -> dict[str, Any]:
         if name.startswith("samples/") or name.endswith("adapter_model.safetensors")
     }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    states = {name: json.loads(path.read_text()) for name, path in files.items() if name.endswith("trainer_state.json")}
+    states = {
+        name: json.loads(path.read_text()) for name, path in files.items() if name.endswith("trainer_state.json")
+    }
     losses = {name: [without_times(line) for line in state["log_history"]] for name, state in states.items()}
     metrics = [without_times(line) for line in lines]
     return {"names": list(files), "hashes": hashed, "metrics": metrics, "losses": losses}

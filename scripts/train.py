@@ -60,14 +60,15 @@ def main(words: list[str] | None = None) -> None:
     debug = "--debug" in words
     with one_line_errors(debug):
         recipe = read_recipe(overrides=[word for word in words if word != "--debug"])
-        train(recipe)
+        if lacks_pushes_alone(recipe):
+            complete_pushes(recipe)
+        else:
+            train(recipe)
 
 
 def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
     run = Path(recipe.training.output_dir)
-    if recipe.training.push_to_hub and recipe.training.resume_from_checkpoint is None and is_finished(run):
-        return complete_pushes(recipe)
     checkpoint = checkpoint_to_resume(recipe)
     to = push_destination(recipe)
     set_seed(recipe.training.seed)
@@ -101,8 +102,14 @@ def train(recipe: Recipe) -> None:
             print(pushes.finish(run_release(run, to)))
 
 
+def lacks_pushes_alone(recipe: Recipe) -> bool:
+    """Whether the run is trained and may have been killed while it pushed."""
+    wanted = recipe.training
+    return wanted.push_to_hub and wanted.resume_from_checkpoint is None and is_finished(Path(wanted.output_dir))
+
+
 def complete_pushes(recipe: Recipe) -> None:
-    """Push what the Hub lacks of a run that is trained: it was killed while it pushed."""
+    """Push what the Hub lacks of a run that is trained."""
     run = Path(recipe.training.output_dir)
     refuse_changes(recipe, recipe_changes(run / "recipe.yaml", recipe))
     to = push_destination(recipe)

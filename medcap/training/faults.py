@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,12 +19,13 @@ def faults_named() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         text = str(error)
-        if killed := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text):
+        sys.stderr.write("\n")  # below the progress bar
+        if killed := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text):
             raise OSError(
-                f"a process that reads images, {killed[1].strip()}, {killed[2].strip().rstrip('.')}: the kernel does that "
-                f"when memory is short; lower dataloader_num_workers or the batch size, {GO_ON}"
+                f"process {killed[1]}, which reads images, was killed; the kernel does that when memory is short: "
+                f"lower dataloader_num_workers or the batch size, {GO_ON}"
             ) from error
         if found := re.search(r"image_id .*: cannot read image .*", text):
             raise OSError(f"{found[0]}: it could be read when the run began; mend it, {GO_ON}") from error

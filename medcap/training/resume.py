@@ -70,7 +70,9 @@ def _first_whole(found: list[Path], recipe: Recipe) -> str | None:
         flaws.append(f"{checkpoint} is not whole ({found_flaw})")
     else:
         if wanted is not None:
-            raise RecipeError(f"resume_from_checkpoint: {'; '.join(flaws)}; name another one, or start anew without it")
+            raise RecipeError(
+                f"resume_from_checkpoint: {'; '.join(flaws)}; name another one, or start anew without it"
+            )
         if say:
             logger.warning("%s; no checkpoint is left, and the run starts over", "; ".join(flaws))
         return None

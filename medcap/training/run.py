@@ -31,8 +31,8 @@ def start_run(
 ) -> Path:
     """Write `recipe.yaml` and `environment.json` into the run's folder and return it; `precision` as settled.
 
-    What an interruption left half written is removed. With a `checkpoint` to go on from, raises RecipeError where data,
-    `base` or precision are not those that the run began with, and the recipe does not allow it.
+    What an interruption left half written is removed. With a `checkpoint` to go on from, raises RecipeError where
+    data, `base` or precision are not those that the run began with, and the recipe does not allow it.
     """
     run = Path(recipe.training.output_dir)
     now = {

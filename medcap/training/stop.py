@@ -47,7 +47,9 @@ class StopSignals(TrainerCallback):
             raise KeyboardInterrupt
         if not self.noted and self.trainer.args.process_index == 0:
             how = "; Ctrl-C once more leaves at once" if number == signal.SIGINT else ""
-            sys.stderr.write(f"\nmedcap: {signal.Signals(number).name}: a checkpoint is written after this step{how}\n")
+            sys.stderr.write(
+                f"\nmedcap: {signal.Signals(number).name}: a checkpoint is written after this step{how}\n"
+            )
         self.noted = number
 
     def on_train_begin(
@@ -57,10 +59,10 @@ class StopSignals(TrainerCallback):
         trainer = self.trainer
         trainer.restore_losses()
         if undone := trainer.undone_before:
+            control.should_log = False  # what the flags were comes with the checkpoint
+            control.should_evaluate, control.should_save = undone["evaluate"], undone["save"]
             if undone["epoch_end"]:
                 trainer.callback_handler.on_epoch_end(args, state, control)
-            control.should_evaluate |= undone["evaluate"]
-            control.should_save |= undone["save"]
             trainer._maybe_log_save_evaluate(trainer._tr_loss, None, trainer.model, None, state.epoch, None, 0.0)
         control.should_training_stop |= state.global_step >= state.max_steps or any(
             one.early_stopping_patience_counter >= one.early_stopping_patience
@@ -108,9 +110,8 @@ class StopSignals(TrainerCallback):
 
     def _leave(self, step: int) -> None:
         if self.trainer.args.process_index == 0:
-            checkpoint = f"{self.trainer.args.output_dir}/checkpoint-{step}"
+            name, checkpoint = signal.Signals(self.leaving).name, f"{self.trainer.args.output_dir}/checkpoint-{step}"
             sys.stderr.write(
-                f"\nmedcap: stopped by {signal.Signals(self.leaving).name}; {checkpoint} is whole, and the same command "
-                "goes on from there\n"
+                f"\nmedcap: stopped by {name}; {checkpoint} is whole, and the same command goes on from there\n"
             )
         raise SystemExit(128 + self.leaving)

@@ -102,8 +102,8 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write checkpoint-N whole: under another name, with checksums, synced, renamed; then remove older ones.
 
-        The Trainer's own writes in place, so that a kill or a full disk leaves a torn one under the name that is looked
-        for. Its own `save_total_limit` at the end removes the last checkpoint before the adapter is written. Raises
+        The Trainer's own writes in place, so that a kill or a full disk leaves a torn one under the name that is
+        looked for. Its `save_total_limit` of 1 removes the last checkpoint before the adapter is written. Raises
         OSError, one line, when it cannot be written; those before it stay.
         """
         run, step = Path(self.args.output_dir), self.state.global_step
@@ -148,14 +148,18 @@ class CaptionTrainer(Seq2SeqTrainer):
             self._save_scaler(str(part))
             self._save_rng_state(str(part))
         if self.args.should_save:
-            keeping = [one for one in [*self.callback_handler.callbacks, self.control] if isinstance(one, ExportableState)]
+            keeping = [
+                one for one in [*self.callback_handler.callbacks, self.control] if isinstance(one, ExportableState)
+            ]
             self.state.stateful_callbacks = {type(one).__name__: one.state() for one in keeping}
             self.state.save_to_json(str(part / STATE))
         self.accelerator.wait_for_everyone()
 
     def _how_to_go_on(self) -> str:
         before = [path.name for path in checkpoints(Path(self.args.output_dir))][:1]
-        return f"{before[0]} is as it was: the same command goes on from there" if before else "there is none before it"
+        return (
+            f"{before[0]} is as it was: the same command goes on from there" if before else "there is none before it"
+        )
 
     def _save_rng_state(self, output_dir: str) -> None:
         """With the random numbers, the losses since the last line of the log, which the next line is the mean of."""

@@ -1,0 +1,19 @@
+"""A few of the kills of benchmarks/kills.py: SIGKILL at an event on a file, and after a random time.
+
+In a process of its own, because it forks, which a process that has computed with several threads must not.
+pytest tests/training/test_kills.py
+"""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been():
+    """Seed 3: before a file is opened in writing a checkpoint, and after a random time."""
+    words = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--epochs", "2", "--kills", "1", "--points", "1"]
+    done = subprocess.run([*words, "--seed", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("(-9), then the same") >= 1
+    assert done.stdout.splitlines()[-1] == "2 runs killed, 0 ended otherwise"
