@@ -4,7 +4,7 @@
 
 --kills N: after a random time of a run (uniform over the time that the undisturbed run takes). --points N: at a random
 file being opened, renamed or removed in the run's folder, before it happens: so every moment of writing has its turn.
-The continuation may be killed in its turn (a third of them are), and the last one ends. Compared bit for bit: the
+The continuation may be killed in its turn (half of them are), and the last one ends. Compared bit for bit: the
 adapter, metrics.jsonl but for times, samples, predictions and losses of each step, and the names of all that is left.
 
 All processes are forked from this one once the libraries are imported, and before it computes anything.
@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 TIMES = ("runtime", "per_second")
+AGAIN = 0.5  # of continuations, so many are killed in their turn
 
 
 def main() -> None:
@@ -50,8 +51,10 @@ def main() -> None:
         points = int(events.read_text())
         expected = portrait(clean)
         print(f"undisturbed: {seconds:.1f} s, {points} events on files, {len(expected['names'])} names", flush=True)
-        wrong = [number for number in words.numbers if not survives(script, number, words, seconds, points, expected)]
-        print(f"{len(words.numbers)} runs killed, {len(wrong)} ended otherwise{': ' * bool(wrong)}{wrong or ''}")
+        ends = {number: survives(script, number, words, seconds, points, expected) for number in words.numbers}
+        wrong = [number for number, (same, _) in ends.items() if not same]
+        kills = sum(count for _, count in ends.values())
+        print(f"{len(ends)} runs, {kills} kills, {len(wrong)} ended otherwise{': ' * bool(wrong)}{wrong or ''}")
         sys.exit(bool(wrong))
     finally:
         shutil.rmtree(WORK, ignore_errors=True)
@@ -166,10 +169,10 @@ def is_of(event: str, args: tuple[Any, ...], run: Path) -> bool:
 
 def survives(
     script: Any, number: int, words: argparse.Namespace, seconds: float, points: int, expected: dict[str, Any]
-) -> bool:
-    """Kill run `number` once or more, let the last continuation end, and compare."""
+) -> tuple[bool, int]:
+    """Kill run `number` once or more, let the last continuation end; whether it is the same, and how many kills."""
     choose, run = random.Random(f"{words.seed}:{number}"), WORK / f"run-{number}"
-    by_time, moments = number - words.first < words.kills, []
+    by_time, moments, kills = number - words.first < words.kills, [], 0
     while True:
         moment = choose.uniform(0, seconds) if by_time else float(choose.randint(1, points))
         moments.append(f"{moment:.2f} s" if by_time else f"event {moment:.0f}")
@@ -177,7 +180,8 @@ def survives(
             status = forked(lambda: train(script, run, words.epochs), lambda pid: kill_later(pid, moment))  # noqa: B023
         else:
             status = forked(lambda: (kill_at(int(moment), run), train(script, run, words.epochs)), lambda pid: None)  # noqa: B023
-        if status >= 0 or choose.random() > 1 / 3:
+        kills += status == -signal.SIGKILL
+        if status >= 0 or choose.random() > AGAIN:
             break
     ended = forked(lambda: train(script, run, words.epochs), lambda pid: None) if status else 0
     finished = ended == 0 or (ended == 2 and (run / "adapter").exists())  # killed when all was done: it says so
@@ -190,7 +194,7 @@ def survives(
     if not wrong:
         for folder in (run, run.with_name(run.name + "-features")):
             shutil.rmtree(folder, ignore_errors=True)
-    return not wrong
+    return not wrong, kills
 
 
 def kill_later(pid: int, seconds: float) -> None:

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import functools
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def main(words: list[str] | None = None) -> None:
     """Read the command line and train; ends with status 2 for a wrong recipe, 1 for failed work."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `medcap train` ignores it, while it waits
     with one_line_errors(debug):
         recipe = read_recipe(overrides=[word for word in words if word != "--debug"])
         if lacks_pushes_alone(recipe):

@@ -68,6 +68,14 @@ def stopped_in(checkpoint: Path) -> Mapping[str, Any] | None:
     return _read(checkpoint)["stopped"]  # type: ignore[no-any-return]
 
 
+def is_for_a_stop(checkpoint: Path) -> bool:
+    """Whether only a signal had it written: it is superseded by the next one."""
+    try:
+        return bool(_read(checkpoint).get("stopped"))
+    except (OSError, ValueError):
+        return False
+
+
 def checkpoints(run: Path) -> list[Path]:
     """What bears the name of a checkpoint in `run`, the newest first."""
     found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]

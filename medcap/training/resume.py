@@ -13,10 +13,12 @@ from medcap.training.checkpoints import STATE, checkpoints, flaw_for_going_on
 
 logger = logging.getLogger(__name__)
 
-# where a run lies, how it is shown, read and pushed: none of it changes what is trained
+# where a run and its data lie, how it is shown, read and pushed: none of it changes what is trained (what is in
+# `data_dir` does, and has a fingerprint)
 FREE = {
-    "output_dir", "resume_from_checkpoint", "allow_changes", "disable_tqdm", "report_to", "dataloader_num_workers",
-    "feature_cache", "save_total_limit", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_overwrite",
+    "output_dir", "data_dir", "resume_from_checkpoint", "allow_changes", "disable_tqdm", "report_to",
+    "dataloader_num_workers", "feature_cache", "save_total_limit", "push_to_hub", "hub_model_id",
+    "hub_private_repo", "hub_overwrite",
 }  # fmt: skip
 ALLOW = "go on all the same with --allow_changes"
 

@@ -21,7 +21,7 @@ from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
 from medcap.quiet import one_line
 from medcap.training.callbacks import StepSeed
-from medcap.training.checkpoints import STATE, checkpoints, rotate, seal, step_of, stopped_in
+from medcap.training.checkpoints import STATE, checkpoints, is_for_a_stop, rotate, seal, step_of, stopped_in
 from medcap.training.sampler import LengthSampler
 from medcap.training.whole import PART, put_in_place, remove, write_text
 
@@ -84,11 +84,11 @@ class CaptionTrainer(Seq2SeqTrainer):
         run = Path(self.args.output_dir)
         if (best := run / f"checkpoint-{self.state.best_global_step}").is_dir():
             self.state.best_model_checkpoint = str(best)
-        self.superseded = [path for path in checkpoints(run) if step_of(path) > self.state.global_step]
+        step = self.state.global_step
+        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or is_for_a_stop(path)]
         if resume_from_checkpoint is not None:
             self.resumed = Path(resume_from_checkpoint)
             self.undone_before = stopped_in(self.resumed)
-            self.superseded += [self.resumed] if self.undone_before and self.resumed.parent == run else []
         return begin
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

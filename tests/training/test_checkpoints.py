@@ -9,7 +9,16 @@ import shutil
 
 import pytest
 
-from medcap.training.checkpoints import CHECKSUMS, checkpoints, flaw, flaw_for_going_on, rotate, seal, stopped_in
+from medcap.training.checkpoints import (
+    CHECKSUMS,
+    checkpoints,
+    flaw,
+    flaw_for_going_on,
+    is_for_a_stop,
+    rotate,
+    seal,
+    stopped_in,
+)
 from medcap.training.whole import PART, empty_part, put_in_place, remove, write_text
 
 
@@ -80,6 +89,8 @@ def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
 def test_what_a_signal_left_undone_is_remembered(make):
     assert stopped_in(make(3)) is None
     assert stopped_in(make(4, stopped={"signal": "SIGTERM"})) == {"signal": "SIGTERM"}
+    spoil(make(5) / CHECKSUMS)
+    assert [path.name for path in checkpoints(make(6).parent) if is_for_a_stop(path)] == ["checkpoint-4"]
 
 
 def test_checkpoints_are_sorted_by_step_and_half_written_ones_are_none(make, tmp_path):
