@@ -65,7 +65,7 @@ def flaw_for_going_on(checkpoint: Path, with_best: bool) -> str:
 
 def stopped_in(checkpoint: Path) -> Mapping[str, Any] | None:
     """What a signal left undone at this checkpoint; None for one that was due."""
-    return _read(checkpoint)["stopped"]  # type: ignore[no-any-return]
+    return _read(checkpoint)["stopped"]
 
 
 def is_for_a_stop(checkpoint: Path) -> bool:
