@@ -256,7 +256,7 @@ def test_a_run_that_goes_on_pushes_what_lacks(pushed, hub, train_script, tiny_ba
 
 @pytest.mark.parametrize("released", [True, False])
 def test_a_run_killed_while_it_pushes_is_completed_by_the_same_command(
-    pushed, hub, train_script, tmp_path, monkeypatch, released
+    pushed, hub, train_script, tmp_path, monkeypatch, caplog, released
 ):
     """With the adapter there, and main and the last epoch not yet on the Hub: nothing is trained again."""
     run = tmp_path / "run"
@@ -269,7 +269,7 @@ def test_a_run_killed_while_it_pushes_is_completed_by_the_same_command(
     again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
     assert status == 0, err
     assert out == f"{hub.url}/{REPO}\n"
-    assert "is trained; what the Hub lacks of it is pushed" in err
+    assert caplog.messages == [f"{run} is trained; what the Hub lacks of it is pushed"]
     assert set(again.branches) == set(kept.branches)
     for name in kept.branches:
         assert again.files(name)["adapter_model.safetensors"] == kept.files(name)["adapter_model.safetensors"]
