@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,7 +60,14 @@ def train(words: list[str]) -> int:
     parser.add_argument("--accelerate", default="cpu" if not _has_cuda() else None)
     parser.add_argument("--num_processes")
     args, rest = parser.parse_known_args(words)
-    return subprocess.run(launch(rest, args.accelerate, args.num_processes), check=False).returncode
+    command = launch(rest, args.accelerate, args.num_processes)
+    # what is started here inherits it, and waits too: training itself heeds them, and leaves with a checkpoint
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launch(words: list[str], config: str | None, num_processes: str | None = None) -> list[str]:

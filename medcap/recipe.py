@@ -107,7 +107,7 @@ class GenerationArguments:
 class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the defaults that captioning needs."""
 
-    output_dir: str = field(default="", metadata={"help": "the run's folder; must not hold another run"})
+    output_dir: str = field(default="", metadata={"help": "the run's folder; a run of the same recipe goes on"})
     eval_strategy: str = field(default="epoch", metadata={"help": "generate and score captions: no, epoch or steps"})
     save_strategy: str = field(default="epoch", metadata={"help": "write a checkpoint: no, epoch or steps"})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "the adapter is the best epoch's"})
@@ -133,6 +133,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     )
     hub_overwrite: bool = field(
         default=False, metadata={"help": "with push_to_hub: replace what a repository holds that medcap did not make"}
+    )
+    allow_changes: bool = field(
+        default=False, metadata={"help": "go on with a run although its recipe, data or base changed since it began"}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a non-finite loss stops the run"})
     ddp_broadcast_buffers: bool | None = field(
@@ -172,13 +175,20 @@ class Recipe:
         So is whether it was only tried.
         """
         own = {k: v for part in (self.data, self.model, self.lora, self.generation) for k, v in vars(part).items()}
-        of_the_moment = {"resume_from_checkpoint", "dry_run"}
-        trainer = {k: getattr(self.training, k) for k in sorted(self.given - own.keys() - of_the_moment)}
+        passing = {"resume_from_checkpoint", "allow_changes", "dry_run"}
+        trainer = {k: getattr(self.training, k) for k in sorted(self.given - own.keys() - passing)}
         return {k: _plain(v) for k, v in {**own, **trainer}.items() if v is not None}
 
+    def value(self, key: str) -> Any:
+        """What a key is, given or not, as YAML has it."""
+        parts = (self.data, self.model, self.lora, self.generation, self.training)
+        return _plain(next(getattr(part, key) for part in parts if hasattr(part, key)))
+
     def save(self, path: Path) -> None:
-        """Write the resolved recipe, ready to be run again."""
-        path.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        """Write the resolved recipe, ready to be run again; whole or not at all."""
+        part = path.with_name(path.name + ".part")
+        part.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        part.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,16 +54,18 @@ from medcap.modeling.blip import first_token, generation_config, load_blip
 from medcap.modeling.features import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import pick_precision, precision_name
-from medcap.publish.epochs import EpochPushes, evaluation_of, next_release
-from medcap.publish.hub import build_release
+from medcap.publish.epochs import EpochPushes, push_run, run_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
 from medcap.recipe import Recipe, RecipeError, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
 from medcap.training.dry_run import Clock, check_reporters, few_images, rehearsal
+from medcap.training.faults import faults_named
 from medcap.training.health import Health, token_entropy
 from medcap.training.memory import MemoryReport
 from medcap.training.plan import Schedule, features_room, plan, run_room
-from medcap.training.run import checkpoint_to_resume, record_time, save_adapter, start_run
+from medcap.training.resume import checkpoint_to_resume, is_finished, recipe_changes, refuse_changes
+from medcap.training.run import record_time, remove_leftovers, save_adapter, start_run
+from medcap.training.stop import StopSignals
 from medcap.training.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -72,14 +75,19 @@ def main(words: list[str] | None = None) -> None:
     """Read the command line and train; ends with status 2 for a wrong recipe, 1 for failed work."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `medcap train` ignores it, while it waits
     with one_line_errors(debug):
         recipe = read_recipe(overrides=[word for word in words if word != "--debug"])
-        train(recipe)
+        if lacks_pushes_alone(recipe):
+            complete_pushes(recipe)
+        else:
+            train(recipe)
 
 
 def train(recipe: Recipe) -> None:
     """Load base and data, train the adapter, and keep the best epoch's."""
     check_devices(recipe)
+    run = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe)
     to = push_destination(recipe)
     set_seed(recipe.training.seed)
@@ -89,15 +97,13 @@ def train(recipe: Recipe) -> None:
         dry_run(recipe, adapted, processor, captions, dtype, checkpoint)
         return
     data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
-    run = Path(recipe.training.output_dir)
     if recipe.training.process_index == 0:
         announce(recipe, data, adapted, processor)
     trainer, pushes = fit(recipe, data, adapted, processor, captions, dtype, checkpoint, to)
     if trainer.is_world_process_zero():
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
         if to is not None and pushes is not None:
-            release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
-            print(pushes.finish(release))
+            print(pushes.finish(run_release(run, to)))
     trainer.accelerator.wait_for_everyone()  # or a scheduler sees processes end while one is still at work
     trainer.accelerator.end_training()
 
@@ -116,7 +122,7 @@ def fit(
     """Write the run's folder: epochs, from `checkpoint` on where there is one, and the adapter; pushed to `to`."""
     run, pushes, is_main = Path(recipe.training.output_dir), None, recipe.training.process_index == 0
     if is_main:
-        start_run(recipe, data, precision_name(dtype))
+        start_run(recipe, data, precision_name(dtype), adapted, checkpoint)
     cache = open_features(recipe, data, adapted, processor, dtype)
     with Meteor() if is_main else contextlib.nullcontext() as meteor:  # one process scores
         pairs = signature_pairs("valid", data["valid"], captions, dtype)
@@ -130,7 +136,10 @@ def fit(
             trainer.add_callback(pushes)
         for callback in callbacks:
             trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        signals = StopSignals(trainer)
+        trainer.add_callback(signals)
+        with signals.heeded(), faults_named():
+            trainer.train(resume_from_checkpoint=checkpoint)
         seconds = trainer.health.seconds
         trainer.encoder.flush()
     if trainer.is_world_process_zero():
@@ -193,6 +202,24 @@ def check_devices(recipe: Recipe) -> None:
     for engine in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and device.type == "cpu":
             raise RecipeError(f"{engine} shares a model out over GPUs, and here is none: take --accelerate cpu-ddp")
+
+
+def lacks_pushes_alone(recipe: Recipe) -> bool:
+    """Whether the run is trained and may have been killed while it pushed."""
+    wanted = recipe.training
+    asked = wanted.resume_from_checkpoint is not None or wanted.dry_run
+    return wanted.push_to_hub and not asked and is_finished(Path(wanted.output_dir))
+
+
+def complete_pushes(recipe: Recipe) -> None:
+    """Push what the Hub lacks of a run that is trained."""
+    run = Path(recipe.training.output_dir)
+    refuse_changes(recipe, recipe_changes(run / "recipe.yaml", recipe))
+    to = push_destination(recipe)
+    if to is not None and recipe.training.process_index == 0:
+        logger.warning("%s is trained; what the Hub lacks of it is pushed", run)
+        remove_leftovers(run)
+        print(push_run(run, run_release(run, to), to))
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
@@ -269,6 +296,7 @@ def wanted_data(recipe: Recipe) -> DatasetDict:
 
 def first_caption(trainer: CaptionTrainer) -> str:
     """The first caption of the last evaluation; "" where none was made."""
+    assert isinstance(trainer.scores, CaptionScores)
     return trainer.scores.predictions[0] if trainer.scores.predictions else ""
 
 
@@ -296,6 +324,7 @@ def make_trainer(
     run, valid = Path(recipe.training.output_dir), data["valid"]
     args = copy.copy(recipe.training)
     health = Health(token_entropy(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens))
+    args.restore_callback_states_from_checkpoint = True  # of early stopping: how many evaluations were worse so far
     args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
     trainer = CaptionTrainer(
         model=model,

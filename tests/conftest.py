@@ -164,7 +164,8 @@ def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
         num_beams=2,
         max_new_tokens=24,  # more than generate's own 20
         no_repeat_ngram_size=3,
-        greater_is_better=False,  # the worse CIDEr: so the first epoch wins, and the last is not taken in its place
+        metric_for_best_model="loss",
+        greater_is_better=True,  # the worse loss: so the first epoch wins, and the last is not taken in its place
         use_cpu=True,
         seed=5,
     )

@@ -93,7 +93,10 @@ def check_images(dataset: Dataset, max_broken: float = 0.001, num_proc: int | No
     """
     Selection(max_broken=max_broken)
     prints = take_prints(dataset, num_proc)
-    return _without_undecodable(dataset, [one.cause for one in prints], max_broken)
+    kept = _without_undecodable(dataset, [one.cause for one in prints], max_broken)
+    pictures = hashlib.sha256("".join(one.pixels for one in prints).encode()).hexdigest()[:16]
+    kept.info.description = json.dumps({**_described(kept), "images": pictures})
+    return kept
 
 
 def drop_counts(dataset: Dataset) -> dict[str, Any]:
@@ -102,10 +105,22 @@ def drop_counts(dataset: Dataset) -> dict[str, Any]:
     The fields of `Selection` stand beside them. All of it travels as JSON in `dataset.info.description`, so it
     survives select, filter, map and with_transform, and goes on telling what was loaded. Empty for other data.
     """
+    return dict(_described(dataset).get("medcap", {}))
+
+
+def picture_fingerprint(dataset: Dataset) -> dict[str, str]:
+    """Return {"images": 16 hex digits that name the pixels of all images in order}, as `check_images` found them."""
+    described = _described(dataset)
+    return {"images": described["images"]} if "images" in described else {}
+
+
+def _described(dataset: Dataset) -> dict[str, Any]:
+    """Return what was noted in `dataset.info.description`; empty where that is somebody else's text."""
     try:
-        return dict(json.loads(dataset.info.description)["medcap"])
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(dataset.info.description)
+    except (ValueError, TypeError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def fingerprint(dataset: Dataset) -> str:

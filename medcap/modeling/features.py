@@ -108,12 +108,12 @@ class FeatureCache:
             with (self.folder / f"{self._part}.bin").open("ab") as file:
                 file.truncate(self._written_bytes)  # what a full disk left of an image
                 file.write(features.to(self.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            self._pending += digests
-            if len(self._pending) >= FLUSH:
-                self.flush()
         except OSError as error:
-            self._full = True
-            logger.warning("%s: %s; features are no longer kept, and made anew where needed", self.folder, error)
+            self._give_up(error)
+            return
+        self._pending += digests
+        if len(self._pending) >= FLUSH:
+            self.flush()
 
     @property
     def _written_bytes(self) -> int:
@@ -121,16 +121,24 @@ class FeatureCache:
 
     def flush(self) -> None:
         """Put on disk what was kept so far, features before index."""
-        if not self._pending or self._pid != os.getpid():
+        if not self._pending or self._full or self._pid != os.getpid():
             return
-        with (self.folder / f"{self._part}.bin").open("ab") as file:
-            os.fsync(file.fileno())
-        with (self.folder / f"{self._part}.idx").open("ab") as file:
-            file.write(b"".join(self._pending))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with (self.folder / f"{self._part}.bin").open("ab") as file:
+                os.fsync(file.fileno())
+            with (self.folder / f"{self._part}.idx").open("ab") as file:
+                file.write(b"".join(self._pending))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._give_up(error)
         self._pending = []
         self.refresh()
+
+    def _give_up(self, error: OSError) -> None:
+        """Keep no more: after half a digest, the next one would stand for another image's features."""
+        self._full = True
+        logger.warning("%s: %s; features are no longer kept, and made anew where needed", self.folder, error)
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,7 @@ class Encoder:
         device = next(self.tower.parameters()).device
         if pixels is None:
             return known.to(device, non_blocking=True)  # type: ignore[union-attr]
-        made = self.tower(pixels.to(device, non_blocking=True)).last_hidden_state
+        made = self._encode(pixels.to(device, non_blocking=True))
         if self.cache is not None and "digests" in batch:
             self.cache.put([bytes(digest) for digest in batch["digests"].numpy()], made)
         if known is None:
@@ -162,6 +170,15 @@ class Encoder:
         """Put on disk what was kept so far: only then it is found again, by this process and by others."""
         if self.cache is not None:
             self.cache.flush()
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features (B, 1 + patches, width). What is kept must not depend on what else was in the batch.
+
+        A matrix product may round otherwise in a batch of another size, so a run that was killed and finds some images
+        kept would not be the run that was not. On a CPU an image alone takes about as long as in a batch.
+        """
+        alone = self.cache is not None and pixels.device.type == "cpu"
+        return torch.cat([self.tower(part).last_hidden_state for part in pixels.split(1 if alone else len(pixels))])
 
 
 def open_cache(

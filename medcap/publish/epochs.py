@@ -52,7 +52,7 @@ class EpochPushes(TrainerCallback):
             return
         disable_progress_bars()  # of uploads, which would be drawn into that of training
         for folder in epoch_releases(self.run):
-            if _number(folder) > math.ceil(state.epoch or 0):
+            if _number(folder) > (state.epoch or 0):
                 shutil.rmtree(folder)
         self._push_on()
 
@@ -167,7 +167,19 @@ def evaluation_of(run: Path) -> Path | None:
     return next((path for path in epoch_releases(run) if (path / WEIGHTS).read_bytes() == weights), None)
 
 
+def run_release(run: Path, to: Destination) -> Path:
+    """The release of a run's adapter for `to`: the last one that was built of it, or a new one."""
+    made = _releases(run)
+    if made and (made[-1] / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes():
+        return made[-1]
+    return build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
+
+
 def next_release(run: Path) -> Path:
     """A folder that no release has yet: what is pushed stays as it was pushed."""
-    number = 1 + sum(1 for _ in run.glob("release-*"))
-    return run / f"release-{number}"
+    made = _releases(run)
+    return run / f"release-{_number(made[-1]) + 1 if made else 1}"
+
+
+def _releases(run: Path) -> list[Path]:
+    return sorted((path for path in run.glob("release-*") if re.fullmatch(r"release-\d+", path.name)), key=_number)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medcap.training.whole import fsync
+
 
 @contextmanager
 def whole_folder(to: Path) -> Iterator[Path]:
@@ -24,14 +26,8 @@ def whole_folder(to: Path) -> Iterator[Path]:
     try:
         yield part
         for path in (*part.rglob("*"), part):  # everything is on the disk before the name appears
-            _fsync(path)
+            fsync(path)
         part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)  # a folder can be opened in no other way
-    os.fsync(descriptor)
-    os.close(descriptor)
+    fsync(target.parent)

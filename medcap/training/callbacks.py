@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medcap.training.health import Health
+from medcap.training.whole import write_text
 
 METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eval_cider")
 
@@ -88,6 +90,13 @@ class MetricsLog(TrainerCallback):
     def __init__(self, run: Path, health: Health) -> None:
         self.path, self.health = run / "metrics.jsonl", health
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget evaluations after the checkpoint: they will be made again."""
+        if state.is_world_process_zero and self.path.exists():
+            self._write(self._until(state.global_step))
+
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -101,10 +110,27 @@ class MetricsLog(TrainerCallback):
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
         line["health"] = self.health.evaluation_figures(state)
-        earlier = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        # a resumed run writes its epochs again: what came after its checkpoint is superseded
-        kept = [text for text in earlier if json.loads(text)["step"] < state.global_step]
-        self.path.write_text("\n".join([*kept, json.dumps(line)]) + "\n", encoding="utf-8")
+        self._write([*self._until(state.global_step - 1), json.dumps(line)])
+
+    def _until(self, step: int) -> list[str]:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        return [text for text in lines if json.loads(text)["step"] <= step]
+
+    def _write(self, lines: list[str]) -> None:
+        write_text(self.path, "".join(f"{text}\n" for text in lines))
+
+
+class StepSeed(TrainerCallback):
+    """The random numbers of a step (dropout) depend on seed and step alone.
+
+    So a run that goes on draws those of the run that was never stopped, whatever was drawn meanwhile: an epoch that
+    begins with workers takes a number, a resumed one takes it too, and one whose workers are still there does not.
+    """
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        torch.manual_seed(args.seed * 1_000_003 + state.global_step)
 
 
 class HasPredictions(Protocol):
@@ -130,6 +156,15 @@ class Samples(TrainerCallback):
         self.folder, self.ids, self.references = run / "samples", ids, references
         self.scores, self.draw = scores, draw
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget epochs after the checkpoint, which will be trained again."""
+        if state.is_world_process_zero:
+            for path in self.folder.glob("epoch-*"):
+                if int(path.stem.rpartition("-")[2]) > math.ceil(state.epoch or 0):
+                    path.unlink()
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -139,5 +174,5 @@ class Samples(TrainerCallback):
         blocks = [f"**{image_id}**\n- reference: {said}\n- prediction: {made}\n" for image_id, said, made in rows]
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
-        path.write_text("\n".join([f"# After epoch {state.epoch:g}\n", *blocks]), encoding="utf-8")
+        write_text(path, "\n".join([f"# After epoch {state.epoch:g}\n", *blocks]))
         self.draw(path.with_suffix(".png"), self.scores.predictions[: len(self.ids)])

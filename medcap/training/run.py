@@ -15,42 +15,39 @@ import torch
 from datasets import DatasetDict
 from peft import PeftModel
 from transformers import BlipProcessor, GenerationConfig
-from transformers.trainer_utils import get_last_checkpoint
 
 from medcap import __version__
-from medcap.data.selection import drop_counts, fingerprint
-from medcap.recipe import Recipe, RecipeError
+from medcap.data.selection import drop_counts, fingerprint, picture_fingerprint
+from medcap.modeling.blip import weights_sha256
+from medcap.recipe import Recipe
+from medcap.training.resume import environment_changes, read_environment, refuse_changes
+from medcap.training.whole import empty_part, put_in_place, write_text
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "pycocoevalcap", "bitsandbytes")
 
 
-def checkpoint_to_resume(recipe: Recipe) -> str | None:
-    """Where training goes on: `resume_from_checkpoint`, or with "last" the run's newest checkpoint; None: the start.
+def start_run(
+    recipe: Recipe, data: DatasetDict, precision: str, base: PeftModel, checkpoint: str | None = None
+) -> Path:
+    """Write `recipe.yaml` and `environment.json` into the run's folder and return it; `precision` as settled.
 
-    Raises RecipeError when the folder holds a run that nobody asked to go on with, or none where one was asked for.
+    What an interruption left half written is removed. With a `checkpoint` to go on from, raises RecipeError where
+    data, `base` or precision are not those that the run began with, and the recipe does not allow it.
     """
-    run, wanted = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
-    last = get_last_checkpoint(str(run)) if run.is_dir() else None
-    if wanted == "last":
-        if last is None:
-            raise RecipeError(f"resume_from_checkpoint is last, but {run} holds no checkpoint")
-        return last
-    if wanted:
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise RecipeError(f"resume_from_checkpoint: {wanted} is no checkpoint: it has no trainer_state.json")
-        return wanted
-    if last is not None or (run / "adapter").exists():
-        raise RecipeError(f"{run} holds a run: go on with --resume_from_checkpoint last, or take another --output_dir")
-    return None
-
-
-def start_run(recipe: Recipe, data: DatasetDict, precision: str) -> Path:
-    """Write `recipe.yaml` and `environment.json` into the run's folder and return it; `precision` as settled."""
     run = Path(recipe.training.output_dir)
+    now = {
+        **environment(),
+        "precision": precision,
+        "seed": recipe.training.seed,
+        "data": describe(data),
+        "base": weights_sha256(base.get_base_model()),
+    }
+    if checkpoint is not None:
+        refuse_changes(recipe, environment_changes(read_environment(run), now))
     run.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(run)
     recipe.save(run / "recipe.yaml")
-    seed_and_data = {"seed": recipe.training.seed, "data": describe(data)}
-    write_json(run / "environment.json", {**environment(), "precision": precision, **seed_and_data})
+    write_json(run / "environment.json", now)
     return run
 
 
@@ -60,6 +57,13 @@ def record_time(run: Path, seconds: float) -> None:
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "training_seconds": round(seconds, 1)})
 
 
+def remove_leftovers(run: Path) -> None:
+    """Remove what was being written, or removed, when the run was killed."""
+    for pattern in ("*.part", "samples/*.part", "pushes/*.part", "pushes/*.run"):
+        for path in run.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def save_adapter(
     folder: Path, model: PeftModel, processor: BlipProcessor, captions: GenerationConfig, recipe: Recipe
 ) -> None:
@@ -67,14 +71,12 @@ def save_adapter(
 
     Written under another name and renamed when whole. Safetensors and JSON only; nothing in it is pickled.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = empty_part(folder)
     model.save_pretrained(part)
     processor.save_pretrained(part)
     captions.save_pretrained(part)
     recipe.save(part / "recipe.yaml")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    put_in_place(part, folder)
 
 
 def environment() -> dict[str, Any]:
@@ -92,9 +94,9 @@ def environment() -> dict[str, Any]:
 
 
 def describe(data: DatasetDict) -> dict[str, Any]:
-    """For each split: its rows, a fingerprint of ids and captions, and what was left out while reading."""
+    """For each split: its rows, a fingerprint of ids and captions, one of images, what was left out while reading."""
     return {
-        split: {"rows": len(rows), "fingerprint": fingerprint(rows), **drop_counts(rows)}
+        split: {"rows": len(rows), "fingerprint": fingerprint(rows), **picture_fingerprint(rows), **drop_counts(rows)}
         for split, rows in data.items()
     }
 
@@ -112,6 +114,4 @@ def _git_commit() -> str | None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole: under another name first, so that nobody ever reads half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

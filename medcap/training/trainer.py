@@ -1,4 +1,4 @@
-"""CaptionTrainer: `Seq2SeqTrainer` with the loss, the generation and the memory that BLIP needs."""
+"""CaptionTrainer: the Trainer with the loss, the generation and the memory that BLIP needs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
-from transformers import EvalPrediction, GenerationConfig, Seq2SeqTrainer
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers import EvalPrediction, GenerationConfig
+from transformers.trainer_utils import EvalLoopOutput
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
+from medcap.training.checkpoints import checkpoints
 from medcap.training.health import Health
 from medcap.training.parts import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
-from medcap.training.sampler import LengthSampler
+from medcap.training.resumable import ResumableTrainer
 
 
-class CaptionTrainer(Seq2SeqTrainer):
+class CaptionTrainer(ResumableTrainer):
     """Train and evaluate a BLIP captioner on batches of `CaptionCollator`.
 
     Evaluation hands to `compute_metrics` the generated ids (n, T) and, as `label_ids`, the row numbers (n,) that the
@@ -68,14 +69,6 @@ class CaptionTrainer(Seq2SeqTrainer):
         self.health = health or Health()
         self.add_callback(self.health)  # after those that read what it has measured
         self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        lengths = (self.train_dataset if train_dataset is None else train_dataset)[self.args.length_column_name]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthSampler(lengths, batch_size, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return SequentialSampler(eval_dataset)  # the Trainer's own would read every image to learn of lengths
@@ -225,13 +218,10 @@ class CaptionTrainer(Seq2SeqTrainer):
         )
 
     def _advice(self) -> str:
-        last = get_last_checkpoint(self.args.output_dir)
-        if last is None:
-            return "There is no checkpoint yet: lower learning_rate, or leave out what is wrong, and start again"
-        return (
-            f"{Path(last).name} is as it was: lower learning_rate, or leave out what is wrong, and go on with "
-            "--resume_from_checkpoint last"
-        )
+        what = "lower learning_rate, or leave out what is wrong, and"
+        if not (last := checkpoints(Path(self.args.output_dir))):
+            return f"There is no checkpoint yet: {what} start again in another output_dir"
+        return f"{last[0].name} is as it was: {what} go on from there with --allow_changes"
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Raise FloatingPointError before weights that are not finite are evaluated, or become a checkpoint."""

@@ -152,6 +152,48 @@ def test_a_full_disk_is_said_once_and_loses_nothing(cache, monkeypatch, caplog):
     assert cache.get(digest(2)) is None
 
 
+def test_a_disk_that_is_full_at_the_end_raises_nothing_and_shifts_no_index(cache, tmp_path, monkeypatch, caplog):
+    """Half a digest in the index, and features after it would be those of other images."""
+    cache.put([digest(1)], values(1))
+    cache.flush()
+    cache.put([digest(2), digest(3)], values(2, 3))
+
+    def torn(descriptor):
+        (index,) = tmp_path.glob("*.idx")
+        if index.stat().st_size > DIGEST_BYTES:  # of the second flush, half of the first digest is on the disk
+            os.truncate(index, DIGEST_BYTES + DIGEST_BYTES // 2)
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", torn)
+        cache.flush()
+    assert caplog.text.count("No space left on device") == 1
+    cache.put([digest(4)], values(4))
+    cache.flush()
+    later = FeatureCache(tmp_path, SHAPE, torch.float32)
+    assert holds(later, 1)
+    assert len(later) == 1
+
+
+def test_what_is_kept_of_an_image_does_not_depend_on_its_batch(tmp_path):
+    """A tower whose output tells the size of the batch: after a kill a batch has fewer images that are new."""
+
+    class Tower(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, pixels):
+            told = pixels.mean((1, 2, 3)) + 100 * len(pixels)
+            return namedtuple("Output", "last_hidden_state")(told[:, None, None].expand(-1, *SHAPE))
+
+    pixels = values(*range(6))[:, None]
+    kept, alone = (Encoder(Tower(), FeatureCache(tmp_path / name, SHAPE, torch.float32)) for name in ("a", "b"))
+    whole = kept({"pixel_values": pixels})
+    assert torch.equal(whole, torch.cat([alone({"pixel_values": part}) for part in pixels.split((1, 2, 3))]))
+    assert whole[0, 0, 0] == 100
+
+
 # --- with a model ---
 
 

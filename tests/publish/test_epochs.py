@@ -254,6 +254,28 @@ def test_a_run_that_goes_on_pushes_what_lacks(pushed, hub, train_script, tiny_ba
             assert again.files(name)[file] == kept.files(name)[file], (name, file)
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_a_run_killed_while_it_pushes_is_completed_by_the_same_command(
+    pushed, hub, train_script, tmp_path, monkeypatch, caplog, released
+):
+    """With the adapter there, and main and the last epoch not yet on the Hub: nothing is trained again."""
+    run = tmp_path / "run"
+    shutil.copytree(pushed.folder, run)
+    if not released:
+        (run / "release-1").rename(run / "release-1.part")
+    kept = hub.repositories.pop(("model", REPO))
+    monkeypatch.setattr(train_script, "make_model", None)  # a call would fail
+    status, out, err = call(train_script.main, "--config", run / "recipe.yaml", "--output_dir", run)
+    again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
+    assert status == 0, err
+    assert out == f"{hub.url}/{REPO}\n"
+    assert caplog.messages == [f"{run} is trained; what the Hub lacks of it is pushed"]
+    assert set(again.branches) == set(kept.branches)
+    for name in kept.branches:
+        assert again.files(name)["adapter_model.safetensors"] == kept.files(name)["adapter_model.safetensors"]
+    assert [path.name for path in run.glob("release-*")] == ["release-1"]
+
+
 def complete(hub, run, epochs):
     """Whether the Hub holds every epoch of the run, and its adapter as main."""
     repository = hub.repositories["model", REPO]

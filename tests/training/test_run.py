@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from medcap.data.rocov2 import load_rocov2
 from medcap.recipe import RecipeError, read_recipe
-from medcap.training.run import checkpoint_to_resume, describe, write_json
+from medcap.training.resume import checkpoint_to_resume
+from medcap.training.run import describe, write_json
 
 STEPS = 3  # of an epoch: 12 images in batches of 4
 
@@ -56,13 +57,13 @@ def test_nothing_in_the_adapter_is_pickled(trained_run):
 
 
 def test_the_adapter_is_that_of_the_best_epoch(trained_run):
-    scores = [line["eval_cider"] for line in lines(trained_run.folder / "metrics.jsonl")]
+    scores = [line["eval_loss"] for line in lines(trained_run.folder / "metrics.jsonl")]
     best = trained_run.folder / f"checkpoint-{STEPS}"
-    assert scores[0] < scores[1]  # and the recipe has greater_is_better: false
+    assert scores[0] > scores[1]  # and the recipe has greater_is_better: true
     kept = load_file(trained_run.folder / "adapter" / "adapter_model.safetensors")
     assert_same_weights(kept, load_file(best / "adapter_model.safetensors"))
     assert trained_run.stdout == (
-        f"{trained_run.folder / 'adapter'}: the adapter of {best.name}, the best by cider ({min(scores):.4f})\n"
+        f"{trained_run.folder / 'adapter'}: the adapter of {best.name}, the best by loss ({max(scores):.4f})\n"
     )
 
 
@@ -198,10 +199,10 @@ def test_training_goes_on_from_the_newest_checkpoint_or_the_one_named(recipe_in,
     assert checkpoint_to_resume(recipe_in(run, str(run / "checkpoint-3"))) == str(run / "checkpoint-3")
 
 
-@pytest.mark.parametrize("left", ["checkpoint-3", "adapter"])
-def test_a_folder_that_holds_a_run_raises(recipe_in, tmp_path, left):
+@pytest.mark.parametrize(("left", "message"), [("checkpoint-3", "a run of an unknown"), ("adapter", "a finished")])
+def test_a_folder_that_holds_another_or_a_finished_run_raises(recipe_in, tmp_path, left, message):
     (tmp_path / left).mkdir()
-    with pytest.raises(RecipeError, match=f"{tmp_path} holds a run: go on with --resume_from_checkpoint last, or"):
+    with pytest.raises(RecipeError, match=f"{tmp_path} holds {message}.*--resume_from_checkpoint last"):
         checkpoint_to_resume(recipe_in(tmp_path))
 
 
@@ -232,7 +233,7 @@ WRONG = {
     "a typo": (["--learning_rat", "1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
     "a key of former times": (["--warmup_ratio", "0.1"], "there is no key 'warmup_ratio'; use warmup_steps"),
     "a wrong value": (["--lora_r", "0"], "lora_r is 0; allowed is 1 to 1024"),
-    "a folder in use": ([], "holds a run: go on with --resume_from_checkpoint last"),
+    "a folder in use": ([], "holds a finished run: take another --output_dir"),
     "no such targets": (["--output_dir", "{new}", "--lora_target_modules", "qkv"], "matches no linear layer"),
     "not a multiple of the patch": (["--output_dir", "{new}", "--image_size", "50"], "image_size is 50; it must be"),
 }

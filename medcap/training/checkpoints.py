@@ -1,0 +1,107 @@
+"""Checkpoints that are known to be whole: each holds the size and checksum of all its files, and is verified by them.
+
+A folder bears the name checkpoint-N only when it is complete and on the disk (medcap.training.whole); what a broken
+disk or a careless hand makes of it later is found here, before anything is loaded from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import TrainerState
+
+from medcap.training.whole import remove, write_text
+
+CHECKSUMS = "checksums.json"
+STATE = "trainer_state.json"
+
+
+def seal(folder: Path, stopped: Mapping[str, Any] | None = None) -> None:
+    """Write `checksums.json` of all files in `folder`; `stopped`: what a signal left undone there, if one did."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_text(folder / CHECKSUMS, json.dumps({"files": files, "stopped": stopped}, indent=1) + "\n")
+
+
+def flaw(checkpoint: Path) -> str:
+    """What is wrong with the files of a checkpoint, the first fault in words; "" when it is whole."""
+    try:
+        files = _read(checkpoint)["files"].items()
+        for name, expected in files:
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if (size := path.stat().st_size) != expected["size"]:
+                return f"{name} has {size:,} bytes of {expected['size']:,}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} has another checksum"
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{CHECKSUMS} cannot be understood"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return "" if (checkpoint / STATE).is_file() else f"{STATE} is missing"
+
+
+def flaw_for_going_on(checkpoint: Path, with_best: bool) -> str:
+    """As `flaw`; `with_best`: the best checkpoint until then, which the adapter may come from, must be whole too."""
+    if found := flaw(checkpoint):
+        return found
+    best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
+    if not with_best or not best or step_of(checkpoint) == best:
+        return ""
+    found = flaw(checkpoint.with_name(f"checkpoint-{best}"))
+    return f"the best until then, checkpoint-{best}, is not whole: {found}" if found else ""
+
+
+def stopped_in(checkpoint: Path) -> Mapping[str, Any] | None:
+    """What a signal left undone at this checkpoint; None for one that was due."""
+    return _read(checkpoint)["stopped"]
+
+
+def is_for_a_stop(checkpoint: Path) -> bool:
+    """Whether only a signal had it written: it is superseded by the next one."""
+    try:
+        return bool(_read(checkpoint).get("stopped"))
+    except (OSError, ValueError):
+        return False
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """What bears the name of a checkpoint in `run`, the newest first."""
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of checkpoint-N."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
+    """Remove the oldest checkpoints until `limit` are left (None or 0: no limit), but never the newest or the best."""
+    newest_first = checkpoints(run)
+    spare = [path for path in newest_first[:0:-1] if step_of(path) != best_step]
+    for path in spare[: max(len(newest_first) - limit, 0) if limit else 0]:
+        remove(path)
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8")))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

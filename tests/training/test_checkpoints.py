@@ -1,0 +1,139 @@
+"""Checkpoints are whole or not used, the best and the last good one stay, and files appear whole.
+
+pytest tests/training/test_checkpoints.py
+"""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from medcap.training.checkpoints import (
+    CHECKSUMS,
+    checkpoints,
+    flaw,
+    flaw_for_going_on,
+    is_for_a_stop,
+    rotate,
+    seal,
+    stopped_in,
+)
+from medcap.training.whole import PART, empty_part, put_in_place, remove, write_text
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes checkpoint-N in a run, sealed, with a state that names the best step."""
+
+    def made(step, best=None, stopped=None):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "global_step").mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "best_global_step": best}))
+        (folder / "optimizer.pt").write_bytes(bytes(range(100)))
+        (folder / "global_step" / "shard.pt").write_bytes(b"of another engine")
+        seal(folder, stopped)
+        return folder
+
+    return made
+
+
+def cut(path):
+    os.truncate(path, 60)
+
+
+def turn_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+
+
+def spoil(path):
+    path.write_text("{")
+
+
+FAULTS = {
+    "a missing file": ("optimizer.pt", os.unlink, "optimizer.pt is missing"),
+    "a cut file": ("optimizer.pt", cut, "optimizer.pt has 60 bytes of 100"),
+    "one bit": ("optimizer.pt", turn_a_bit, "optimizer.pt has another checksum"),
+    "a file in a folder": ("global_step/shard.pt", os.unlink, "global_step/shard.pt is missing"),
+    "no checksums": (CHECKSUMS, os.unlink, f"{CHECKSUMS} is missing"),
+    "half of the checksums": (CHECKSUMS, spoil, f"{CHECKSUMS} cannot be understood"),
+    "checksums of another make": (CHECKSUMS, lambda path: path.write_text("[]"), f"{CHECKSUMS} cannot be understood"),
+}
+
+
+@pytest.mark.parametrize(("name", "break_it", "said"), FAULTS.values(), ids=FAULTS)
+def test_every_fault_of_a_checkpoint_is_named(make, name, break_it, said):
+    checkpoint = make(3)
+    assert flaw(checkpoint) == ""
+    break_it(checkpoint / name)
+    assert flaw(checkpoint) == said
+
+
+def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
+    """Or the adapter of the end would be the last epoch's: from the one before, the best is trained again."""
+    make(3), make(6, best=6), make(9, best=6)
+    turn_a_bit(checkpoints(make(12, best=6).parent)[2] / "optimizer.pt")
+    run = make(15, best=15).parent
+    found = {path.name: flaw_for_going_on(path, with_best=True) for path in checkpoints(run)}
+    broken = "optimizer.pt has another checksum"
+    behind = f"the best until then, checkpoint-6, is not whole: {broken}"
+    assert found == {
+        "checkpoint-15": "", "checkpoint-12": behind, "checkpoint-9": behind,
+        "checkpoint-6": broken, "checkpoint-3": "",
+    }  # fmt: skip
+    assert flaw_for_going_on(run / "checkpoint-9", with_best=False) == ""
+
+
+def test_what_a_signal_left_undone_is_remembered(make):
+    assert stopped_in(make(3)) is None
+    assert stopped_in(make(4, stopped={"signal": "SIGTERM"})) == {"signal": "SIGTERM"}
+    spoil(make(5) / CHECKSUMS)
+    assert [path.name for path in checkpoints(make(6).parent) if is_for_a_stop(path)] == ["checkpoint-4"]
+
+
+def test_checkpoints_are_sorted_by_step_and_half_written_ones_are_none(make, tmp_path):
+    for step in (9, 10, 100):
+        make(step)
+    (tmp_path / f"checkpoint-200{PART}").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10", "checkpoint-9"]
+
+
+ROTATIONS = [
+    (None, 2, [2, 4, 6, 8]), (0, 2, [2, 4, 6, 8]), (4, 2, [2, 4, 6, 8]),
+    (3, 2, [2, 6, 8]), (2, 2, [2, 8]), (1, 2, [2, 8]), (1, 8, [8]), (2, None, [6, 8]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "best", "left"), ROTATIONS)
+def test_the_newest_and_the_best_are_never_removed(make, tmp_path, limit, best, left):
+    for step in (2, 4, 6, 8):
+        make(step)
+    rotate(tmp_path, limit, best)
+    assert [int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)] == left[::-1]
+    assert not list(tmp_path.glob(f"*{PART}"))
+
+
+def test_a_folder_takes_the_place_of_another_whole(tmp_path):
+    for content in ("first", "second"):
+        part = empty_part(tmp_path / "adapter")
+        (part / content).write_text(content)
+        put_in_place(part, tmp_path / "adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["second"]
+
+
+def test_a_removal_that_is_killed_leaves_no_half_folder_under_the_name(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-3").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # as far as it came
+    remove(tmp_path / "checkpoint-3")
+    assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-3.old{PART}"]
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_text(tmp_path / "metrics.jsonl", "before")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("killed here")))
+    with pytest.raises(OSError, match="killed here"):
+        write_text(tmp_path / "metrics.jsonl", "after")
+    assert (tmp_path / "metrics.jsonl").read_text() == "before"
