@@ -108,23 +108,23 @@ def load_captioner(
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter names its base; one that was a folder is also looked for beside the adapter, and `base` replaces what
+    An adapter names its base and the base's revision; one that was a folder is also looked for beside the adapter, and `base` replaces what
     the adapter says. It brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
     `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
     recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is
     not a BLIP captioner.
     """
-    adapter, base_name, prompt, saved = None, model, "", {}
+    adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}
     if has_adapter(model):
-        adapter, base_name = model, base or _base_of(model)
+        adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
         image_size = image_size or _image_size(model)
         recipe = adapter_recipe(model)
         prompt = recipe.get("prompt", "")
         saved = _saved_generation(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
-    blip, processor = load_blip(base_name, image_size=image_size, dtype=dtype)
+    blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
     settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
     captions = generation_config(blip, **settings)
     loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
@@ -140,11 +140,17 @@ def has_adapter(model: str) -> bool:
     return file_exists(model, "adapter_config.json")
 
 
-def _base_of(adapter: str) -> str:
-    """The base that an adapter names; a release names a local base by its folder, and the two often lie together."""
-    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+def _base_of(adapter: str) -> tuple[str, str | None]:
+    """The base that an adapter names, and its revision on the Hub, if it names one.
+
+    A release names a local base by its folder, and the two often lie together.
+    """
+    config = PeftConfig.from_pretrained(adapter)
+    name = config.base_model_name_or_path or ""
     beside = Path(adapter).resolve().parent / name
-    return str(beside) if Path(adapter).is_dir() and name and "/" not in name and beside.is_dir() else name
+    if Path(adapter).is_dir() and name and "/" not in name and beside.is_dir():
+        return str(beside), None
+    return name, config.revision
 
 
 def _image_size(adapter: str) -> int:

@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import write_recipe
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from medcap import inference
 from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
 from medcap.modeling.blip import first_token, generation_config
+from medcap.recipe import read_recipe
+from medcap.training.run import save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +223,19 @@ def test_where_medcap_is_not_installed_the_adapter_says_the_same(trained_run, ad
     assert ours == []
     expected = adapted.model.generate(pixel_values=pixels, generation_config=adapted.generation).tolist()
     assert found == {"peft": expected, "auto": expected}
+
+
+def test_the_base_is_taken_at_the_revision_that_training_took_it_at(hub, train_script, tiny_base, tmp_path):
+    """Whatever its owner has made of it since: PEFT keeps the revision of the base in adapter_config.json."""
+    base = hub.add_repository("someone/base", {path.name: path.read_bytes() for path in tiny_base.iterdir()})
+    first, weights = base.branches["main"], load_file(tiny_base / "model.safetensors")
+    base.commit("main", "other weights", {"model.safetensors": save({n: w + 1 for n, w in weights.items()})})
+    keys = {"data_dir": "data", "model_name_or_path": "someone/base", "model_revision": first, "use_cpu": True}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **keys, output_dir=str(tmp_path / "run"))
+    adapted, processor, captions = train_script.make_model(read_recipe(["--config", str(recipe)]), torch.float32)
+    save_adapter(tmp_path / "adapter", adapted, processor, captions, read_recipe(["--config", str(recipe)]))
+    name = "text_decoder.cls.predictions.bias"
+    again = load_captioner(str(tmp_path / "adapter"), precision="fp32").blip.state_dict()[name]
+    assert torch.equal(again, weights[name])
+    other = load_captioner(str(tmp_path / "adapter"), base="someone/base", precision="fp32").blip.state_dict()[name]
+    assert torch.equal(other, weights[name] + 1)  # `base` replaces what the adapter says, its revision too

@@ -47,7 +47,7 @@ def build_merged(
         evaluation = evaluation or own_evaluation(run)
         facts, places = read_facts(run, evaluation, comparison, base, None)
         facts = replace(facts, form="merged")
-        merge(adapter, facts.recipe.get("model_revision")).save_pretrained(part)
+        merge(adapter).save_pretrained(part)
         write_files(part, adapter, evaluation, facts)  # and generation settings that replace the model's own
         pictures, source = some_pictures(adapter)
         said = plain_captions(part, pictures, facts.recipe.get("prompt", ""))
@@ -58,15 +58,16 @@ def build_merged(
     return to
 
 
-def merge(adapter: Path, revision: str | None = None) -> BlipForConditionalGeneration:
+def merge(adapter: Path) -> BlipForConditionalGeneration:
     """Return the adapter's base with the adapter added to its weights, in float32.
 
     Its positions are those of the adapter's image size, so that nobody has to interpolate them.
     """
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+    config = PeftConfig.from_pretrained(adapter)
+    base = config.base_model_name_or_path or ""
     check_model_name(base)
     logging.disable_progress_bar()  # of copying weights from memory to memory
-    model = BlipForConditionalGeneration.from_pretrained(base, revision=revision, dtype=torch.float32)
+    model = BlipForConditionalGeneration.from_pretrained(base, revision=config.revision, dtype=torch.float32)
     resize_positions(model, int(BlipProcessor.from_pretrained(adapter).image_processor.size["height"]))
     return merged(PeftModel.from_pretrained(model, adapter)).eval()
 

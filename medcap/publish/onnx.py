@@ -44,7 +44,7 @@ def build_onnx(
     with whole_folder(to) as part:
         evaluation = evaluation or own_evaluation(run)
         facts, places = read_facts(run, evaluation, comparison, base, None)
-        model = merge(adapter, facts.recipe.get("model_revision"))
+        model = merge(adapter)
         export(model, part)
         write_files(part, adapter, evaluation, replace(facts, form="onnx"))
         pictures, source = some_pictures(adapter)
