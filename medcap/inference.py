@@ -108,11 +108,11 @@ def load_captioner(
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter names its base and the base's revision; one that was a folder is also looked for beside the adapter, and `base` replaces what
-    the adapter says. It brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
-    `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
-    recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is
-    not a BLIP captioner.
+    An adapter names its base and the base's revision; a base that was a folder is also looked for beside the adapter,
+    and `base` replaces what the adapter says. It brings its image size, prompt and generation settings; `image_size`
+    and `generation` (keys of `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
+    recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is not a
+    BLIP captioner.
     """
     adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}

@@ -41,8 +41,9 @@ from medcap.modeling.blip import first_token, generation_config, load_blip
 from medcap.modeling.features import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import pick_precision, precision_name
-from medcap.publish.epochs import EpochPushes, evaluation_of, next_release
+from medcap.publish.epochs import EpochPushes
 from medcap.publish.hub import build_release
+from medcap.publish.places import next_release
 from medcap.publish.push import Destination, HubUnreachableError, check_access
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.callbacks import MetricsLog, Progress, Samples
@@ -91,7 +92,7 @@ def train(recipe: Recipe) -> None:
         save_adapter(run / "adapter", adapted, processor, captions, recipe)
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
         if to is not None:
-            release = build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
+            release = build_release(run, next_release(run), repo_id=to.repo_id)
             print(pushes.finish(release))
 
 

@@ -41,7 +41,7 @@ def test_every_command_is_one_that_exists(path: Path, words: list[str]) -> None:
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[1] in ("train", "--version", "COMMAND", "...") or len(words) == 2:
-        assert words[1] in (ROOT / "medcap" / "cli.py").read_text()
+        assert words[1] in make_parser().format_help()
     else:
         make_parser().parse_args(words[1:])  # argparse ends the test when an option is unknown or missing
 

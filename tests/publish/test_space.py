@@ -17,13 +17,14 @@ from PIL import Image
 
 from medcap.data.images import to_rgb
 from medcap.inference import load_captioner
-from medcap.publish.space import APP, SPACE_FILES, build_space
+from medcap.publish.hub import build_release
+from medcap.publish.space import APP, SPACE_FILES, write_space
 
 
 @pytest.fixture(scope="module")
 def space(trained_run, tmp_path_factory):
     """With the tiny base in it, at another size than the adapter's; not to be written to."""
-    return build_space(trained_run.folder, tmp_path_factory.mktemp("space") / "page")
+    return build_release(trained_run.folder, tmp_path_factory.mktemp("space") / "page", write=write_space)
 
 
 @pytest.fixture(scope="module")
