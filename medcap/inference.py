@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 from huggingface_hub import file_exists, hf_hub_download
 from peft import PeftConfig, PeftModel
@@ -29,13 +28,14 @@ from medcap.modeling.blip import (
     first_token,
     generation_config,
     load_blip,
+    loading,
     prompt_ids,
 )
 from medcap.modeling.features import Encoder, FeatureCache, open_cache
 from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import is_adapter
 from medcap.modeling.precision import pick_precision
-from medcap.recipe import GenerationArguments
+from medcap.recipe import GenerationArguments, check_ranges, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -117,18 +117,23 @@ def load_captioner(
     adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}
     if has_adapter(model):
-        adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
-        image_size = image_size or _image_size(model)
-        recipe = adapter_recipe(model)
-        prompt = recipe.get("prompt", "")
-        saved = _saved_generation(model)
+        with loading(model):
+            adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
+            image_size = image_size or _image_size(model)
+            recipe = adapter_recipe(model)
+            prompt = recipe.get("prompt", "")
+            saved = _saved_generation(model)
+    with loading(model):
+        check_ranges({"image_size": image_size})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
     blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
-    settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
-    captions = generation_config(blip, **settings)
-    loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
-    loaded.eval().requires_grad_(False).to(device)
+    with loading(model):
+        settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
+        check_ranges(settings)
+        captions = generation_config(blip, **settings)
+        loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
+        loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
 
 
@@ -154,7 +159,7 @@ def _base_of(adapter: str) -> tuple[str, str | None]:
 
 
 def _image_size(adapter: str) -> int:
-    processor = BlipProcessor.from_pretrained(adapter)
+    processor = BlipProcessor.from_pretrained(adapter, trust_remote_code=False)
     return int(processor.image_processor.size["height"])
 
 
@@ -168,10 +173,10 @@ def adapter_recipe(adapter: str) -> dict[str, Any]:
     """The recipe beside an adapter (folder or Hub name); empty where there is none: medcap did not make it."""
     if Path(adapter).is_dir():
         path = Path(adapter) / "recipe.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_yaml(path) if path.is_file() else {}
     if not file_exists(adapter, "recipe.yaml"):
         return {}
-    return yaml.safe_load(Path(hf_hub_download(adapter, "recipe.yaml")).read_text(encoding="utf-8"))
+    return read_yaml(Path(hf_hub_download(adapter, "recipe.yaml")))
 
 
 def caption_dataset(

@@ -27,13 +27,14 @@ Random = random.Random
 Made = tuple[list[str], Callable[[list[str]], None]]
 ROOT = Path(__file__).parents[1]
 
-TEXTS = (  # fmt: skip
-    "", " ", "\u202f", "a", "=1+1", "=cmd|'/c calc'!A0", "@SUM(A1)", "<script>alert(1)</script>", "<img src=x onerror=a()>",
-    "{{ 7 * 7 }}", "{% raw %}", "| a | b |", "`x`", "[a](javascript:b)", "&amp;", "a\nb", "a\r\nb", "a\x00b", "a\x1b[31mb",
-    "\u202eright to left", "\u05d0\u05d1\u05d2", "\u0627\u0644\u0635\u062f\u0631", "e" + "\u0301" * 300, "\U0001f9b4" * 40,
-    "\ufeffbom", "\ufffe", "\u2028", "\ud800", "\u4e2d\u6587" * 400, "[DEC] [SEP] [PAD]", "x" * 100_000, "x - " * 20_000,
-    "( " * 10_000, "1. " * 10_000, "' " * 10_000, "- " * 10_000, "a. b. " * 5_000, "3. 5 cm ( arrow )", '"', '""', "'",
-    "a,b", "..", "../../escape", "/etc/passwd", "C:\\x", "~", "%s %n", "\\", "NaN", "None", "-", "#", "null",
+TEXTS = (
+    "", " ", "\u202f", "a", "=1+1", "=cmd|'/c calc'!A0", "@SUM(A1)", "<script>alert(1)</script>",
+    "<img src=x onerror=a()>", "{{ 7 * 7 }}", "{% raw %}", "| a | b |", "`x`", "[a](javascript:b)", "&amp;", "a\nb",
+    "a\r\nb", "a\x00b", "a\x1b[31mb", "\u202eright to left", "\u05d0\u05d1\u05d2", "\u0627\u0644\u0635\u062f\u0631",
+    "e" + "\u0301" * 300, "\U0001f9b4" * 40, "\ufeffbom", "\ufffe", "\u2028", "\ud800", "\u4e2d\u6587" * 400,
+    "[DEC] [SEP] [PAD]", "x" * 100_000, "x - " * 20_000, "( " * 10_000, "1. " * 10_000, "' " * 10_000, "- " * 10_000,
+    "a. b. " * 5_000, "3. 5 cm ( arrow )", '"', '""', "'", "a,b", "..", "../../escape", "/etc/passwd", "C:\\x", "~",
+    "%s %n", "\\", "NaN", "None", "-", "#", "null",
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.5, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"))
 VALUES = (*TEXTS, *NUMBERS, True, False, None, [], {}, [1, "a"], {"a": 1}, [[[]]], ["a"] * 1000)
@@ -160,13 +161,13 @@ def as_yaml(content: Any) -> str:
     return yaml.safe_dump(content, allow_unicode=True)
 
 
-KEYS = sorted(action.dest for action in recipe_parser()._actions if action.dest != "help")
-YAMLS = (  # fmt: skip
-    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
-    + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '*c'] * 9)}]\n" for n in range(9)),  # 9 ** 9 of them
-    "seed: !!python/object/apply:os.mkdir ['/tmp/medcap-fuzz-was-here']",
-    "prompt: !!python/name:os.system", "? [a]\n: b", "- a", "a", "", "[" * 5000, "{" * 5000, "a: b: c", "\t", "%YAML 9.9\n---\na: 1",
-    "--- a\n--- b", "<<: *x", "a: 1\na: 2", "prompt: 2026-01-01", "seed: 0o17", "seed: 1_000", "data_dir: !!binary AAAA",
+# not debug, which asks for a traceback
+KEYS = sorted(action.dest for action in recipe_parser()._actions if action.dest not in ("help", "debug"))
+MANY = "a: &a [x, x]\n" + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '*a'] * 9)}]\n" for n in range(9))
+YAMLS = (
+    MANY, "seed: !!python/object/apply:os.mkdir ['/tmp/medcap-fuzz-was-here']", "prompt: !!python/name:os.system",
+    "? [a]\n: b", "- a", "a", "", "[" * 5000, "{" * 5000, "a: b: c", "\t", "%YAML 9.9\n---\na: 1", "--- a\n--- b",
+    "<<: *x", "a: 1\na: 2", "prompt: 2026-01-01", "seed: 0o17", "seed: 1_000", "data_dir: !!binary AAAA",
 )  # fmt: skip
 
 
@@ -260,9 +261,7 @@ def _compared(rng: Random, folder: Path) -> Made:
     random = np.random.default_rng(0).random
     for name in ("one", "two"):
         (folder / name).mkdir()
-        made = Statistics(
-            numbers.random((9, 10)) + 5, numbers.random(9), numbers.random(9), numbers.random((9, 6)) + 1
-        )
+        made = Statistics(random((9, 10)) + 5, random(9), random(9), random((9, 6)) + 1)
         write_scores(folder / name / "scores.csv", [f"i{n}" for n in range(9)], [None] * 9, made)
         result = {
             "name": name, "n": 9, "metrics": dict.fromkeys(METRICS, 0.5), "signature": "metrics:coco|n:9|data:abc",

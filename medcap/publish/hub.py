@@ -24,6 +24,8 @@ from medcap.publish.folder import whole_folder
 from medcap.publish.places import WEIGHTS, evaluation_of
 from medcap.publish.plots import check_plot, read_curve, write_plots
 from medcap.publish.redact import one_line, token_pattern
+from medcap.quiet import named_errors
+from medcap.recipe import read_yaml
 from medcap.training.run import write_json
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def build_release(
     Raises FileExistsError for a `to` that holds something, FileNotFoundError for what is missing, ValueError for what
     must not be published, and what `write` raises; nothing is left behind then.
     """
-    with whole_folder(to) as part:
+    with whole_folder(to) as part, named_errors(run):
         evaluation = evaluation or evaluation_of(run)
         facts, places = read_facts(run, evaluation, comparison, base, repo_id)
         if facts.base_is_local and write is None:
@@ -133,7 +135,7 @@ def read_facts(
             raise FileNotFoundError(f"{adapter / name} is missing: publish takes a run that training has finished")
     if repo_id is not None:
         validate_repo_id(repo_id)
-    recipe = yaml.safe_load((adapter / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_yaml(adapter / "recipe.yaml")
     recipe.pop("resume_from_checkpoint", None)  # of this machine, and no part of what is made
     trained = _read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
     published, is_local = _published_base(trained, base)
@@ -179,9 +181,13 @@ def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
 def _image_size(base: str, revision: str | None) -> int | None:
     """Pixels a side that the base's positions are made for; None where its config is not on this machine."""
     try:
-        return int(AutoConfig.from_pretrained(base, revision=revision, local_files_only=True).vision_config.image_size)
+        return int(_config(base, revision).vision_config.image_size)
     except (OSError, ValueError):
         return None
+
+
+def _config(base: str, revision: str | None) -> Any:
+    return AutoConfig.from_pretrained(base, revision=revision, local_files_only=True, trust_remote_code=False)
 
 
 def _read_evaluation(folder: Path, adapter: Path) -> dict[str, Any]:

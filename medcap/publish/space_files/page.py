@@ -1,4 +1,4 @@
-"""A page that captions pictures: what it shows, whoever makes the captions. Needs gradio, and neither model nor medcap."""
+"""A page that captions pictures: what it shows, whoever makes the captions. Needs gradio, and no medcap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_page(
 ) -> Any:
     """Return gradio's Blocks: a file, a button, the picture as the model sees it, and its caption.
 
-    `read` opens a file as RGB; `names` says which model it is. Nothing that is uploaded is kept for longer than an hour.
+    `read` opens a file as RGB; `names` says which model it is. What is uploaded is removed within two hours.
     """
     import gradio
 
