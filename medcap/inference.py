@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,25 +117,30 @@ def load_captioner(
     """
     adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}
-    if has_adapter(model):
-        with loading(model):
+    with loading(model):
+        if has_adapter(model):
             adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
             image_size = image_size or _image_size(model)
             recipe = adapter_recipe(model)
-            prompt = recipe.get("prompt", "")
+            prompt = str(recipe.get("prompt") or "")
             saved = _saved_generation(model)
-    with loading(model):
         check_ranges({"image_size": image_size})
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
-    blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
-    with loading(model):
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
+        blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
         settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
         check_ranges(settings)
         captions = generation_config(blip, **settings)
-        loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
+        loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
+
+
+def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:
+    """The base with the adapter in it; an error where weights lack, which PEFT would leave at random."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        return PeftModel.from_pretrained(blip, adapter)
 
 
 def has_adapter(model: str) -> bool:

@@ -239,3 +239,29 @@ def test_the_base_is_taken_at_the_revision_that_training_took_it_at(hub, train_s
     assert torch.equal(again, weights[name])
     other = load_captioner(str(tmp_path / "adapter"), base="someone/base", precision="fp32").blip.state_dict()[name]
     assert torch.equal(other, weights[name] + 1)  # `base` replaces what the adapter says, its revision too
+
+
+def test_an_adapter_that_lacks_weights_is_refused(trained_run, tmp_path):
+    """PEFT would warn, and caption with what the random numbers are."""
+    shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    lost = sorted(weights)[3]
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(
+        save({name: weight for name, weight in weights.items() if name != lost}, {"format": "pt"})
+    )
+    with pytest.raises(ValueError, match=r"adapter cannot be read: .*missing adapter keys.*lora_"):
+        load_captioner(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(("name", "keys"), [
+    ("generation_config.json", {"max_new_tokens": 10**9}),
+    ("generation_config.json", {"num_beams": -1}),
+    ("adapter_config.json", {"r": "x"}),
+    ("adapter_config.json", {"peft_type": None}),
+    ("processor_config.json", {"image_processor": {"size": {"height": 10**9, "width": 10**9}}}),
+])  # fmt: skip
+def test_an_adapter_with_a_file_that_is_wrong_is_named(name, keys, trained_run, tmp_path):
+    folder = shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **keys}))
+    with pytest.raises(ValueError, match=r"adapter cannot be read|allowed is \d+ to \d+"):
+        load_captioner(str(folder))
