@@ -83,6 +83,10 @@ class Captioner:
 
         `pixel_values` (B, 3, H, W) are uint8, or float32 and normalised.
         """
+        with loading(self.adapter or self.base):
+            return self._generate(batch)
+
+    def _generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
         with self.autocast(), casting:
             features = Encoder(self.blip.vision_model, self.cache)(batch)

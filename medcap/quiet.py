@@ -60,12 +60,13 @@ def named_errors(where: object, *passing: type[Exception]) -> Iterator[None]:
 
     What was written for the user passes as it is: OSError, ValueError but for those of decoders, and `passing`.
     """
+    passes: tuple[type[BaseException], ...] = (OSError, MemoryError, *passing)
     try:
         yield
-    except (OSError, MemoryError, *passing):
+    except passes:
         raise
     except Exception as error:  # KeyError, TypeError, RecursionError, SafetensorError, UnpicklingError, ...
         if isinstance(error, ValueError) and not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
             raise
         cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"{where} cannot be read: {type(error).__name__}: {cause}") from error
+        raise ValueError(f"{where} cannot be used: {type(error).__name__}: {cause}") from error

@@ -205,7 +205,8 @@ def main() -> None:
                 endings[ending.status if not ending.fault else "fault"] += 1
                 if ending.fault or args.only is not None:
                     faults += bool(ending.fault)
-                    print(f"{kind} {case.number}: {ending.fault}\n    {' '.join(case.words)[:400]!a}\n", flush=True)
+                    text = f"{kind} {case.number}: {ending.fault}\n    {' '.join(case.words)[:400]}\n"
+                    print(text.encode("ascii", "backslashreplace").decode(), flush=True)
                 if args.only is not None:
                     print(ending.said)
             print(f"{kind}: " + ", ".join(f"{n} ended with {how}" for how, n in endings.items()), flush=True)

@@ -249,7 +249,7 @@ def test_an_adapter_that_lacks_weights_is_refused(trained_run, tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(
         save({name: weight for name, weight in weights.items() if name != lost}, {"format": "pt"})
     )
-    with pytest.raises(ValueError, match=r"adapter cannot be read: .*missing adapter keys.*lora_"):
+    with pytest.raises(ValueError, match=r"adapter cannot be used: .*missing adapter keys.*lora_"):
         load_captioner(str(tmp_path / "adapter"))
 
 
@@ -263,5 +263,14 @@ def test_an_adapter_that_lacks_weights_is_refused(trained_run, tmp_path):
 def test_an_adapter_with_a_file_that_is_wrong_is_named(name, keys, trained_run, tmp_path):
     folder = shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
     (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **keys}))
-    with pytest.raises(ValueError, match=r"adapter cannot be read|allowed is \d+ to \d+"):
+    with pytest.raises(ValueError, match=r"adapter cannot be used|allowed is \d+ to \d+"):
         load_captioner(str(folder))
+
+
+def test_a_base_that_fails_at_work_is_named(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "x"}))
+    captioner = load_captioner(str(folder), generation={"num_beams": 1, "max_new_tokens": 3})
+    with pytest.raises(ValueError, match=r"base cannot be used: TypeError: '>' not supported"):
+        captioner.caption([Image.new("RGB", (9, 9))])

@@ -73,7 +73,7 @@ def test_weights_that_are_a_pickle_are_not_run(name, save, marker, trained_run, 
     save(Trap(marker), model / name)
     Image.new("L", (20, 20)).save(tmp_path / "x.png")
     assert status_of(main, ["caption", str(tmp_path / "x.png"), "--model", str(model)]) == 1
-    assert f"error: {model} cannot be read: UnpicklingError" in capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {model} cannot be used: UnpicklingError" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
@@ -101,7 +101,7 @@ def test_code_beside_a_model_is_not_run(kind, marker, tiny_base, tmp_path, monke
     if kind != "blip":
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "model_type": kind}))
-        with pytest.raises(ValueError, match=r"cannot be read|custom code"):
+        with pytest.raises(ValueError, match=r"cannot be used|custom code"):
             load_captioner(str(model))
     else:
         load_captioner(str(model))

@@ -14,6 +14,7 @@ from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.features import Encoder, FeatureCache
 from medcap.modeling.generation import generate_ids
+from medcap.quiet import named_errors
 from medcap.training.sampler import LengthSampler
 
 
@@ -96,6 +97,18 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.accelerator.autocast():
             return self.encoder(inputs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with named_errors(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with named_errors(checkpoint):  # the Trainer unpickles no more than weights, and says how one might
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with named_errors(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward; raises FloatingPointError before weights are updated with a nan."""
