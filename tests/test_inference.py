@@ -258,7 +258,9 @@ def test_an_adapter_that_lacks_weights_is_refused(trained_run, tmp_path):
     ("generation_config.json", {"num_beams": -1}),
     ("adapter_config.json", {"r": "x"}),
     ("adapter_config.json", {"peft_type": None}),
-    ("processor_config.json", {"image_processor": {"size": {"height": 10**9, "width": 10**9}}}),
+    ("processor_config.json", {"image_processor": {
+        "image_processor_type": "BlipImageProcessor", "size": {"height": 10**9, "width": 10**9},
+    }}),
 ])  # fmt: skip
 def test_an_adapter_with_a_file_that_is_wrong_is_named(name, keys, trained_run, tmp_path):
     folder = shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")

@@ -86,6 +86,15 @@ def test_a_checkpoint_that_is_gone_on_with_is_not_run(name, marker, trained_run,
     assert status_of(train_script.main, [*words, "--num_train_epochs", "3"]) == 1
 
 
+@pytest.mark.parametrize(("name", "content"), [("trainer_state.json", '{"x": 1}'), ("optimizer.pt", "PK")])
+def test_a_checkpoint_that_is_none_is_named(name, content, trained_run, train_script, tmp_path, capsys):
+    run = shutil.copytree(trained_run.folder, tmp_path / "run")
+    (run / "checkpoint-6" / name).write_text(content)
+    words = ["--config", str(run / "recipe.yaml"), "--output_dir", str(run), "--num_train_epochs", "3"]
+    assert status_of(train_script.main, [*words, "--resume_from_checkpoint", str(run / "checkpoint-6")]) == 1
+    assert f"medcap: error: {run / 'checkpoint-6'} cannot be used: " in capsys.readouterr().err
+
+
 CODE = "import os\nos.mkdir({marker!r})\nclass Config: pass\n"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import GenerationConfig, Seq2SeqTrainer
+from transformers import GenerationConfig, Seq2SeqTrainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.blip import prompt_ids
@@ -100,6 +102,7 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with named_errors(resume_from_checkpoint):
+            TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))  # read again, unnamed
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
