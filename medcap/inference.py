@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 from huggingface_hub import file_exists, hf_hub_download
 from peft import PeftConfig, PeftModel
@@ -29,13 +29,14 @@ from medcap.modeling.blip import (
     first_token,
     generation_config,
     load_blip,
+    loading,
     prompt_ids,
 )
 from medcap.modeling.features import Encoder, FeatureCache, open_cache
 from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import is_adapter
 from medcap.modeling.precision import pick_precision
-from medcap.recipe import GenerationArguments
+from medcap.recipe import GenerationArguments, check_ranges, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class Captioner:
 
         `pixel_values` (B, 3, H, W) are uint8, or float32 and normalised.
         """
+        with loading(self.adapter or self.base):
+            return self._generate(batch)
+
+    def _generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
         with self.autocast(), casting:
             features = Encoder(self.blip.vision_model, self.cache)(batch)
@@ -108,28 +113,38 @@ def load_captioner(
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter names its base; one that was a folder is also looked for beside the adapter, and `base` replaces what
-    the adapter says. It brings its image size, prompt and generation settings; `image_size` and `generation` (keys of
-    `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
-    recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is
-    not a BLIP captioner.
+    An adapter names its base and the base's revision; a base that was a folder is also looked for beside the adapter,
+    and `base` replaces what the adapter says. It brings its image size, prompt and generation settings; `image_size`
+    and `generation` (keys of `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
+    recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is not a
+    BLIP captioner.
     """
-    adapter, base_name, prompt, saved = None, model, "", {}
+    adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}
-    if has_adapter(model):
-        adapter, base_name = model, base or _base_of(model)
-        image_size = image_size or _image_size(model)
-        recipe = adapter_recipe(model)
-        prompt = recipe.get("prompt", "")
-        saved = _saved_generation(model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
-    blip, processor = load_blip(base_name, image_size=image_size, dtype=dtype)
-    settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
-    captions = generation_config(blip, **settings)
-    loaded = PeftModel.from_pretrained(blip, adapter) if adapter else blip
-    loaded.eval().requires_grad_(False).to(device)
+    with loading(model):
+        if has_adapter(model):
+            adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
+            image_size = image_size or _image_size(model)
+            recipe = adapter_recipe(model)
+            prompt = str(recipe.get("prompt") or "")
+            saved = _saved_generation(model)
+        check_ranges({"image_size": image_size})
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
+        blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
+        settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
+        check_ranges(settings)
+        captions = generation_config(blip, **settings)
+        loaded = _with_adapter(blip, adapter) if adapter else blip
+        loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
+
+
+def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:
+    """The base with the adapter in it; an error where weights lack, which PEFT would leave at random."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        return PeftModel.from_pretrained(blip, adapter)
 
 
 def has_adapter(model: str) -> bool:
@@ -140,15 +155,21 @@ def has_adapter(model: str) -> bool:
     return file_exists(model, "adapter_config.json")
 
 
-def _base_of(adapter: str) -> str:
-    """The base that an adapter names; a release names a local base by its folder, and the two often lie together."""
-    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+def _base_of(adapter: str) -> tuple[str, str | None]:
+    """The base that an adapter names, and its revision on the Hub, if it names one.
+
+    A release names a local base by its folder, and the two often lie together.
+    """
+    config = PeftConfig.from_pretrained(adapter)
+    name = config.base_model_name_or_path or ""
     beside = Path(adapter).resolve().parent / name
-    return str(beside) if Path(adapter).is_dir() and name and "/" not in name and beside.is_dir() else name
+    if Path(adapter).is_dir() and name and "/" not in name and beside.is_dir():
+        return str(beside), None
+    return name, config.revision
 
 
 def _image_size(adapter: str) -> int:
-    processor = BlipProcessor.from_pretrained(adapter)
+    processor = BlipProcessor.from_pretrained(adapter, trust_remote_code=False)
     return int(processor.image_processor.size["height"])
 
 
@@ -162,10 +183,10 @@ def adapter_recipe(adapter: str) -> dict[str, Any]:
     """The recipe beside an adapter (folder or Hub name); empty where there is none: medcap did not make it."""
     if Path(adapter).is_dir():
         path = Path(adapter) / "recipe.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_yaml(path) if path.is_file() else {}
     if not file_exists(adapter, "recipe.yaml"):
         return {}
-    return yaml.safe_load(Path(hf_hub_download(adapter, "recipe.yaml")).read_text(encoding="utf-8"))
+    return read_yaml(Path(hf_hub_download(adapter, "recipe.yaml")))
 
 
 def caption_dataset(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcap.cli import launch, shipped
+from medcap.commands.train import launch, shipped
 from medcap.data.images import load_image
 from medcap.data.phantom import write_phantom
 from medcap.data.surface import restore_surface

@@ -5,13 +5,17 @@ Nothing is imported here that takes time: `hush` has to run before the libraries
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # of the Hub; libraries may quote a request with it
 
 
 def hush() -> None:
@@ -66,7 +70,25 @@ def _fails_first() -> bool:
 
 def one_line(error: Exception) -> str:
     """What went wrong, in one line; the kind of error too where it is not one that was written for the user."""
-    text = " ".join(str(error).split())
+    text = _TOKEN.sub("(token)", " ".join(str(error).split()))
     if isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError)) and text:
         return text
     return f"{type(error).__name__}: {text or 'no message'} (run again with --debug for where)"
+
+
+@contextmanager
+def named_errors(where: object, *passing: type[Exception]) -> Iterator[None]:
+    """Turn whatever files lead to that are not what they should be into ValueError: in one line, which and what.
+
+    What was written for the user passes as it is: OSError, ValueError but for those of decoders, and `passing`.
+    """
+    passes: tuple[type[BaseException], ...] = (OSError, MemoryError, *passing)
+    try:
+        yield
+    except passes:
+        raise
+    except Exception as error:  # KeyError, TypeError, RecursionError, SafetensorError, UnpicklingError, ...
+        if isinstance(error, ValueError) and not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+            raise
+        cause = " ".join(str(error).split())[:300]
+        raise ValueError(f"{where} cannot be used: {type(error).__name__}: {cause}") from error

@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -241,7 +242,7 @@ def read_recipe(overrides: list[str]) -> Recipe:
     parser = recipe_parser()
     known = {action.dest for action in parser._actions} - REPLACED.keys()
     config, overrides = _take_config(overrides)
-    written = _read_yaml(Path(config)) if config is not None else {}
+    written = read_yaml(Path(config)) if config is not None else {}
     spoken = [word[2:].partition("=")[0].replace("-", "_") for word in overrides if word.startswith("--")]
     spoken = [key.removeprefix("no_") if key.removeprefix("no_") in known else key for key in spoken]
     for key in [*written, *spoken]:
@@ -251,7 +252,7 @@ def read_recipe(overrides: list[str]) -> Recipe:
         *parts, rest = parser.parse_args_into_dataclasses(
             words + overrides, return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except Exception as error:  # the Trainer's arguments raise errors of all kinds
         raise RecipeError(f"{config or 'command line'}: {_one_line(error)}") from error
     if rest:
         raise RecipeError(f"command line: cannot make sense of {' '.join(rest)!r}; write --key value")
@@ -268,11 +269,22 @@ def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
     return found.config, rest
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a recipe file, unchecked; RecipeError for what cannot be read, or is no list of `key: value` lines.
+
+    Names for values (`&name`, `*name`) are refused: a few lines of them stand for more text than any memory holds.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > 1000:  # the time that PyYAML takes grows with the square of their depth
+            raise RecipeError(f"{path}: not a recipe: more than 1,000 brackets")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise RecipeError(f"{path}: a recipe has no aliases (*name): write the value where it is used")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except RecursionError:
+        raise RecipeError(f"{path}: not a recipe: values are nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a YAML file: {_one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -310,10 +322,7 @@ def _checked(recipe: Recipe) -> Recipe:
     for key in REQUIRED:
         if not everything[key]:
             raise RecipeError(f"{key} is missing: write it into the recipe or give --{key}")
-    for key, (lowest, highest) in RANGES.items():
-        value = everything[key]
-        if value is not None and not lowest <= value <= highest:
-            raise RecipeError(f"{key} is {value}; allowed is {lowest} to {highest}")
+    check_ranges(everything)
     if not 0 < recipe.data.train_fraction <= 1:
         raise RecipeError(f"train_fraction is {recipe.data.train_fraction}; allowed is above 0, at most 1")
     made = recipe.data.valid_fraction + recipe.data.test_fraction
@@ -328,6 +337,14 @@ def _checked(recipe: Recipe) -> Recipe:
         raise RecipeError("remove_unused_columns must be false: the image column would be gone before the collator")
     _check_push(recipe.training)
     return recipe
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raise RecipeError for a value of a recipe's key that is outside what is allowed; None is no value."""
+    for key, (lowest, highest) in RANGES.items():
+        value = values.get(key)
+        if value is not None and not lowest <= value <= highest:
+            raise RecipeError(f"{key} is {value}; allowed is {lowest} to {highest}")
 
 
 def _check_push(training: CaptionTrainingArguments) -> None:

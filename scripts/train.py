@@ -238,6 +238,7 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProce
         r=recipe.lora.lora_r,
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
+        revision=recipe.model.model_revision,
     )
     return adapted, processor, captions
 

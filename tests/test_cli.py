@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from medcap import __version__
-from medcap.cli import launch, main, shipped
+from medcap.cli import main
+from medcap.commands.train import launch, shipped
 from medcap.modeling.blip import TINY_BASE
 
 
@@ -40,6 +41,13 @@ WRONG = {
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
     "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
     "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
+    "nothing to make public": (["publish", "run", "--to", "release", "--public"], 2, "--public is for a repository"),
+    "nothing to overwrite": (
+        ["publish", "run", "--to", "release", "--overwrite"],
+        2,
+        "--overwrite is for a repository",
+    ),
+    "a Space is no adapter": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "give --to DIR"),
 }
 
 

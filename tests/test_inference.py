@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import write_recipe
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from medcap import inference
 from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
 from medcap.modeling.blip import first_token, generation_config
+from medcap.recipe import read_recipe
+from medcap.training.run import save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +223,56 @@ def test_where_medcap_is_not_installed_the_adapter_says_the_same(trained_run, ad
     assert ours == []
     expected = adapted.model.generate(pixel_values=pixels, generation_config=adapted.generation).tolist()
     assert found == {"peft": expected, "auto": expected}
+
+
+def test_the_base_is_taken_at_the_revision_that_training_took_it_at(hub, train_script, tiny_base, tmp_path):
+    """Whatever its owner has made of it since: PEFT keeps the revision of the base in adapter_config.json."""
+    base = hub.add_repository("someone/base", {path.name: path.read_bytes() for path in tiny_base.iterdir()})
+    first, weights = base.branches["main"], load_file(tiny_base / "model.safetensors")
+    base.commit("main", "other weights", {"model.safetensors": save({n: w + 1 for n, w in weights.items()})})
+    keys = {"data_dir": "data", "model_name_or_path": "someone/base", "model_revision": first, "use_cpu": True}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **keys, output_dir=str(tmp_path / "run"))
+    adapted, processor, captions = train_script.make_model(read_recipe(["--config", str(recipe)]), torch.float32)
+    save_adapter(tmp_path / "adapter", adapted, processor, captions, read_recipe(["--config", str(recipe)]))
+    name = "text_decoder.cls.predictions.bias"
+    again = load_captioner(str(tmp_path / "adapter"), precision="fp32").blip.state_dict()[name]
+    assert torch.equal(again, weights[name])
+    other = load_captioner(str(tmp_path / "adapter"), base="someone/base", precision="fp32").blip.state_dict()[name]
+    assert torch.equal(other, weights[name] + 1)  # `base` replaces what the adapter says, its revision too
+
+
+def test_an_adapter_that_lacks_weights_is_refused(trained_run, tmp_path):
+    """PEFT would warn, and caption with what the random numbers are."""
+    shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    lost = sorted(weights)[3]
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(
+        save({name: weight for name, weight in weights.items() if name != lost}, {"format": "pt"})
+    )
+    with pytest.raises(ValueError, match=r"adapter cannot be used: .*missing adapter keys.*lora_"):
+        load_captioner(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(("name", "keys"), [
+    ("generation_config.json", {"max_new_tokens": 10**9}),
+    ("generation_config.json", {"num_beams": -1}),
+    ("adapter_config.json", {"r": "x"}),
+    ("adapter_config.json", {"peft_type": None}),
+    ("processor_config.json", {"image_processor": {
+        "image_processor_type": "BlipImageProcessor", "size": {"height": 10**9, "width": 10**9},
+    }}),
+])  # fmt: skip
+def test_an_adapter_with_a_file_that_is_wrong_is_named(name, keys, trained_run, tmp_path):
+    folder = shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
+    (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **keys}))
+    with pytest.raises(ValueError, match=r"adapter cannot be used|allowed is \d+ to \d+"):
+        load_captioner(str(folder))
+
+
+def test_a_base_that_fails_at_work_is_named(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "x"}))
+    captioner = load_captioner(str(folder), generation={"num_beams": 1, "max_new_tokens": 3})
+    with pytest.raises(ValueError, match=r"base cannot be used: TypeError: '>' not supported"):
+        captioner.caption([Image.new("RGB", (9, 9))])

@@ -114,7 +114,8 @@ def _spread(numbers: Sequence[int]) -> dict[str, float | int]:
 def _words(captions: Sequence[str]) -> dict[str, Any]:
     """Return the spread of words, and how many captions have 0 to 4, 5 to 9, ... and 100 or more."""
     lengths = [len(caption.split()) for caption in captions]
-    return {**_spread(lengths), "by_fives": np.bincount(np.minimum(lengths, 100) // 5, minlength=21).tolist()}
+    fives = np.minimum(np.array(lengths, int), 100) // 5  # int: of no captions it would be float
+    return {**_spread(lengths), "by_fives": np.bincount(fives, minlength=21).tolist()}
 
 
 def _tokens(

@@ -69,14 +69,17 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     if name is not None:
-        return AutoTokenizer.from_pretrained(name)
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # whatever a file that is not what it should be leads to
+            raise ValueError(f"{name}: no tokenizer that can be read: {' '.join(str(error).split())}") from error
     try:
-        return AutoTokenizer.from_pretrained(BLIP, local_files_only=True)
+        return AutoTokenizer.from_pretrained(BLIP, local_files_only=True, trust_remote_code=False)
     except OSError:
         logger.debug("%s is not in the cache", BLIP)
     try:  # asked first, because from_pretrained repeats a call without an answer for most of a minute
         file_exists(BLIP, "vocab.txt")
-        return AutoTokenizer.from_pretrained(BLIP)
+        return AutoTokenizer.from_pretrained(BLIP, trust_remote_code=False)
     except Exception as error:  # of httpx, httpx2 or requests, as huggingface_hub's version has it
         logger.warning("%s cannot be fetched (%s): tokens are not counted; --tokenizer takes a folder", BLIP, error)
     return None

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -169,6 +170,8 @@ def _read_bytes(path: str) -> bytes:
         if (size := opened.getinfo(member).file_size) > MAX_FILE_BYTES:  # a zip of a few KB can hold many GB of zeros
             raise ValueError(f"{size:,} bytes when unpacked; at most {MAX_FILE_BYTES:,} are read")
         return opened.read(member)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")  # a pipe would be waited for, for ever
     with open(path, "rb") as file:
         return file.read()
 

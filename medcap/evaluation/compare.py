@@ -15,6 +15,7 @@ from medcap.evaluation.per_image import read_scores
 from medcap.evaluation.report import differences_table, intervals_table, seeds_table
 from medcap.evaluation.scoring import SIGNIFICANT
 from medcap.evaluation.statistics import Statistics, paired_test, pool
+from medcap.quiet import named_errors
 from medcap.training.run import write_json
 
 logger = logging.getLogger(__name__)
@@ -28,21 +29,23 @@ def compare(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises ValueError for a folder without metrics.json, and for evaluations of other images: their numbers must not
     stand in one table. Other decoding is allowed and said.
     """
-    results = [_read(folder) for folder in folders]
-    _check_images(folders, results)
-    systems = [_system(result) for result in results]
-    places = dict(zip((system["name"] for system in systems), folders, strict=True))
-    if len(places) < len(systems):
-        names = [system["name"] for system in systems]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two systems are called {twice!r}: evaluate one of them again with another --name")
-    for name, row in _baselines(results).items():
-        systems.append({"name": name, **row})
-        places[name] = folders[_owner(results)] / "baselines" / name
-    comparison = {"systems": systems, "tests": _tests(places), "seeds": _seeds(results)}
+    with named_errors(", ".join(map(str, folders))):
+        results = [_read(folder) for folder in folders]
+        _check_images(folders, results)
+        systems = [_system(result) for result in results]
+        places = dict(zip((system["name"] for system in systems), folders, strict=True))
+        if len(places) < len(systems):
+            names = [system["name"] for system in systems]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two systems are called {twice!r}: evaluate one of them again with another --name")
+        for name, row in _baselines(results).items():
+            systems.append({"name": name, **row})
+            places[name] = folders[_owner(results)] / "baselines" / name
+        comparison = {"systems": systems, "tests": _tests(places), "seeds": _seeds(results)}
+        shown = _markdown(comparison)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", comparison)
-    (out / "comparison.md").write_text(_markdown(comparison), encoding="utf-8")
+    (out / "comparison.md").write_text(shown, encoding="utf-8")
     return comparison
 
 

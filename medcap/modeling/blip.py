@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.utils import logging
 
 from medcap.data.surface import restore_surface
 from medcap.modeling.fast import make_fast
+from medcap.quiet import named_errors
 from medcap.recipe import RecipeError
 
 TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
@@ -58,10 +60,11 @@ def load_blip(
     check_model_name(name_or_path)
     if Path(name_or_path).is_dir():  # an adapter remembers the name: "runs/base" would be a name on the Hub elsewhere
         name_or_path = str(Path(name_or_path).resolve())
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    except OSError as error:
-        raise OSError(f"no model {name_or_path!r}: no folder here, and not had from the Hub: {error}") from error
+    with loading(name_or_path):
+        try:
+            config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        except OSError as error:
+            raise OSError(f"no model {name_or_path!r}: no folder here, and not had from the Hub: {error}") from error
     kind = (config.architectures or [config.model_type])[0]
     if config.model_type != "blip" or kind not in ("blip", "BlipForConditionalGeneration"):
         raise ValueError(f"{name_or_path} is a {kind!r} model; medcap trains and runs 'blip' captioners")
@@ -69,16 +72,22 @@ def load_blip(
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
     logging.disable_progress_bar()  # of copying weights into memory: downloads keep theirs
-    model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
-    for module in model.modules():
-        if isinstance(module, Linear4bit):  # or the first evaluation on a CPU packs weights for inference alone
-            module.support_avx512bf16_for_cpu = False
-    processor = BlipProcessor.from_pretrained(name_or_path, revision=revision)
-    if image_size is not None:
-        resize_positions(model, image_size)
-        processor.image_processor.size = {"height": image_size, "width": image_size}
-    make_fast(model, processor)
+    with loading(name_or_path):
+        model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
+        for module in model.modules():
+            if isinstance(module, Linear4bit):  # or the first evaluation on a CPU packs weights for inference alone
+                module.support_avx512bf16_for_cpu = False
+        processor = BlipProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        if image_size is not None:
+            resize_positions(model, image_size)
+            processor.image_processor.size = {"height": image_size, "width": image_size}
+        make_fast(model, processor)
     return model, processor
+
+
+def loading(name: str) -> AbstractContextManager[None]:
+    """Name the model in whatever its files lead to when they are not what they should be: ValueError, one line."""
+    return named_errors(name, RecipeError, torch.OutOfMemoryError)
 
 
 def check_model_name(name: str) -> None:

@@ -53,7 +53,7 @@ class FeatureCache:
         self._part, self._pid = uuid.uuid4().hex, os.getpid()
         self._pending: list[bytes] = []
         self._full = False
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features tell of pictures; who shares them opens it
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:

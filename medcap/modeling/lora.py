@@ -27,10 +27,19 @@ TARGETS = {
 }
 
 
-def add_lora(model: BlipForConditionalGeneration, *, targets: str, r: int, alpha: float, dropout: float) -> PeftModel:
+def add_lora(
+    model: BlipForConditionalGeneration,
+    *,
+    targets: str,
+    r: int,
+    alpha: float,
+    dropout: float,
+    revision: str | None = None,
+) -> PeftModel:
     """Freeze `model` and put LoRA adapters on the linear layers that `targets` names.
 
-    `targets` is a key of TARGETS or a regular expression for whole module names. Raises RecipeError when it matches no
+    `targets` is a key of TARGETS or a regular expression for whole module names; `revision` is the base's, which the
+    adapter remembers beside its name. Raises RecipeError when it matches no
     linear layer, or the language model's head: tied to the embeddings, it cannot be merged without changing them.
     """
     pattern = TARGETS.get(targets, targets)
@@ -41,7 +50,13 @@ def add_lora(model: BlipForConditionalGeneration, *, targets: str, r: int, alpha
         raise RecipeError(f"lora_target_modules {targets!r} reaches {tied[0]}, which is tied to the embeddings")
     # task_type stays None: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION call BLIP with arguments that it refuses
     config = LoraConfig(
-        task_type=None, r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern
+        task_type=None,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=pattern,
+        revision=revision,
     )
     adapted = get_peft_model(model, config)
     for name, module in adapted.named_modules():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -20,14 +19,13 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medcap.evaluation.predictions import CaptionScores, describe_captions, write_predictions
-from medcap.publish.hub import WEIGHTS, build_release
+from medcap.publish.hub import build_release
+from medcap.publish.places import EPOCHS, WEIGHTS, epoch_number, epoch_releases, next_release, releases
 from medcap.publish.push import MAIN, Destination, push_release
 from medcap.publish.redact import one_line
 from medcap.training.run import write_json
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "pushes"  # in a run
 
 
 class EpochPushes(TrainerCallback):
@@ -52,7 +50,7 @@ class EpochPushes(TrainerCallback):
             return
         disable_progress_bars()  # of uploads, which would be drawn into that of training
         for folder in epoch_releases(self.run):
-            if _number(folder) > (state.epoch or 0):
+            if epoch_number(folder) > (state.epoch or 0):
                 shutil.rmtree(folder)
         self._push_on()
 
@@ -72,7 +70,7 @@ class EpochPushes(TrainerCallback):
 
     def _write_release(self, epoch: int) -> None:
         """Make the run look as it would if it had ended now, and release that."""
-        target = self.run / FOLDER / f"epoch-{epoch}"
+        target = self.run / EPOCHS / f"epoch-{epoch}"
         if target.exists():
             return
         now = target.with_name(f"{target.name}.run")
@@ -145,41 +143,9 @@ def push_run(
     return address
 
 
-def epoch_releases(run: Path) -> list[Path]:
-    """The releases of the epochs of `run`, the first epoch first."""
-    return sorted(
-        (path for path in (run / FOLDER).glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)), key=_number
-    )
-
-
-def _number(release: Path) -> int:
-    return int(release.name.rpartition("-")[2])
-
-
-def evaluation_of(run: Path) -> Path | None:
-    """Where the adapter of `run` was evaluated: RUN/eval, else the release of the epoch that it is from, if any."""
-    if (run / "eval" / "metrics.json").is_file():
-        return run / "eval"
-    adapter = run / "adapter" / WEIGHTS
-    if not adapter.is_file():
-        return None
-    weights = adapter.read_bytes()
-    return next((path for path in epoch_releases(run) if (path / WEIGHTS).read_bytes() == weights), None)
-
-
 def run_release(run: Path, to: Destination) -> Path:
     """The release of a run's adapter for `to`: the last one that was built of it, or a new one."""
-    made = _releases(run)
+    made = releases(run)
     if made and (made[-1] / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes():
         return made[-1]
-    return build_release(run, next_release(run), evaluation=evaluation_of(run), repo_id=to.repo_id)
-
-
-def next_release(run: Path) -> Path:
-    """A folder that no release has yet: what is pushed stays as it was pushed."""
-    made = _releases(run)
-    return run / f"release-{_number(made[-1]) + 1 if made else 1}"
-
-
-def _releases(run: Path) -> list[Path]:
-    return sorted((path for path in run.glob("release-*") if re.fullmatch(r"release-\d+", path.name)), key=_number)
+    return build_release(run, next_release(run), repo_id=to.repo_id)

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,17 @@ from transformers import AutoConfig
 
 from medcap.publish.card import Facts, hub_results, is_row_of, last_part, render_card
 from medcap.publish.folder import whole_folder
+from medcap.publish.places import WEIGHTS, evaluation_of
 from medcap.publish.plots import check_plot, read_curve, write_plots
 from medcap.publish.redact import one_line, token_pattern
+from medcap.quiet import named_errors
+from medcap.recipe import read_yaml
 from medcap.training.run import write_json
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "adapter_model.safetensors"
+# what writes a release: into a folder, of a run, with an evaluation of it, the facts, and the places to be kept out
+Writer = Callable[[Path, Path, "Path | None", Facts, Collection[str]], None]
 HUB_RESULTS = f"{EVAL_RESULTS_FOLDER}/rocov2.yaml"
 # what goes out, and nothing else: no optimizer, no image, no card of PEFT's
 FROM_ADAPTER = (
@@ -54,38 +58,33 @@ def build_release(
     comparison: Path | None = None,
     base: str | None = None,
     repo_id: str | None = None,
+    write: Writer | None = None,
 ) -> Path:
     """Write the release of the run's adapter as the new folder `to`, and return it.
 
-    `evaluation` is a folder that `medcap evaluate` wrote (RUN/eval where there is one), `comparison` the file of
+    `evaluation` is a folder that `medcap evaluate` wrote (None: as `evaluation_of` finds it), `comparison` the file of
     `medcap compare`. `base` is the base's name on the Hub, for a run that read it from a folder; `repo_id` the
-    release's, for its card. Raises FileExistsError for a `to` that holds something, FileNotFoundError for what is
-    missing, ValueError for what must not be published; nothing is left behind then.
+    release's, for its card. `write` makes another form than an adapter: `write_merged`, `write_onnx`, `write_space`.
+    Raises FileExistsError for a `to` that holds something, FileNotFoundError for what is missing, ValueError for what
+    must not be published, and what `write` raises; nothing is left behind then.
     """
-    with whole_folder(to) as part:
-        evaluation = evaluation or own_evaluation(run)
+    with whole_folder(to) as part, named_errors(run):
+        evaluation = evaluation or evaluation_of(run)
         facts, places = read_facts(run, evaluation, comparison, base, repo_id)
-        if facts.base_is_local:
+        if facts.base_is_local and write is None:
             logger.warning(
                 f"the base {facts.base} is a local folder: whoever loads this adapter must bring it (or give --base)"
             )
-        write_release(part, run, evaluation, facts, places)
+        (write or write_release)(part, run, evaluation, facts, places)
     return to
 
 
-def write_release(
-    folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str] = ()
-) -> None:
+def write_release(folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str]) -> None:
     """Write the release of the run's adapter into `folder`, and check it; the rest as `read_facts` gives it."""
     write_files(folder, run / "adapter", evaluation, facts)
     write_json(folder / "adapter_config.json", _adapter_config(run / "adapter", facts))
     write_card(folder, facts)
     check_release(folder, places)
-
-
-def own_evaluation(run: Path) -> Path | None:
-    """The evaluation that lies in the run, if one does."""
-    return run / "eval" if (run / "eval" / "metrics.json").is_file() else None
 
 
 def write_card(folder: Path, facts: Facts) -> None:
@@ -136,7 +135,7 @@ def read_facts(
             raise FileNotFoundError(f"{adapter / name} is missing: publish takes a run that training has finished")
     if repo_id is not None:
         validate_repo_id(repo_id)
-    recipe = yaml.safe_load((adapter / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_yaml(adapter / "recipe.yaml")
     recipe.pop("resume_from_checkpoint", None)  # of this machine, and no part of what is made
     trained = _read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
     published, is_local = _published_base(trained, base)
@@ -182,9 +181,13 @@ def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
 def _image_size(base: str, revision: str | None) -> int | None:
     """Pixels a side that the base's positions are made for; None where its config is not on this machine."""
     try:
-        return int(AutoConfig.from_pretrained(base, revision=revision, local_files_only=True).vision_config.image_size)
+        return int(_config(base, revision).vision_config.image_size)
     except (OSError, ValueError):
         return None
+
+
+def _config(base: str, revision: str | None) -> Any:
+    return AutoConfig.from_pretrained(base, revision=revision, local_files_only=True, trust_remote_code=False)
 
 
 def _read_evaluation(folder: Path, adapter: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from medcap.data.phantom_pictures import draw, random_phantom
 from medcap.inference import adapter_recipe, load_captioner
 from medcap.modeling.blip import check_model_name, decode_captions, resize_positions
 from medcap.modeling.lora import merged
-from medcap.publish.folder import whole_folder
-from medcap.publish.hub import RELEASE_FILES, WEIGHTS, check_files, own_evaluation, read_facts, write_card, write_files
+from medcap.publish.facts import Facts
+from medcap.publish.hub import RELEASE_FILES, check_files, write_card, write_files
+from medcap.publish.places import WEIGHTS
 from medcap.recipe import DataArguments
 
 PICTURES = 16
@@ -29,44 +30,33 @@ MERGED_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | {"config.jso
 NEEDED = ("config.json", "model.safetensors", "generation_config.json", "processor_config.json", "README.md")
 
 
-def build_merged(
-    run: Path,
-    to: Path,
-    *,
-    evaluation: Path | None = None,
-    comparison: Path | None = None,
-    base: str | None = None,
-) -> Path:
-    """Write the run's adapter, merged into its base, as the new folder `to`: a plain BLIP for transformers alone.
+def write_merged(folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str]) -> None:
+    """Write the run's adapter, merged into its base, into `folder`: a plain BLIP for transformers alone.
 
     The model is written under another name, loaded again, and must give the adapter's captions of a few pictures word
-    for word. Raises as `build_release`, ValueError also for captions that differ; nothing is left behind then.
+    for word. For `build_release`; ValueError also for captions that differ.
     """
-    adapter = run / "adapter"
-    with whole_folder(to) as part:
-        evaluation = evaluation or own_evaluation(run)
-        facts, places = read_facts(run, evaluation, comparison, base, None)
-        facts = replace(facts, form="merged")
-        merge(adapter, facts.recipe.get("model_revision")).save_pretrained(part)
-        write_files(part, adapter, evaluation, facts)  # and generation settings that replace the model's own
-        pictures, source = some_pictures(adapter)
-        said = plain_captions(part, pictures, facts.recipe.get("prompt", ""))
-        check_captions("the merged model", said, adapter, pictures)
-        sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
-        write_card(part, facts)
-        check_files(part, NEEDED, MERGED_FILES, places)
-    return to
+    adapter, facts = run / "adapter", replace(facts, form="merged")
+    merge(adapter).save_pretrained(folder)
+    write_files(folder, adapter, evaluation, facts)  # and generation settings that replace the model's own
+    pictures, source = some_pictures(adapter)
+    said = plain_captions(folder, pictures, facts.recipe.get("prompt", ""))
+    check_captions("the merged model", said, adapter, pictures)
+    sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
+    write_card(folder, facts)
+    check_files(folder, NEEDED, MERGED_FILES, places)
 
 
-def merge(adapter: Path, revision: str | None = None) -> BlipForConditionalGeneration:
+def merge(adapter: Path) -> BlipForConditionalGeneration:
     """Return the adapter's base with the adapter added to its weights, in float32.
 
     Its positions are those of the adapter's image size, so that nobody has to interpolate them.
     """
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+    config = PeftConfig.from_pretrained(adapter)
+    base = config.base_model_name_or_path or ""
     check_model_name(base)
     logging.disable_progress_bar()  # of copying weights from memory to memory
-    model = BlipForConditionalGeneration.from_pretrained(base, revision=revision, dtype=torch.float32)
+    model = BlipForConditionalGeneration.from_pretrained(base, revision=config.revision, dtype=torch.float32)
     resize_positions(model, int(BlipProcessor.from_pretrained(adapter).image_processor.size["height"]))
     return merged(PeftModel.from_pretrained(model, adapter)).eval()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,44 +16,34 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from medcap.modeling.blip import decode_captions, prompt_ids
-from medcap.publish.folder import whole_folder
-from medcap.publish.hub import RELEASE_FILES, WEIGHTS, check_files, own_evaluation, read_facts, write_card, write_files
+from medcap.publish.facts import Facts
+from medcap.publish.hub import RELEASE_FILES, check_files, write_card, write_files
 from medcap.publish.merge import check_captions, merge, some_pictures
+from medcap.publish.places import WEIGHTS
 
 MODELS = ("encoder.onnx", "decoder.onnx")
 ONNX_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | set(MODELS)
 NEEDED = (*MODELS, "generation_config.json", "processor_config.json", "README.md")
 
 
-def build_onnx(
-    run: Path,
-    to: Path,
-    *,
-    evaluation: Path | None = None,
-    comparison: Path | None = None,
-    base: str | None = None,
-) -> Path:
-    """Write the run's model as the new folder `to`: encoder.onnx, decoder.onnx, and what goes with an adapter.
+def write_onnx(folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str]) -> None:
+    """Write the run's model into `folder`: encoder.onnx, decoder.onnx, and what goes with an adapter.
 
     Beam search over the two, run by onnxruntime, must give the adapter's captions of a few pictures word for word.
-    Raises as `build_merged`, and ValueError where the extra is not installed; nothing is left behind then.
+    For `build_release`; ValueError also for captions that differ, and where the extra is not installed.
     """
     if lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ValueError(f"{lacking[0]} is not installed: pip install 'medcap[onnx]'")
-    adapter = run / "adapter"
-    with whole_folder(to) as part:
-        evaluation = evaluation or own_evaluation(run)
-        facts, places = read_facts(run, evaluation, comparison, base, None)
-        model = merge(adapter, facts.recipe.get("model_revision"))
-        export(model, part)
-        write_files(part, adapter, evaluation, replace(facts, form="onnx"))
-        pictures, source = some_pictures(adapter)
-        said = onnx_captions(part, model, pictures, facts.recipe.get("prompt", ""))
-        check_captions("the ONNX model", said, adapter, pictures)
-        sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
-        write_card(part, replace(facts, form="onnx"))
-        check_files(part, NEEDED, ONNX_FILES, places)
-    return to
+    adapter, facts = run / "adapter", replace(facts, form="onnx")
+    model = merge(adapter)
+    export(model, folder)
+    write_files(folder, adapter, evaluation, facts)
+    pictures, source = some_pictures(adapter)
+    said = onnx_captions(folder, model, pictures, facts.recipe.get("prompt", ""))
+    check_captions("the ONNX model", said, adapter, pictures)
+    sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
+    write_card(folder, facts)
+    check_files(folder, NEEDED, ONNX_FILES, places)
 
 
 class _Encoder(nn.Module):

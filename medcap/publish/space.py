@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,47 +12,47 @@ from typing import Any
 import yaml
 from peft import PeftConfig
 
+from medcap.data import surface, terms
+from medcap.data.captions import clean_caption
 from medcap.publish.card import card_metadata
 from medcap.publish.facts import Facts, last_part
-from medcap.publish.folder import whole_folder
-from medcap.publish.hub import FROM_ADAPTER, RELEASE_FILES, check_files, own_evaluation, read_facts, write_release
+from medcap.publish.hub import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
 from medcap.training.run import write_json
 
-APP = Path(__file__).parent / "space_files" / "app.py"
+PAGES = Path(__file__).parent / "space_files"
 GRADIO = "6.31.0"  # what the page was looked at with
-OWN_FILES = ("app.py", "settings.json", "requirements.txt", "README.md")
+OWN_FILES = ("app.py", "page.py", "surface.py", "terms.py", "settings.json", "requirements.txt", "README.md")
 BASE_FILES = ("config.json", "model.safetensors", *FROM_ADAPTER)
 SPACE_FILES = frozenset(
     [*OWN_FILES, *(f"adapter/{name}" for name in RELEASE_FILES), *(f"base/{name}" for name in BASE_FILES)]
 )
 
 
-def build_space(
-    run: Path,
-    to: Path,
-    *,
-    evaluation: Path | None = None,
-    comparison: Path | None = None,
-    base: str | None = None,
-) -> Path:
-    """Write a Space with the release of the run's adapter in it as the new folder `to`, and return it.
+def write_space(folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str]) -> None:
+    """Write a Space with the release of the run's adapter in it into `folder`.
 
-    A base that is a folder here comes along; one on the Hub is fetched by the page. Raises as `build_release`, and
-    FileNotFoundError for a base without weights.
+    A base that is a folder here comes along; one on the Hub is fetched by the page. For `build_release`;
+    FileNotFoundError also for a base without weights.
     """
-    with whole_folder(to) as part:
-        evaluation = evaluation or own_evaluation(run)
-        facts, places = read_facts(run, evaluation, comparison, base, None)
-        (part / "adapter").mkdir()
-        write_release(part / "adapter", run, evaluation, facts, places)
-        if facts.base_is_local:
-            _copy_base(Path(PeftConfig.from_pretrained(run / "adapter").base_model_name_or_path or ""), part / "base")
-        shutil.copyfile(APP, part / "app.py")
-        write_json(part / "settings.json", _settings(facts))
-        (part / "requirements.txt").write_text(_requirements(), encoding="utf-8")
-        (part / "README.md").write_text(_readme(facts), encoding="utf-8")
-        check_files(part, OWN_FILES, SPACE_FILES, places)
-    return to
+    (folder / "adapter").mkdir()
+    write_release(folder / "adapter", run, evaluation, facts, places)
+    if facts.base_is_local:
+        _copy_base(Path(PeftConfig.from_pretrained(run / "adapter").base_model_name_or_path or ""), folder / "base")
+    for name in ("app.py", "page.py"):
+        shutil.copyfile(PAGES / name, folder / name)
+    (folder / "terms.py").write_text(inspect.getsource(terms), encoding="utf-8")
+    (folder / "surface.py").write_text(_surface_alone(), encoding="utf-8")
+    write_json(folder / "settings.json", _settings(facts))
+    (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(facts), encoding="utf-8")
+    check_files(folder, OWN_FILES, SPACE_FILES, places)
+
+
+def _surface_alone() -> str:
+    """The source of `medcap.data.surface` for where medcap is not: it needs terms.py beside it, and one function."""
+    source = inspect.getsource(surface).replace("from medcap.data.terms import", "from terms import")
+    imported, function = "from medcap.data.captions import clean_caption\n", inspect.getsource(clean_caption)
+    return source.replace(imported, "").replace("\nHYPHEN =", f"\n\n{function}\n\nHYPHEN =", 1)
 
 
 def _copy_base(base: Path, to: Path) -> None:

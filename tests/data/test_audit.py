@@ -218,3 +218,13 @@ def test_without_a_tokenizer_the_tokens_are_left_out_with_a_line(planted, tmp_pa
 
 def _refuse(*_, **__):
     raise OSError("no network")
+
+
+def test_a_split_without_any_caption_is_counted_as_that(tmp_path):
+    write_phantom(tmp_path / "data", train=3, valid=2, test=2)
+    path = tmp_path / "data" / "valid_captions.csv"
+    write_rows(path, [[image_id, caption if image_id == "ID" else " "] for image_id, caption in read_rows(path)])
+    report = audit(read_rocov2(tmp_path / "data"), {})
+    valid = report["splits"]["valid"]
+    assert (valid["words"]["n"], sum(valid["words"]["by_fives"])) == (0, 0)
+    assert "blank captions" in summary(report)

@@ -221,7 +221,7 @@ def test_what_fails_on_the_way_leaves_nothing_behind(run, tmp_path, monkeypatch)
         raise RuntimeError("no card")
 
     monkeypatch.setattr(hub, "render_card", fail)
-    with pytest.raises(RuntimeError, match="no card"):
+    with pytest.raises(ValueError, match="mine cannot be used: RuntimeError: no card"):
         build_release(run, tmp_path / "out" / "release")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -19,21 +19,22 @@ from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.inference import caption_dataset, load_captioner
 from medcap.publish import merge as merging
+from medcap.publish.hub import build_release
 from medcap.publish.merge import (
     MERGED_FILES,
     NEEDED,
     PICTURES,
-    build_merged,
     check_captions,
     plain_captions,
     some_pictures,
+    write_merged,
 )
 
 
 @pytest.fixture(scope="module")
 def model(trained_run, tmp_path_factory):
     """Trained at 48 px on a base of 32: not to be written to."""
-    return build_merged(trained_run.folder, tmp_path_factory.mktemp("merged") / "model")
+    return build_release(trained_run.folder, tmp_path_factory.mktemp("merged") / "model", write=write_merged)
 
 
 def test_a_whole_model_and_nothing_of_the_adapters(model):

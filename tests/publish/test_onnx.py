@@ -18,14 +18,15 @@ from medcap.cli import main
 from medcap.inference import load_captioner
 from medcap.modeling.blip import resize_positions
 from medcap.publish import onnx
+from medcap.publish.hub import build_release
 from medcap.publish.merge import some_pictures
-from medcap.publish.onnx import MODELS, NEEDED, ONNX_FILES, build_onnx
+from medcap.publish.onnx import MODELS, NEEDED, ONNX_FILES, write_onnx
 
 
 @pytest.fixture(scope="module")
 def models(trained_run, tmp_path_factory):
     """Of an adapter at 48 px on a base of 32; not to be written to."""
-    return build_onnx(trained_run.folder, tmp_path_factory.mktemp("onnx") / "models")
+    return build_release(trained_run.folder, tmp_path_factory.mktemp("onnx") / "models", write=write_onnx)
 
 
 def test_the_folder_is_whole_and_names_no_place_on_this_machine(models, trained_run, tiny_base):
@@ -62,7 +63,7 @@ def test_the_program_of_the_card_runs_by_onnxruntime_alone(models, trained_run, 
 
 
 def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_base, tmp_path, monkeypatch, capsys):
-    def base_alone(adapter, revision):
+    def base_alone(adapter):
         model = BlipForConditionalGeneration.from_pretrained(tiny_base).eval()
         resize_positions(model, 48)
         return model
@@ -78,4 +79,4 @@ def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_b
 def test_a_missing_extra_is_named(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx is not installed: pip install 'medcap\[onnx\]'"):
-        build_onnx(trained_run.folder, tmp_path / "models")
+        build_release(trained_run.folder, tmp_path / "models", write=write_onnx)

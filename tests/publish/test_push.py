@@ -5,10 +5,18 @@ The client is huggingface_hub as it is, the Hub the one of hub_server.py.
 
 import logging
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+import yaml
+from huggingface_hub import (
+    EvalResultEntry,
+    HfApi,
+    eval_result_entries_to_yaml,
+    hf_hub_download,
+    parse_eval_result_entries,
+)
 from safetensors.torch import save_file
 
 from medcap.publish import push
@@ -262,3 +270,15 @@ def test_an_error_that_names_nothing_is_named(hub, release):
     hub.fail(409, "repos/create", times=None)  # its answer has no "url", which the client did not expect
     with pytest.raises(OSError, match="was not pushed: KeyError: 'url'$"):
         push_release(release, PRIVATE)
+
+
+def test_the_scores_in_the_hubs_newer_form_arrive_and_are_read_by_its_client(hub, release, tmp_path):
+    entry = EvalResultEntry("eltorio/ROCOv2-radiology", task_id="cider", value=0.4, notes="metrics:coco|n:2")
+    (release / ".eval_results").mkdir()
+    sent = yaml.safe_dump(eval_result_entries_to_yaml([entry]))
+    (release / ".eval_results" / "rocov2.yaml").write_text(sent)
+    push_release(release, PRIVATE)
+    fetched = hf_hub_download(REPO, ".eval_results/rocov2.yaml", cache_dir=tmp_path / "cache")
+    assert parse_eval_result_entries(yaml.safe_load(Path(fetched).read_text())) == [entry]
+    push_release(make_release(tmp_path / "without"), PRIVATE)
+    assert ".eval_results/rocov2.yaml" not in repository(hub).files()  # no scores of an earlier release stay

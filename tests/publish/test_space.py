@@ -3,9 +3,7 @@
 pytest tests/publish/test_space.py
 """
 
-import importlib.util
-import json
-import shutil
+import importlib
 import subprocess
 import sys
 
@@ -16,27 +14,26 @@ from huggingface_hub import SpaceCardData
 from PIL import Image
 
 from medcap.data.images import to_rgb
+from medcap.data.surface import restore_surface
 from medcap.inference import load_captioner
-from medcap.publish.space import APP, SPACE_FILES, build_space
+from medcap.publish.hub import build_release
+from medcap.publish.space import SPACE_FILES, write_space
+from medcap.publish.space_files.page import answer, heading
 
 
 @pytest.fixture(scope="module")
 def space(trained_run, tmp_path_factory):
     """With the tiny base in it, at another size than the adapter's; not to be written to."""
-    return build_space(trained_run.folder, tmp_path_factory.mktemp("space") / "page")
+    return build_release(trained_run.folder, tmp_path_factory.mktemp("space") / "page", write=write_space)
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    """The page's code as a module, with the hostile names of no real Space."""
-    folder = tmp_path_factory.mktemp("app")
-    shutil.copyfile(APP, folder / "app.py")
-    settings = {"title": "<b>", "adapter_name": "<script>", "base_name": "&", "prompt": ""}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    spec = importlib.util.spec_from_file_location("app", folder / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def app(space, monkeypatch):
+    """The Space's code as a module."""
+    monkeypatch.syspath_prepend(space)
+    yield importlib.import_module("app")
+    for name in ("app", "page", "surface", "terms"):
+        del sys.modules[name]
 
 
 def test_it_holds_page_adapter_and_base_and_names_no_place_on_this_machine(space, trained_run, tiny_base):
@@ -69,9 +66,8 @@ ALONE = """
 import sys
 sys.modules["medcap"] = None  # importing it would fail
 import app
-for path in sys.argv[1:]:
-    print(app.caption_file(path))
-print(app.caption_file(None))
+for path in [*sys.argv[1:], None]:
+    print(app.make_page.__globals__["answer"](path, app.read, app.caption)[1])
 """
 
 
@@ -85,15 +81,33 @@ def test_the_page_says_what_the_adapter_says_where_medcap_is_not(space, trained_
         [sys.executable, "-c", ALONE, *map(str, paths)], cwd=space, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    captioner = load_captioner(str(trained_run.folder / "adapter"), restore=False)
+    captioner = load_captioner(str(trained_run.folder / "adapter"))
     said = captioner.caption([Image.open(path) for path in paths[:2]])
     assert done.stdout.splitlines() == [*said, "This file is no picture that can be read.", "Choose a picture first."]
 
 
-def test_what_the_page_shows_is_text_and_no_html(app):
-    assert "<script>" not in app.heading()
-    assert "<h1>&lt;b&gt;</h1>" in app.heading()
-    assert "Not a medical device" in app.heading()
+def test_what_the_page_shows_is_text_and_no_html():
+    shown = heading("<b>", "<script> on &")
+    assert "<script>" not in shown
+    assert "<h1>&lt;b&gt;</h1>" in shown
+    assert "Not a medical device" in shown
+
+
+def test_the_page_writes_captions_as_captions_are_written(app, monkeypatch):
+    for text in ("chest x - ray", "a 3. 5 cm mass ( left )", "fdg - pet / ct", "t2 - weighted"):
+        assert app.restore_surface(text) == restore_surface(text) != text
+    decode = type(app.load()[1]).decode
+    monkeypatch.setattr(
+        type(app.load()[1]), "decode", lambda *args, **options: f"x - ray{decode(*args, **options)[:0]}"
+    )
+    assert app.caption(Image.new("RGB", (8, 8))) == "X-ray"
+
+
+def test_what_is_no_picture_is_said_to_be_none_and_shows_none(app, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")  # 196 million pixels in 24 KB
+    for path in (tmp_path / "text.png", tmp_path / "bomb.png", tmp_path):
+        assert answer(str(path), app.read, app.caption) == (None, "This file is no picture that can be read.")
 
 
 PICTURES = {

@@ -1,0 +1,158 @@
+"""`medcap evaluate`, `medcap score` and `medcap compare`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medcap.commands.options import (
+    add_command,
+    captioner_of,
+    format_of,
+    format_options,
+    generation_options,
+    protocol_options,
+)
+
+if TYPE_CHECKING:
+    from medcap.evaluation.split import Split
+    from medcap.inference import Captioner
+
+
+def add_commands(commands: Any) -> None:
+    """Add `evaluate`, `score` and `compare`."""
+    evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
+    evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
+    evaluate.add_argument("--data", required=True, help="a folder, a CSV file, or a data set's name on the Hub")
+    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
+    evaluate.add_argument(
+        "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
+    )
+    evaluate.add_argument("--baseline", metavar="BASE", help="evaluate this model too, and compare the two")
+    evaluate.add_argument("--name", help="what the system is called in tables (default: the model's folder)")
+    evaluate.add_argument("--max_eval_samples", type=int, help="only the first so many images")
+    evaluate.add_argument("--license_filter", "--license-filter", default="any", choices=("any", "commercial"))
+    evaluate.add_argument("--dedupe", action="store_true", help="of pictures that are nearly the same, only the first")
+    evaluate.add_argument(
+        "--nearest", type=int, default=2000, metavar="N",
+        help="baseline: the most alike of N training images; 0 for none (default: 2000)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--feature_cache",
+        "--feature-cache",
+        default="auto",
+        help="each image is encoded once: auto, off, or the folder to keep features in",
+    )
+    evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption wrong pictures")
+    protocol_options(evaluate)
+    format_options(evaluate, "as in the adapter's recipe, unless given")
+    generation_options(evaluate)
+
+    score = add_command(commands, "score", _score, "score captions without model and images")
+    score.add_argument("--predictions", type=Path, required=True, help="CSV with the columns ID,Caption")
+    score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
+    score.add_argument("--out", type=Path, help="also write the scores into this JSON file")
+    protocol_options(score)
+
+    compare = add_command(commands, "compare", _compare, "put evaluations into one table")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
+    compare.add_argument("--out", type=Path, required=True, help="folder of comparison.json and comparison.md")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from medcap.data.selection import Selection
+    from medcap.evaluation.evaluate import evaluate
+    from medcap.evaluation.report import text_table, verdict_text
+    from medcap.evaluation.split import load_split
+
+    captioner = captioner_of(args)  # first: a wrong name is said before every image is decoded
+    wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
+    form = format_of(args, captioner.adapter)
+    split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
+    name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
+    captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
+    if args.shuffle_images:
+        split, name = split.with_shuffled_images(), args.name or f"{name}, wrong pictures"
+    result, captions = evaluate(
+        captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest
+    )
+    others = {key.replace("_", " "): result[key] for key in ("wrong_pictures", "restored") if key in result}
+    rows = {**result["baselines"], **others}
+    print(text_table([result, *({"name": name, **row} for name, row in rows.items())]))
+    print(f"\n{verdict_text(result)}\n{result['signature']}\n{args.out / 'report.html'} shows it")
+    _other_scores(args, captions, split.references, args.out / "predictions.csv", split.ids, args.out / "metrics.json")
+    if args.baseline is not None:
+        _evaluate_baseline(args, captioner, split)
+
+
+def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> None:
+    """Caption the same split with the other model, asked in the same way; prints the two side by side."""
+    from medcap.evaluation.compare import compare
+    from medcap.evaluation.evaluate import evaluate
+    from medcap.evaluation.report import differences_text, text_table
+    from medcap.inference import load_captioner
+    from medcap.modeling.precision import precision_name
+
+    precision = precision_name(captioner.model.dtype)
+    other = load_captioner(args.baseline, image_size=captioner.image_size, precision=precision)
+    other = replace(other, generation=captioner.generation, prompt=captioner.prompt, restore=captioner.restore)
+    other = other.with_cache(args.feature_cache, len(split.rows))
+    name = f"{Path(args.baseline).name} (baseline)"
+    evaluate(other, split, args.out / "baseline", name=name, batch_size=args.batch_size, baselines=False)
+    comparison = compare([args.out, args.out / "baseline"], args.out)
+    print(f"\n{text_table(comparison['systems'])}\n\n{differences_text(comparison['tests'])}")
+    print(f"{args.out / 'comparison.md'} has the intervals")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from medcap.evaluation.coco import score_captions
+    from medcap.evaluation.predictions import paired
+    from medcap.evaluation.statistics import bootstrap
+    from medcap.training.run import write_json
+
+    ids, predictions, references = paired(args.predictions, args.references)
+    scores = score_captions(predictions, [[reference] for reference in references])
+    result = {
+        "metrics": scores.metrics,
+        "intervals": bootstrap(scores.statistics),
+        "n": len(predictions),
+        "signature": scores.signature,
+    }
+    if args.out:
+        write_json(args.out, result)
+    print(json.dumps(result, indent=2))
+    _other_scores(args, predictions, references, args.predictions, ids, args.out)
+
+
+def _other_scores(
+    args: argparse.Namespace,
+    predictions: list[str],
+    references: list[str],
+    submission: Path,
+    ids: list[str],
+    out: Path | None,
+) -> None:
+    """With --protocol imageclef: print, and add to `out`, the organisers' scores, and what a submission lacks."""
+    if args.protocol != "imageclef":
+        return
+    from medcap.evaluation.imageclef import check_submission, score_imageclef
+    from medcap.training.run import write_json
+
+    scored = score_imageclef(predictions, references, bertscore=args.bertscore)
+    problems = check_submission(submission, ids)
+    result = {"metrics": scored["metrics"], "signature": scored["signature"], "submission": problems or "valid"}
+    if out is not None:
+        write_json(out, {**json.loads(out.read_text(encoding="utf-8")), "imageclef": result})
+    print(json.dumps({"imageclef": result}, indent=2, ensure_ascii=False))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from medcap.evaluation.compare import compare
+    from medcap.evaluation.report import differences_text, text_table
+
+    comparison = compare(args.folders, args.out)
+    print(text_table(comparison["systems"]))
+    print(f"\n{differences_text(comparison['tests'])}\n{args.out / 'comparison.md'} has the intervals")

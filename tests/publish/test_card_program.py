@@ -1,0 +1,80 @@
+"""The program in the card runs where medcap is not, and says what medcap says."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+from medcap.data.surface import restore_surface
+from medcap.inference import load_captioner
+from medcap.modeling.blip import generation_config, load_blip
+from medcap.modeling.lora import add_lora
+from medcap.publish.hub import build_release
+
+
+@pytest.fixture(scope="module")
+def make_run(tiny_base, tmp_path_factory):
+    """Writes a run whose adapter, never trained but random, says other things than the base."""
+
+    def make(image_size, prompt):
+        run = tmp_path_factory.mktemp("run")
+        model, processor = load_blip(str(tiny_base), image_size=image_size)
+        adapted = add_lora(model, targets="text", r=4, alpha=64, dropout=0.5)
+        torch.manual_seed(1)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight)
+        for part in (adapted, processor, generation_config(model, num_beams=2, max_new_tokens=12)):
+            part.save_pretrained(run / "adapter")
+        recipe = {
+            "data_dir": "phantoms",
+            "model_name_or_path": str(tiny_base),
+            "prompt": prompt,
+            "image_size": image_size,
+        }
+        (run / "adapter" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize(("image_size", "prompt"), [(32, ""), (48, "ct of ")])
+def test_the_program_of_the_card_runs_and_says_what_medcap_says(image_size, prompt, make_run, tiny_base, tmp_path):
+    run = make_run(image_size, prompt)
+    here = build_release(run, tmp_path / "release")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    picture.save(here / "image.png")
+    (here / tiny_base.name).symlink_to(tiny_base)  # the base that a reader brings
+    shown = re.search(r"^```python\n(.*?)^```$", (here / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
+    said = run_alone(shown, here)
+
+    captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
+    expected = captioner.caption([picture])[0]
+    assert restore_surface(said).removeprefix(restore_surface(prompt.strip())).strip() == expected
+    with captioner.model.disable_adapter():
+        assert expected not in ("", captioner.caption([picture])[0])  # it is the adapter's
+    assert said == plain(tiny_base, run / "adapter", picture, prompt, image_size != 32)
+
+
+def run_alone(text, folder):
+    """What a program prints, run in `folder` where medcap cannot be imported."""
+    blocked = f"import sys\nsys.modules['medcap'] = None\n{text}"
+    done = subprocess.run([sys.executable, "-c", blocked], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def plain(base, adapter, picture, prompt, interpolate):
+    """What transformers and peft say when they are asked by hand."""
+    model = PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), adapter).eval()
+    processor = BlipProcessor.from_pretrained(adapter)
+    inputs = processor(images=picture, text=prompt or None, return_tensors="pt")
+    ids = model.generate(**inputs, num_beams=2, max_new_tokens=12, interpolate_pos_encoding=interpolate)
+    return processor.decode(ids[0], skip_special_tokens=True).strip()

@@ -1,0 +1,35 @@
+"""Markdown in which a caption, a name or a value is only ever text."""
+
+import pytest
+
+from medcap.publish.markdown import code, escape
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a 3.5 cm mass (arrow), right-sided; T2_map", "a 3.5 cm mass (arrow), right-sided; T2_map"),
+        ("_it_ __b__ _", "&#95;it&#95; &#95;&#95;b&#95;&#95; &#95;"),
+        ("<b> | https://x", "&#60;b&#62; &#124; https&#58;//x"),
+        ("two\n\nlines ", "two lines"),
+        (7, "7"),
+    ],
+)
+def test_escape_leaves_plain_text_alone_and_makes_text_of_the_rest(text, written):
+    assert escape(text) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("", '<code>""</code>'),
+        ("a picture of ", "`a picture of `"),
+        ("a|b", r"`a\|b`"),
+        (r"a\|b", r'<code>"a&#92;&#92;&#124;b"</code>'),
+        ("a`b", '<code>"a&#96;b"</code>'),
+        (None, "`null`"),
+        (["q", 1], '`["q", 1]`'),
+    ],
+)
+def test_code_of_a_recipes_value(value, written):
+    assert code(value) == written
