@@ -227,7 +227,7 @@ def fitting_batch(captioner: Captioner) -> int:
     text, beams = captioner.model.config.text_config, captioner.generation.num_beams
     tokens = (captioner.image_size // captioner.blip.config.vision_config.patch_size) ** 2 + 1
     states = 2 * text.num_hidden_layers * text.hidden_size * captioner.model.dtype.itemsize
-    image = beams * (5 * 4 * text.vocab_size + 2 * states * captioner.generation.max_new_tokens) + states * tokens
+    image = beams * (5 * 4 * text.vocab_size + states * captioner.generation.max_new_tokens) + states * tokens
     return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // image))
 
 

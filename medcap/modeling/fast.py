@@ -6,9 +6,7 @@ weights and names of the Hub's, and an adapter trained on it fits the untouched 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -114,26 +112,28 @@ def attend(
 ) -> torch.Tensor:
     """Attention (B, heads, T, 64) from `query` to `key` and `value` (B, heads, N, 64); `mask` is added to the scores.
 
-    By `scaled_dot_product_attention`, but where a gradient in bfloat16 is wanted on a CPU: torch 2.13 takes four times
-    as long for that one as for the plain formula (benchmarks/bench.py measures the step).
+    By `scaled_dot_product_attention`, but for bfloat16 on a CPU: torch 2.13 takes twice as long for it there as for
+    the plain formula, and for its gradient four times (benchmarks/bench.py measures the step).
     """
     mask = None if mask is None else mask.to(query.dtype)
-    if query.device.type != "cpu" or query.dtype == torch.float32 or not query.requires_grad:
+    if query.device.type != "cpu" or query.dtype == torch.float32:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     scores = scores if mask is None else scores + mask
     return F.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout) @ value
 
 
+class Memory(Protocol):
+    """What attentions look into while captions are generated (`medcap.modeling.beams`)."""
+
+    def look(self, attention: TextAttention, states: torch.Tensor) -> torch.Tensor:
+        """What `attention` finds for `states`, in the same shape."""
+
+
 class TextAttention(BlipTextSelfAttention):
-    """Attention of the decoder by `attend`.
+    """Attention of the decoder by `attend`; into `memory`, while captions are generated."""
 
-    `pictures` is set while captions are generated: keys and values (B, heads, N, 64) of each image, once and not once
-    for each of its beams. A beam needs no causal mask towards the picture, so the beams of an image are looked up as
-    if they were positions of one caption.
-    """
-
-    pictures: tuple[torch.Tensor, torch.Tensor] | None = None
+    memory: Memory | None = None
 
     def forward(
         self,
@@ -144,27 +144,22 @@ class TextAttention(BlipTextSelfAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from `hidden_states` (B, T, width) to itself and the past, or to the picture.
+        """Attend from `hidden_states` (B, T, width) to itself, or to the picture.
 
         The picture is `encoder_hidden_states` (B, N, width).
         """
-        looks = encoder_hidden_states is not None
-        if looks and past_key_values is not None and self.pictures is None:  # transformers' own `generate`
+        if self.memory is not None:
+            return self.memory.look(self, hidden_states), None
+        if past_key_values is not None:  # transformers' own `generate`
             return super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values
             )
-        query = self.heads(self.query(hidden_states))
-        if looks and self.pictures is not None:
-            key, value = self.pictures
-            query = query.transpose(1, 2).reshape(len(key), -1, *query.shape[1::2]).transpose(1, 2)
-        else:
-            key, value = self.keys_and_values(
-                hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            )
-        if not looks and past_key_values is not None:
-            key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
-        mask = encoder_attention_mask if looks else attention_mask
-        context = attend(query, key, value, mask, self.dropout.p if self.training else 0.0)
+        states, mask = hidden_states, attention_mask
+        if encoder_hidden_states is not None:
+            states, mask = encoder_hidden_states, encoder_attention_mask
+        key, value = self.keys_and_values(states)
+        dropout = self.dropout.p if self.training else 0.0
+        context = attend(self.heads(self.query(hidden_states)), key, value, mask, dropout)
         return context.transpose(1, 2).reshape(hidden_states.shape), None
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
@@ -191,30 +186,3 @@ class BitDropout(nn.Dropout):
         bits = words.view(torch.int16)[: input.numel()].view(input.shape)
         kept = bits >= round(self.p * 2**16) - 2**15
         return input * kept.to(input.dtype).mul_(1 / (1 - self.p))
-
-
-class Pictures:
-    """What the cross-attentions of a decoder look at while captions are generated (see `TextAttention`)."""
-
-    def __init__(self, decoder: nn.Module, features: torch.Tensor) -> None:
-        """`features`: (B, N, width)."""
-        self.attentions = [layer.crossattention.self for layer in decoder.bert.encoder.layer]  # type: ignore[union-attr]
-        for attention in self.attentions:
-            attention.pictures = attention.keys_and_values(features)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Forget all images but `rows`."""
-        for attention in self.attentions:
-            key, value = attention.pictures
-            attention.pictures = key[rows], value[rows]
-
-
-@contextmanager
-def looking_at(decoder: nn.Module, features: torch.Tensor) -> Iterator[Pictures]:
-    """Let the cross-attentions of `decoder` look at `features` (B, N, width) for as long as this lasts."""
-    pictures = Pictures(decoder, features)
-    try:
-        yield pictures
-    finally:
-        for attention in pictures.attentions:
-            attention.pictures = None

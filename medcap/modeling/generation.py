@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationConfig, NoRepeatNGramLogitsProcessor
+from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
 
-from medcap.modeling.fast import looking_at
+from medcap.modeling.beams import remembering
 
 NEVER = -1e9  # the score of what must not be chosen, as in transformers
 
@@ -23,30 +23,35 @@ def generate_ids(
     What `model.generate(pixel_values=..., generation_config=settings)` gives (transformers 5.23,
     `GenerationMixin._beam_search`, and with one beam `_sample` without sampling), for what medcap sets: beams that
     stop early, `length_penalty`, `no_repeat_ngram_size`, `max_new_tokens`. It is done sooner because keys and values
-    of an image are made once for all its beams and never copied when beams change, and because an image whose beams
-    are finished leaves the batch.
+    are made once for all beams of an image and never copied when beams change, and because an image whose beams are
+    finished leaves the batch.
     """
-    with looking_at(decoder, features) as pictures:
-        search = _Search(given, settings)
-        cache = DynamicCache(config=decoder.config)
-        ids = search.open.flatten(0, 1)
-        while not search.done:
-            inputs = ids if cache.get_seq_length() == 0 else ids[:, -1:]
-            logits = decoder(
-                inputs,
-                encoder_hidden_states=features[:1],  # only that it is there: keys and values are made already
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            beams, staying = search.advance(logits.float())
+    search = _Search(given, settings)
+    with remembering(decoder, features) as memory:
+        memory.start(search.prompt)
+        logits = next_logits(decoder, given, features, 0).repeat_interleave(search.beams, 0)
+        memory.fork(search.beams)
+        while True:
+            origin, staying = search.advance(logits.float())
             if len(staying) < len(search.rows) or search.done:
                 search.leave(staying)
-                pictures.keep(staying)
-                beams = beams[staying]
-            cache.reorder_cache(beams.flatten())
+            if search.done:
+                return search.captions()
+            memory.follow(origin, staying)
             ids = search.open.flatten(0, 1)
-    return search.captions()
+            logits = next_logits(decoder, ids[:, -1:], features, ids.shape[1] - 1)
+
+
+def next_logits(decoder: nn.Module, ids: torch.Tensor, features: torch.Tensor, position: int) -> torch.Tensor:
+    """Logits (rows, vocabulary) of what comes behind `ids` (rows, T), which begin at `position`."""
+    positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]
+    return decoder(
+        ids,
+        position_ids=positions,
+        encoder_hidden_states=features[:1],  # only that it is there: keys and values are made already
+        use_cache=False,
+        logits_to_keep=1,
+    ).logits[:, -1]
 
 
 class _Search:
@@ -75,7 +80,7 @@ class _Search:
     def advance(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lengthen the beams by a token, from `logits` (b * beams, vocabulary).
 
-        Returns (b, beams) which of all beams, counted through, each new one goes on from, and the rows that stay.
+        Returns (b, beams) which of its image's beams each new one goes on from, and the rows that stay.
         """
         likelihood = F.log_softmax(logits, dim=-1)
         if self.ngrams is not None:
@@ -89,9 +94,8 @@ class _Search:
         self._finish(longer, scores, ends)
         self.scores, going = (scores + ends * NEVER).topk(self.beams)
         self.open = _of(longer, going)
-        offset = torch.arange(len(token), device=token.device)[:, None] * self.beams
         full = (self.finished_scores > NEVER / 2).all(1) | (longer.shape[-1] >= self.length)
-        return origin.gather(1, going) + offset, (~full).nonzero().flatten()
+        return origin.gather(1, going), (~full).nonzero().flatten()
 
     def _finish(self, longer: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor) -> None:
         """Keep the best finished captions; only what stands among the first `beams` candidates may end."""

@@ -88,7 +88,7 @@ def test_an_image_is_captioned_alike_alone_and_among_others(loaded):
     ]
 
 
-def test_the_decoder_forgets_the_pictures(loaded):
+def test_the_decoder_forgets_pictures_and_beams(loaded):
     model = talkative(loaded, 10.0)
     ours(
         model,
@@ -96,4 +96,6 @@ def test_the_decoder_forgets_the_pictures(loaded):
         generation_config(model, num_beams=2, max_new_tokens=3),
         prompt_ids(model, loaded[1].tokenizer, "", IMAGES),
     )
-    assert all(layer.crossattention.self.pictures is None for layer in model.text_decoder.bert.encoder.layer)
+    attentions = [module for module in model.modules() if hasattr(module, "memory")]
+    assert len(attentions) == 2 * len(model.text_decoder.bert.encoder.layer)
+    assert all(attention.memory is None for attention in attentions)
