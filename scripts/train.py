@@ -341,9 +341,10 @@ def make_trainer(
         ),
         processing_class=processor,
         compute_metrics=scores,
-        callbacks=[Progress(), MetricsLog(run, health), samples(run, valid.select(range(min(8, len(valid)))), scores)],
+        callbacks=[MetricsLog(run, health), samples(run, valid.select(range(min(8, len(valid)))), scores)],
     )
     trainer.add_callback(MemoryReport(trainer))
+    trainer.add_callback(Progress())  # after it: its line comes before the bar
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if recipe.training.early_stopping_patience is not None:

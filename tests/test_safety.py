@@ -27,6 +27,7 @@ from medcap.evaluation.predictions import write_predictions
 from medcap.inference import load_captioner
 from medcap.modeling.features import FeatureCache
 from medcap.recipe import RecipeError, read_recipe, read_yaml
+from medcap.training.checkpoints import seal
 
 
 class Trap:
@@ -82,17 +83,27 @@ def test_a_checkpoint_that_is_gone_on_with_is_not_run(name, marker, trained_run,
     for checkpoint in run.glob("checkpoint-*"):
         for file in (name, "training_args.bin"):
             torch.save(Trap(marker), checkpoint / file)
+        seal(checkpoint)  # who can write the one can write the checksums too
     words = ["--config", str(run / "recipe.yaml"), "--output_dir", str(run), "--resume_from_checkpoint", "last"]
-    assert status_of(train_script.main, [*words, "--num_train_epochs", "3"]) == 1
+    assert status_of(train_script.main, [*words, "--num_train_epochs", "3", "--allow_changes"]) == 1
 
 
-@pytest.mark.parametrize(("name", "content"), [("trainer_state.json", '{"x": 1}'), ("optimizer.pt", "PK")])
-def test_a_checkpoint_that_is_none_is_named(name, content, trained_run, train_script, tmp_path, capsys):
+NONE = {
+    "trainer_state.json": ('{"x": 1}', 2, "is not whole (trainer_state.json cannot be understood)"),
+    "optimizer.pt": ("PK", 1, "cannot be used: "),
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_a_checkpoint_that_is_none_is_named(name, trained_run, train_script, tmp_path, capsys):
     run = shutil.copytree(trained_run.folder, tmp_path / "run")
+    content, status, said = NONE[name]
     (run / "checkpoint-6" / name).write_text(content)
+    seal(run / "checkpoint-6")
     words = ["--config", str(run / "recipe.yaml"), "--output_dir", str(run), "--num_train_epochs", "3"]
-    assert status_of(train_script.main, [*words, "--resume_from_checkpoint", str(run / "checkpoint-6")]) == 1
-    assert f"medcap: error: {run / 'checkpoint-6'} cannot be used: " in capsys.readouterr().err
+    words += ["--allow_changes", "--resume_from_checkpoint", str(run / "checkpoint-6")]
+    assert status_of(train_script.main, words) == status
+    assert f"{run / 'checkpoint-6'} {said}" in capsys.readouterr().err
 
 
 CODE = "import os\nos.mkdir({marker!r})\nclass Config: pass\n"

@@ -26,7 +26,7 @@ def seal(folder: Path, stopped: Mapping[str, Any] | None = None) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != CHECKSUMS
     }
     write_text(folder / CHECKSUMS, json.dumps({"files": files, "stopped": stopped}, indent=1) + "\n")
 
@@ -56,7 +56,10 @@ def flaw_for_going_on(checkpoint: Path, with_best: bool) -> str:
     """As `flaw`; `with_best`: the best checkpoint until then, which the adapter may come from, must be whole too."""
     if found := flaw(checkpoint):
         return found
-    best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
+    try:
+        best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
+    except (ValueError, TypeError):
+        return f"{STATE} cannot be understood"
     if not with_best or not best or step_of(checkpoint) == best:
         return ""
     found = flaw(checkpoint.with_name(f"checkpoint-{best}"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, write_recipe
 
-from medcap.cli import launch
+from medcap.commands.train import launch
 from medcap.recipe import RecipeError, read_recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
