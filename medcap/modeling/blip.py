@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -20,12 +21,14 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from medcap.data.surface import restore_surface
 from medcap.modeling.fast import make_fast
 from medcap.quiet import named_errors
 from medcap.recipe import RecipeError
+
+logger = logging.getLogger(__name__)
 
 TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
 # bitsandbytes leaves these in full precision: the tower is small and sensitive, the head is tied to the embeddings
@@ -71,9 +74,14 @@ def load_blip(
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
-    logging.disable_progress_bar()  # of copying weights into memory: downloads keep theirs
+    disable_progress_bar()  # of copying weights into memory: downloads keep theirs
     with loading(name_or_path):
-        model = BlipForConditionalGeneration.from_pretrained(name_or_path, **options)
+        model, info = BlipForConditionalGeneration.from_pretrained(name_or_path, output_loading_info=True, **options)
+        if lacking := sorted(info["missing_keys"]):
+            logger.warning(
+                "%s lacks %d of its weights, %s first: they are random, and so is what it says",
+                name_or_path, len(lacking), lacking[0],
+            )  # fmt: skip
         for module in model.modules():
             if isinstance(module, Linear4bit):  # or the first evaluation on a CPU packs weights for inference alone
                 module.support_avx512bf16_for_cpu = False

@@ -4,10 +4,12 @@ Traps 2, 6, 8, 9, 10, 16, 17, 18. pytest tests/modeling/test_blip.py
 """
 
 import json
+import shutil
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BlipForConditionalGeneration, GenerationConfig
 
@@ -107,6 +109,18 @@ def test_what_is_no_blip_captioner_raises(tmp_path, config):
 def test_a_base_that_is_not_there_raises(tmp_path):
     with pytest.raises(OSError, match="none"):
         load_blip(str(tmp_path / "none"))
+
+
+def test_weights_that_a_base_lacks_are_named_and_others_are_not(tiny_base, tmp_path, caplog):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    load_blip(str(base))
+    assert caplog.messages == []
+    weights = load_file(base / "model.safetensors")
+    lost = [name for name in weights if "layer.1.crossattention.self.key" in name]
+    save_file({name: weight for name, weight in weights.items() if name not in lost}, base / "model.safetensors")
+    load_blip(str(base))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "medcap.modeling.blip"]
+    assert f"{base} lacks 2 of its weights, {min(lost)} first: they are random" in said
 
 
 def test_blip_has_no_other_attention_than_eager(tiny_base):
