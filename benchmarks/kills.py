@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -74,13 +73,11 @@ def parse() -> argparse.Namespace:
 
 def load_script() -> Any:
     """Import scripts/train.py and all that it needs; nothing is computed."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    from speed.ours import train_script  # only now: the caches above are read on import
+
+    script = train_script()
     gc.freeze()  # or each fork would go through all that was imported
-    return module
+    return script
 
 
 def forked(work: Callable[[], Any], until: Callable[[int], None] | None = None) -> int:
@@ -136,29 +133,29 @@ def train(script: Any, run: Path, epochs: int) -> None:
 
 def count(events: Path, run: Path) -> None:
     """Write into `events`, at each event on a file below `run`, how many there were."""
-    seen = 0
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if is_of(event, args, run):
-            seen += 1
-            file = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(file, str(seen).encode())
-            os.close(file)
+    def write(seen: int) -> None:
+        file = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(file, str(seen).encode())
+        os.close(file)
 
-    sys.addaudithook(hook)
+    at_each_event(run, write)
 
 
 def kill_at(point: int, run: Path) -> None:
     """Let this process be killed before event number `point` on a file below `run`."""
+    at_each_event(run, lambda seen: os.kill(os.getpid(), signal.SIGKILL) if seen == point else None)
+
+
+def at_each_event(run: Path, act: Callable[[int], None]) -> None:
+    """Before each event on a file below `run`, call `act` with its number, from 1."""
     seen = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal seen
         if is_of(event, args, run):
             seen += 1
-            if seen == point:
-                os.kill(os.getpid(), signal.SIGKILL)
+            act(seen)
 
     sys.addaudithook(hook)
 

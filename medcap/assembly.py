@@ -12,12 +12,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
-from transformers import (
-    BlipProcessor,
-    EarlyStoppingCallback,
-    GenerationConfig,
-    ProgressCallback,
-)
+from transformers import BlipProcessor, EarlyStoppingCallback, GenerationConfig, ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 
 from medcap.data.captions import CaptionCollator, caption_lengths, cut_share

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # of the Hub; libraries may quote a request with it
+TOKEN = re.compile("hf_[A-Za-z0-9]{30,}")  # of the Hub; libraries may quote a request with it
 
 
 def hush() -> None:
@@ -70,7 +70,7 @@ def _fails_first() -> bool:
 
 def one_line(error: Exception) -> str:
     """What went wrong, in one line; the kind of error too where it is not one that was written for the user."""
-    text = _TOKEN.sub("(token)", " ".join(str(error).split()))
+    text = TOKEN.sub("(token)", " ".join(str(error).split()))
     if isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError)) and text:
         return text
     return f"{type(error).__name__}: {text or 'no message'} (run again with --debug for where)"

@@ -21,6 +21,8 @@ import torch
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
+from medcap.whole import write_text
+
 
 class RecipeError(ValueError):
     """The recipe or its overrides are wrong: nothing was started. The command line ends with status 2."""
@@ -187,9 +189,7 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe, ready to be run again; whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        part.replace(path)
+        write_text(path, yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True))
 
 
 def _plain(value: Any) -> Any:

@@ -29,12 +29,7 @@ hush()  # before the libraries that have something to say on import
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import (
-    BlipProcessor,
-    GenerationConfig,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import BlipProcessor, GenerationConfig, TrainerCallback, set_seed
 
 from medcap.assembly import (
     announce,

@@ -50,7 +50,6 @@ def launch(words: list[str], config: str | None, num_processes: str | None = Non
         chosen += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     if num_processes is not None:
         chosen += ["--num_processes", num_processes]
-    chosen += ["--quiet"]  # or its own traceback follows the line in which training says what is wrong
     return [sys.executable, "-m", "medcap.launch", *chosen, str(shipped("scripts") / "train.py"), *words]
 
 

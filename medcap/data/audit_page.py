@@ -18,6 +18,7 @@ from medcap.data.concepts import concept_names
 from medcap.data.formats import Format
 from medcap.data.images import load_image
 from medcap.data.load import read_data
+from medcap.whole import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,9 +58,7 @@ def write_audit(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_text(path, text)
     return report
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from medcap.data.images import load_image
 from medcap.evaluation.report import TITLES
 from medcap.evaluation.statistics import METRICS
+from medcap.whole import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BEST, RANDOM = 12, 24
@@ -51,9 +52,7 @@ def write_page(
         pictures=_pictures(rows, captions, per_image),
         table=_json(rows, captions, per_image["cider"]),
     )
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text)
 
 
 def verdict(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medcap.training.whole import fsync
+from medcap.whole import empty_part, put_in_place
 
 
 @contextmanager
@@ -20,14 +20,9 @@ def whole_folder(to: Path) -> Iterator[Path]:
     target = Path(os.path.abspath(to))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{to} exists: a release is never written over; name another folder")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = empty_part(target)
     try:
         yield part
-        for path in (*part.rglob("*"), part):  # everything is on the disk before the name appears
-            fsync(path)
-        part.replace(target)
+        put_in_place(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    fsync(target.parent)

@@ -7,14 +7,14 @@ import re
 
 from huggingface_hub import get_token
 
+from medcap.quiet import TOKEN
+
 
 def token_pattern() -> re.Pattern[str]:
     """A pattern for whatever looks like a token of the Hub, and for the one that is in use whatever it looks like."""
     given = {os.environ.get(name) or "" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token() or ""}
     known = [re.escape(token) for token in sorted(given) if len(token) > 7]
-    return re.compile(
-        "|".join([*known, "hf_[A-Za-z0-9]{30,}"])
-    )  # the whole of a known one, before what it begins with
+    return re.compile("|".join([*known, TOKEN.pattern]))  # the whole of a known one, before what it begins with
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medcap.training.health import Health
-from medcap.training.whole import write_text
+from medcap.whole import write_text
 
 METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eval_cider")
 

@@ -1,6 +1,6 @@
 """Checkpoints that are known to be whole: each holds the size and checksum of all its files, and is verified by them.
 
-A folder bears the name checkpoint-N only when it is complete and on the disk (medcap.training.whole); what a broken
+A folder bears the name checkpoint-N only when it is complete and on the disk (medcap.whole); what a broken
 disk or a careless hand makes of it later is found here, before anything is loaded from it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from medcap.training.whole import remove, write_text
+from medcap.whole import remove, write_text
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"

@@ -16,7 +16,7 @@ from medcap.quiet import named_errors, one_line
 from medcap.training.callbacks import StepSeed
 from medcap.training.checkpoints import STATE, checkpoints, is_for_a_stop, rotate, seal, step_of, stopped_in
 from medcap.training.sampler import LengthSampler
-from medcap.training.whole import PART, put_in_place, remove, write_text
+from medcap.whole import PART, put_in_place, remove, write_text
 
 LOSS_WINDOW = "loss_window_{}.json"  # of a process
 

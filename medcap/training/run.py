@@ -21,7 +21,7 @@ from medcap.data.selection import drop_counts, fingerprint, picture_fingerprint
 from medcap.modeling.blip import weights_sha256
 from medcap.recipe import Recipe
 from medcap.training.resume import environment_changes, read_environment, refuse_changes
-from medcap.training.whole import empty_part, put_in_place, write_text
+from medcap.whole import empty_part, put_in_place, write_text
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "pycocoevalcap", "bitsandbytes")
 

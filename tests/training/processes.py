@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from test_trainer import CAPTIONS as EIGHT
 from torch import multiprocessing
 from transformers import TrainerCallback
 
@@ -21,18 +22,7 @@ from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
 
 # of 3 to 22 tokens: no two shares of a batch have as many labels
-CAPTIONS = (
-    "Cyst.",
-    "Normal chest radiograph.",
-    "CT scan showing no lesion.",
-    "Large left-sided mass (arrow).",
-    "Contrast-enhanced CT of the abdomen with a 3.5 cm rim-enhancing abscess.",
-    "Axial T2-weighted MRI shows a small calcification in the left upper hemisphere (white arrow).",
-    "Ultrasound with a cystic lesion measuring 3 x 4.5 cm in the right liver lobe.",
-    "Angiogram: a crescent-shaped hematoma in the lower right territory of an 81-year-old man.",
-    "Mass.",
-    "Plain radiograph of the abdomen of a woman.",
-)
+CAPTIONS = (*EIGHT, "Mass.", "Plain radiograph of the abdomen of a woman.")
 # micro-batch and accumulation on each number of processes: 8 rows a step, or 9, of the 10 that an epoch has
 STEPS = {
     1: {"8": (8, 1), "8, accumulated": (2, 4), "9": (9, 1)},

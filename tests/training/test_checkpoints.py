@@ -19,7 +19,7 @@ from medcap.training.checkpoints import (
     seal,
     stopped_in,
 )
-from medcap.training.whole import PART, empty_part, put_in_place, remove, write_text
+from medcap.whole import PART, empty_part, put_in_place, remove, write_text
 
 
 @pytest.fixture

@@ -149,6 +149,21 @@ def test_processes_that_fail_end_with_one_line_and_the_status_of_the_first(tmp_p
     assert "Traceback" not in done.stderr
 
 
+ALONE = {
+    "a wrong recipe": ("sys.exit(2)", 2, ""),
+    "a signal that is heeded": ("sys.exit(138)", 138, ""),
+    "a kill": ("os.kill(os.getpid(), 9)", 137, "medcap: error: training was ended by SIGKILL\n"),
+}
+
+
+@pytest.mark.parametrize(("does", "status", "said"), ALONE.values(), ids=ALONE)
+def test_one_process_alone_ends_with_its_status(tmp_path, does, status, said):
+    (tmp_path / "ends.py").write_text(f"import os, sys\n{does}\n", encoding="utf-8")
+    program = launch([], "cpu")[:-1]
+    done = subprocess.run([*program, str(tmp_path / "ends.py")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
 @pytest.mark.parametrize("status", [0, 138])
 def test_slurm_starts_every_process_and_queues_again_what_ran_out_of_time(tmp_path, status):
     """With a scheduler of three little programs: two nodes of two tasks, ended by SIGUSR1 (128 + 10) or done."""
