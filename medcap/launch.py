@@ -2,8 +2,8 @@
 
     python -m medcap.launch [--config_file FILE] [--num_processes N] scripts/train.py --config RECIPE
 
-What `medcap train` runs. accelerate's own command ends with status 1 whatever that of training is, and with a traceback
-of its own whenever one of several processes fails.
+What `medcap train` runs. accelerate's own command ends with status 1 whatever that of training is, and with a
+traceback of its own whenever one of several processes fails.
 """
 
 from __future__ import annotations
