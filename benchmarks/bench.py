@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from medcap.quiet import hush
+from medcap.logs import configure_logging
 
-hush()
+configure_logging()
 
 import peft
 import torch

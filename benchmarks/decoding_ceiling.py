@@ -4,7 +4,7 @@ python benchmarks/decoding_ceiling.py --captions valid_captions.csv --vocab voca
 
 captions: ROCOv2's CSV with the columns ID and Caption. vocab: the tokenizer's, bert-base-uncased's for BLIP.
 Rows: identity (the captions as they are), decoded (what WordPiece decoding writes), restored (decoded, then
-medcap.data.surface.restore_surface), ceiling (as restored, but with every blank where the original has it; only a full
+medcap.data.detokenize.detokenize), ceiling (as restored, but with every blank where the original has it; only a full
 stop before a letter still ends a sentence, since WordPiece reads "abdomen.The" and "abdomen. The" alike). Each on the
 half of the captions that the latest rules were made with (made), on the other half (held) and on all. CIDEr's idf is
 that of the captions scored. Nothing is truncated. Two to three minutes on 2 cores.
@@ -21,8 +21,8 @@ from pathlib import Path
 from transformers import BertTokenizerFast
 
 from medcap.data.captions import clean_caption
-from medcap.data.surface import restore_surface
-from medcap.evaluation.coco import score_captions, tokenize
+from medcap.data.detokenize import detokenize
+from medcap.metrics.coco import score_captions, tokenize
 
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 SEED = 20240607  # of the two halves
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     captions = read_captions(options.captions)
     decoded = decode(captions, options.vocab)
-    restored = [restore_surface(text) for text in decoded]
+    restored = [detokenize(text) for text in decoded]
     best = [ceiling(*pair) for pair in zip(captions, restored, strict=True)]
     texts = {"identity": captions, "decoded": decoded, "restored": restored, "ceiling": best}
     tokens = {name: tokenize(row) for name, row in texts.items()}

@@ -21,7 +21,7 @@ import torch
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from medcap.data.phantom import write_phantom
+from medcap.phantom.dataset import write_phantom
 
 ROOT = Path(__file__).parents[1]
 

@@ -38,7 +38,7 @@ AGAIN = 0.5  # of continuations, so many are killed in their turn
 
 
 def main() -> None:
-    """Print one line for each killed run, and a last one; ends with status 1 when a continuation differs."""
+    """ImageInfo one line for each killed run, and a last one; ends with status 1 when a continuation differs."""
     words = parse()
     script = load_script()
     try:
@@ -108,8 +108,8 @@ def forked(work: Callable[[], Any], until: Callable[[int], None] | None = None) 
 
 def prepare() -> None:
     """Write phantoms, a base that a step takes no time with, and the recipe."""
-    from medcap.data.phantom import write_phantom
-    from medcap.modeling.blip import TINY_BASE
+    from medcap.phantom import TINY_BASE
+    from medcap.phantom.dataset import write_phantom
 
     write_phantom(WORK / "data", train=20, valid=6, test=2, seed=0)
     shutil.copytree(TINY_BASE, WORK / "base")

@@ -28,7 +28,7 @@ CASES = {
 
 
 def main() -> None:
-    """Print for each case the line that a dry run says of memory."""
+    """ImageInfo for each case the line that a dry run says of memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))

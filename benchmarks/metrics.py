@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr by pycocoevalcap and by medcap.evaluation.statistics: the same numbers, and what they cost.
+"""BLEU, ROUGE-L and CIDEr by pycocoevalcap and by medcap.metrics.statistics: the same numbers, and what they cost.
 
     python benchmarks/metrics.py
     python benchmarks/metrics.py --predictions predictions.csv --references captions.csv
@@ -27,8 +27,8 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from medcap.evaluation.coco import tokenize
-from medcap.evaluation.statistics import Statistics, bootstrap, caption_statistics, paired_test
+from medcap.metrics.coco import tokenize
+from medcap.metrics.statistics import Statistics, bootstrap, caption_statistics, paired_test
 
 ROUNDS, PAIRS, IMAGES = 5, 8_000, 10_000
 Scores = dict[str, np.ndarray]  # the corpus score, then each image's

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from medcap.data.phantom_pictures import draw, random_phantom
+from medcap.phantom.images import draw, random_phantom
 
 WAYS = ("medcap, zip", "imagefolder, files", "plain dataset, files")
 BATCH = 32
@@ -137,7 +137,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def compare(folder: Path, read: int) -> None:
-    """Print the table of all ways and workers."""
+    """ImageInfo the table of all ways and workers."""
     cells = [(way, workers) for workers in (0, 1, 2) for way in WAYS]
     found: dict[tuple[str, int], list[dict[str, float]]] = {cell: [] for cell in cells}
     for _ in tqdm(range(3), desc="rounds"):
@@ -156,21 +156,21 @@ def compare(folder: Path, read: int) -> None:
 
 
 def audit_time(folder: Path) -> None:
-    """Print how long the audit of all images takes, decoding included, and its comparison of hashes alone."""
+    """ImageInfo how long the audit of all images takes, decoding included, and its comparison of hashes alone."""
     import datasets
 
-    from medcap.data.duplicates import Likeness
-    from medcap.data.prints import take_prints
+    from medcap.data.duplicates import ImageSimilarity
+    from medcap.data.image_info import inspect_images
     from medcap.data.rocov2 import load_rocov2
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     rows = load_rocov2(folder, splits=["train"])["train"]
     started = time.perf_counter()
-    prints = take_prints(rows)
+    prints = inspect_images(rows)
     decoded = time.perf_counter()
-    likeness = Likeness.of([one.phash for one in prints])
+    likeness = ImageSimilarity.of([one.phash for one in prints])
     compared = time.perf_counter()
-    take_prints(rows)
+    inspect_images(rows)
     again, n = time.perf_counter() - compared, likeness.kinds.max() + 1
     print(f"\nfingerprints of {len(rows):,} images: {decoded - started:.0f} s; remembered, {again:.1f} s")
     print(f"{n:,} hashes compared in {compared - decoded:.1f} s: {len(likeness.pairs):,} pairs are near")

@@ -97,9 +97,9 @@ def cls_first(script: Any) -> None:
     """Begin the captions of training with [CLS], which generation does not."""
     from transformers import BlipProcessor
 
-    from medcap.modeling.blip import TINY_BASE
+    from medcap.phantom import TINY_BASE
 
-    script.first_token = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
+    script.first_token_id = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
 
 
 def pads_scored(script: Any) -> None:
@@ -212,7 +212,7 @@ def run_one(name: str, out: Path) -> None:
 
 
 def recipe_words(out: Path, folder: Path) -> list[str]:
-    from medcap.modeling.blip import TINY_BASE
+    from medcap.phantom import TINY_BASE
 
     recipe = ROOT / "recipes" / "phantom" / "4-epochs.yaml"
     words = ["--config", str(recipe), "--data_dir", str(out / "data"), "--model_name_or_path", str(TINY_BASE)]
@@ -237,11 +237,11 @@ def continued(captioner: Any, rows: Any) -> list[str]:
 
     from medcap.data.captions import CaptionCollator
     from medcap.data.images import with_pixel_values
-    from medcap.modeling.blip import decode_captions, first_token
+    from medcap.modeling.blip import decode_captions, first_token_id
 
     needed = rows.select_columns(["image_id", "image", "caption"])
     images = with_pixel_values(needed, captioner.processor.image_processor)
-    collate = CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=96)
+    collate = CaptionCollator(captioner.processor.tokenizer, first_token_id(captioner.model), max_caption_tokens=96)
     captions = []
     for row in tqdm(images, desc="captions", unit="image"):
         batch = collate([row])
@@ -257,10 +257,10 @@ def continued(captioner: Any, rows: Any) -> list[str]:
 def score(out: Path) -> dict[str, dict[str, Any]]:
     """Every variant's scores, intervals, facts and difference to its control, and those of two floors."""
     from medcap.evaluation.baselines import constant_caption, shuffled
-    from medcap.evaluation.coco import Meteor, score_captions
-    from medcap.evaluation.findings import findings_accuracy
     from medcap.evaluation.split import load_split
-    from medcap.evaluation.statistics import bootstrap, paired_test
+    from medcap.metrics.coco import Meteor, score_captions
+    from medcap.metrics.statistics import bootstrap, paired_test
+    from medcap.phantom.truth import findings_accuracy
 
     split = load_split(str(out / "data"), "test")
     assert split.training_captions is not None
@@ -372,7 +372,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         return run_one(options.one, options.out)
-    from medcap.data.phantom import write_phantom
+    from medcap.phantom.dataset import write_phantom
 
     if not (options.out / "data").is_dir():
         write_phantom(options.out / "data", **SIZES, seed=SEED)

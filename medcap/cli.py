@@ -13,7 +13,7 @@ from medcap import __version__
 from medcap.commands import caption, data, evaluate, publish
 from medcap.commands.options import add_command
 from medcap.commands.train import train
-from medcap.quiet import hush, one_line_errors
+from medcap.logs import configure_logging, report_errors
 
 
 def main(words: list[str] | None = None) -> None:
@@ -22,8 +22,8 @@ def main(words: list[str] | None = None) -> None:
     if words[:1] == ["train"]:  # every word belongs to the recipe
         sys.exit(train(words[1:]))
     args = make_parser().parse_args(words)
-    hush()
-    with one_line_errors(args.debug):
+    configure_logging()
+    with report_errors(args.debug):
         check_alone(words[0])
         args.run(args)
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from medcap.data.images import read_image
-from medcap.publish.facts import last_part
-from medcap.publish.space_files.page import make_page
+from medcap.publish.card_data import last_part
+from medcap.publish.space_app.page import make_page
 
 if TYPE_CHECKING:
     from medcap.inference import Captioner

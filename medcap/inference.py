@@ -23,19 +23,19 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import ImageTransform, is_image, read_image, with_pixel_values
+from medcap.modeling.beam_search import generate_ids
 from medcap.modeling.blip import (
     check_model_name,
     decode_captions,
-    first_token,
-    generation_config,
+    first_token_id,
     load_blip,
-    loading,
+    make_generation_config,
+    model_errors,
     prompt_ids,
 )
-from medcap.modeling.features import Encoder, FeatureCache, open_cache
-from medcap.modeling.generation import generate_ids
+from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder, open_cache
 from medcap.modeling.lora import is_adapter
-from medcap.modeling.precision import pick_precision
+from medcap.modeling.precision import resolve_dtype
 from medcap.recipe import GenerationArguments, check_ranges, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 class Captioner:
     """A model ready to caption. `base` names the base, `adapter` the adapter on it, if there is one.
 
-    `restore`: whether captions are written as captions are (`medcap.data.surface`), or as the decoder leaves them.
+    `restore`: whether captions are written as captions are (`medcap.data.detokenize`), or as the decoder leaves them.
     `cache`: where features of the tower are kept, if anywhere.
     """
 
@@ -83,13 +83,13 @@ class Captioner:
 
         `pixel_values` (B, 3, H, W) are uint8, or float32 and normalised.
         """
-        with loading(self.adapter or self.base):
+        with model_errors(self.adapter or self.base):
             return self._generate(batch)
 
     def _generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
         with self.autocast(), casting:
-            features = Encoder(self.blip.vision_model, self.cache)(batch)
+            features = FeatureEncoder(self.blip.vision_model, self.cache)(batch)
             given = prompt_ids(self.model, self.processor.tokenizer, self.prompt, len(features))
             ids = generate_ids(self.blip.text_decoder, features, self.generation, given).cpu()
         ended = (ids[:, 1:] == self.generation.eos_token_id).any(1)
@@ -121,7 +121,7 @@ def load_captioner(
     """
     adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}
-    with loading(model):
+    with model_errors(model):
         if has_adapter(model):
             adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
             image_size = image_size or _image_size(model)
@@ -130,11 +130,11 @@ def load_captioner(
             saved = _saved_generation(model)
         check_ranges({"image_size": image_size})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = pick_precision(precision or recipe.get("precision", "fp32"), device)
+        dtype = resolve_dtype(precision or recipe.get("precision", "fp32"), device)
         blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
         settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
         check_ranges(settings)
-        captions = generation_config(blip, **settings)
+        captions = make_generation_config(blip, **settings)
         loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
@@ -194,13 +194,13 @@ def caption_dataset(
 ) -> tuple[list[str], list[bool]]:
     """Caption every row of `dataset` (column `image`), in order; progress on stderr.
 
-    `batch_size`: images at a time; None: as many as `fitting_batch` says. A batch that does not fit into memory is
+    `batch_size`: images at a time; None: `default_batch_size`. A batch that does not fit into memory is
     halved, with a line, and so are those after it. Returns captions and, for each, whether it was cut. The references
     are not even loaded.
     """
     captions: list[str] = []
     cut: list[bool] = []
-    size = batch_size or fitting_batch(captioner)
+    size = batch_size or default_batch_size(captioner)
     with tqdm(total=len(dataset), desc="captions", unit="image") as bar:
         while len(captions) < len(dataset):
             try:
@@ -222,7 +222,7 @@ def caption_dataset(
 
 
 def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: FeatureCache | None) -> DataLoader:
-    """Batches for `Captioner.generate` and `Encoder`, of the images of `rows` (columns image_id, image) in order."""
+    """Batches for `Captioner.generate` and `FeatureEncoder` of the images of `rows`, in order."""
     device = captioner.model.device.type
     images = with_pixel_values(
         rows.select_columns(["image_id", "image"]),
@@ -234,11 +234,13 @@ def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: F
         batch_size=batch_size,
         num_workers=0 if device == "cpu" else min(8, os.cpu_count() or 1),
         pin_memory=device == "cuda",
-        collate_fn=CaptionCollator(captioner.processor.tokenizer, first_token(captioner.model), max_caption_tokens=3),
+        collate_fn=CaptionCollator(
+            captioner.processor.tokenizer, first_token_id(captioner.model), max_caption_tokens=3
+        ),
     )
 
 
-def fitting_batch(captioner: Captioner) -> int:
+def default_batch_size(captioner: Captioner) -> int:
     """How many images to caption at a time: 16 on a CPU, and on CUDA what half of the free memory is good for.
 
     Most of it goes to scores of every word for every beam, five float32 tables of them, and to keys and values.
@@ -263,7 +265,7 @@ def caption_files(
     cannot be read, or a folder without images.
     """
     files = [(file, path.is_dir()) for path in paths for file in _files(path)]
-    size = batch_size or fitting_batch(captioner)
+    size = batch_size or default_batch_size(captioner)
     with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
         for start in range(0, len(files), size):
             batch = files[start : start + size]

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcap.commands.train import launch, shipped
+from medcap.data.detokenize import detokenize
 from medcap.data.images import load_image
-from medcap.data.phantom import write_phantom
-from medcap.data.surface import restore_surface
 from medcap.evaluation.compare import compare
 from medcap.evaluation.evaluate import evaluate
-from medcap.evaluation.report import differences_text, text_table, write_curves, write_sample_sheet
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
-from medcap.modeling.blip import TINY_BASE
-from medcap.publish.hub import build_release
+from medcap.phantom import TINY_BASE
+from medcap.phantom.dataset import write_phantom
+from medcap.publish.release import build_release
+from medcap.reporting.plots import write_curves, write_sample_sheet
+from medcap.reporting.tables import differences_text, text_table
 
 BASE_NAME = "without fine-tune"
 RECIPES = {"4 epochs": "4-epochs.yaml", "6 epochs": "6-epochs.yaml"}
@@ -146,7 +147,7 @@ def check_release(base: Path, release: Path, split: Split, captions: Sequence[st
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"the release does not load without medcap: {done.stderr.strip().splitlines()[-1]}")
-    made = [restore_surface(text) for text in json.loads(done.stdout.splitlines()[-1])]
+    made = [detokenize(text) for text in json.loads(done.stdout.splitlines()[-1])]
     for row, caption in zip(rows, made, strict=True):
         if caption != captions[row]:
             raise RuntimeError(f"the release says {caption!r} of {split.ids[row]}, the evaluation {captions[row]!r}")

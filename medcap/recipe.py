@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
-from medcap.whole import write_text
+from medcap.io import write_text
 
 
 class RecipeError(ValueError):

@@ -1,6 +1,6 @@
 """Make the tiny base: a BLIP that describes phantoms in everyday words, and has read radiology without pictures.
 
-    python scripts/make_tiny_base.py --out medcap/modeling/tiny_base
+    python scripts/make_tiny_base.py --out medcap/phantom/tiny_base
 
 It is what quickstart fine-tunes. Its pictures are phantoms drawn afresh for every example, with captions like
 "a small bright blob at the top left of a striped picture"; in a quarter of the examples it reads a radiology sentence
@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from medcap.data.phantom_captions import caption_of
-from medcap.data.phantom_pictures import Phantom, draw, random_phantom
+from medcap.phantom.captions import caption_of
+from medcap.phantom.images import Phantom, draw, random_phantom
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 96, 16, 128
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -22,40 +22,39 @@ from pathlib import Path
 # this folder holds an evaluate.py, which must not be taken for the package `evaluate`
 sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
-from medcap.quiet import hush, one_line_errors
+from medcap.logs import configure_logging, report_errors
 
-hush()  # before the libraries that have something to say on import
+configure_logging()  # before the libraries that have something to say on import
 
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
 from transformers import BlipProcessor, GenerationConfig, TrainerCallback, set_seed
 
-from medcap.assembly import (
+from medcap.evaluation.scoring import signature_pairs
+from medcap.metrics.coco import Meteor
+from medcap.modeling.precision import precision_name
+from medcap.publish.epoch_releases import EpochPushes, push_run, run_release
+from medcap.publish.hub_client import Destination, push_destination
+from medcap.recipe import Recipe, read_recipe
+from medcap.training.caption_metrics import CaptionMetrics
+from medcap.training.dry_run import Clock, check_reporters, few_images, rehearsal
+from medcap.training.memory import MemoryReport
+from medcap.training.plan import Schedule, features_room, plan, run_room
+from medcap.training.preemption import PreemptionCallback
+from medcap.training.reader_errors import reader_errors
+from medcap.training.resume import checkpoint_to_resume, is_finished, recipe_changes, refuse_changes
+from medcap.training.run_folder import record_time, remove_leftovers, save_adapter, start_run
+from medcap.training.setup import (
     announce,
     check_devices,
     checked_data,
     make_model,
     make_trainer,
     open_features,
-    push_destination,
-    settle_precision,
+    resolve_precision,
     wanted_data,
 )
-from medcap.evaluation.coco import Meteor
-from medcap.evaluation.predictions import CaptionScores
-from medcap.evaluation.scoring import signature_pairs
-from medcap.modeling.precision import precision_name
-from medcap.publish.epochs import EpochPushes, push_run, run_release
-from medcap.publish.push import Destination
-from medcap.recipe import Recipe, read_recipe
-from medcap.training.dry_run import Clock, check_reporters, few_images, rehearsal
-from medcap.training.faults import faults_named
-from medcap.training.memory import MemoryReport
-from medcap.training.plan import Schedule, features_room, plan, run_room
-from medcap.training.resume import checkpoint_to_resume, is_finished, recipe_changes, refuse_changes
-from medcap.training.run import record_time, remove_leftovers, save_adapter, start_run
-from medcap.training.stop import StopSignals
 from medcap.training.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def main(words: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `medcap train` ignores it, while it waits
-    with one_line_errors(debug):
+    with report_errors(debug):
         recipe = read_recipe(overrides=[word for word in words if word != "--debug"])
         if lacks_pushes_alone(recipe):
             complete_pushes(recipe)
@@ -81,15 +80,15 @@ def train(recipe: Recipe) -> None:
     checkpoint = checkpoint_to_resume(recipe)
     to = push_destination(recipe)
     set_seed(recipe.training.seed)
-    dtype = settle_precision(recipe)
-    adapted, processor, captions = make_model(recipe, dtype)
+    dtype = resolve_precision(recipe)
+    adapted, processor, generation_config = make_model(recipe, dtype)
     if recipe.training.dry_run:
-        dry_run(recipe, adapted, processor, captions, dtype, checkpoint)
+        dry_run(recipe, adapted, processor, generation_config, dtype, checkpoint)
         return
     data = checked_data(recipe)  # after the model: a wrong size or target is said before every image is decoded
     if recipe.training.process_index == 0:
         announce(recipe, data, adapted, processor)
-    trainer, pushes = fit(recipe, data, adapted, processor, captions, dtype, checkpoint, to)
+    trainer, pushes = fit(recipe, data, adapted, processor, generation_config, dtype, checkpoint, to)
     if trainer.is_world_process_zero():
         print(f"{run / 'adapter'}: the adapter of {best_epoch(trainer)}")
         if to is not None and pushes is not None:
@@ -103,7 +102,7 @@ def fit(
     data: DatasetDict,
     adapted: PeftModel,
     processor: BlipProcessor,
-    captions: GenerationConfig,
+    generation_config: GenerationConfig,
     dtype: torch.dtype,
     checkpoint: str | None = None,
     to: Destination | None = None,
@@ -115,26 +114,26 @@ def fit(
         start_run(recipe, data, precision_name(dtype), adapted, checkpoint)
     cache = open_features(recipe, data, adapted, processor, dtype)
     with Meteor() if is_main else contextlib.nullcontext() as meteor:  # one process scores
-        pairs = signature_pairs("valid", data["valid"], captions, dtype)
-        scores = CaptionScores(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
-        trainer = make_trainer(recipe, data, adapted, processor, captions, scores, cache)
+        pairs = signature_pairs("valid", data["valid"], generation_config, dtype)
+        scores = CaptionMetrics(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
+        trainer = make_trainer(recipe, data, adapted, processor, generation_config, scores, cache)
         if to is not None:
             save = functools.partial(
-                save_adapter, model=adapted, processor=processor, captions=captions, recipe=recipe
+                save_adapter, model=adapted, processor=processor, generation_config=generation_config, recipe=recipe
             )
             pushes = EpochPushes(run, to, save, scores, data["valid"]["image_id"])
             trainer.add_callback(pushes)
         for callback in callbacks:
             trainer.add_callback(callback)
-        signals = StopSignals(trainer)
+        signals = PreemptionCallback(trainer)
         trainer.add_callback(signals)
-        with signals.heeded(), faults_named():
+        with signals.handling_signals(), reader_errors():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds = trainer.health.seconds
         trainer.encoder.flush()
     if trainer.is_world_process_zero():
         record_time(run, seconds)
-        save_adapter(run / "adapter", adapted, processor, captions, recipe)
+        save_adapter(run / "adapter", adapted, processor, generation_config, recipe)
     return trainer, pushes
 
 
@@ -142,7 +141,7 @@ def dry_run(
     recipe: Recipe,
     adapted: PeftModel,
     processor: BlipProcessor,
-    captions: GenerationConfig,
+    generation_config: GenerationConfig,
     dtype: torch.dtype,
     checkpoint: str | None,
 ) -> None:
@@ -154,7 +153,7 @@ def dry_run(
     few, looked_at = few_images(recipe, whole, processor.tokenizer, schedule.batch)
     clock = Clock()
     with rehearsal(recipe) as small:
-        trainer, _ = fit(small, few, adapted, processor, captions, dtype, callbacks=[clock])
+        trainer, _ = fit(small, few, adapted, processor, generation_config, dtype, callbacks=[clock])
         run = run_room(args, Path(small.training.output_dir), schedule)
     run.check()
     features = features_room(recipe, sum(map(len, whole.values())), adapted, dtype)
@@ -197,7 +196,7 @@ def complete_pushes(recipe: Recipe) -> None:
 
 def first_caption(trainer: CaptionTrainer) -> str:
     """The first caption of the last evaluation; "" where none was made."""
-    assert isinstance(trainer.scores, CaptionScores)
+    assert isinstance(trainer.scores, CaptionMetrics)
     return trainer.scores.predictions[0] if trainer.scores.predictions else ""
 
 

@@ -29,8 +29,8 @@ import torch
 import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from medcap.data.phantom import write_phantom
 from medcap.modeling.blip import load_blip
+from medcap.phantom.dataset import write_phantom
 
 ROOT = Path(__file__).parents[1]
 SIZE, PATCH, WIDTH = 32, 8, 32  # pixels a side, pixels a patch, width of every layer

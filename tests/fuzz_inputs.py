@@ -54,7 +54,7 @@ class Seeds:
         import conftest
         from transformers import BlipImageProcessor, BlipProcessor
 
-        from medcap.data.phantom import write_phantom
+        from medcap.phantom.dataset import write_phantom
 
         base, data = folder / "base", folder / "data"
         base.mkdir(parents=True)
@@ -255,8 +255,8 @@ def _scored(
 
 def _compared(rng: Random, folder: Path) -> Made:
     """Two evaluations, of which one has a wound."""
-    from medcap.evaluation.per_image import write_scores
-    from medcap.evaluation.statistics import METRICS, Statistics
+    from medcap.evaluation.scores_file import write_scores
+    from medcap.metrics.statistics import METRICS, Statistics
 
     random = np.random.default_rng(0).random
     for name in ("one", "two"):

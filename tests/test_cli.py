@@ -9,7 +9,7 @@ from PIL import Image
 from medcap import __version__
 from medcap.cli import main
 from medcap.commands.train import launch, shipped
-from medcap.modeling.blip import TINY_BASE
+from medcap.phantom import TINY_BASE
 
 
 def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

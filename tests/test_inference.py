@@ -22,9 +22,9 @@ from medcap import inference
 from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
-from medcap.modeling.blip import first_token, generation_config
+from medcap.modeling.blip import first_token_id, make_generation_config
 from medcap.recipe import read_recipe
-from medcap.training.run import save_adapter
+from medcap.training.run_folder import save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_an_adapters_prompt_is_given_and_not_repeated(trained_run, tmp_path, mon
     captioner = load_captioner(str(tmp_path / "adapter"))
     assert captioner.prompt == "a large"
     a, large, mass = captioner.processor.tokenizer("a large mass", add_special_tokens=False)["input_ids"]
-    dec = first_token(captioner.model)
+    dec = first_token_id(captioner.model)
     asked = say(monkeypatch, [[dec, a, large, mass, captioner.generation.eos_token_id]] * 2)
     captions, cut = captioner.generate({"pixel_values": torch.zeros(2, 3, 48, 48)})
     assert asked[0].tolist() == [[dec, a, large]] * 2
@@ -155,7 +155,7 @@ def test_an_adapters_prompt_is_given_and_not_repeated(trained_run, tmp_path, mon
 
 def test_captions_that_hit_the_limit_are_told_from_those_that_ended(loaded, monkeypatch):
     model, processor = loaded
-    dec, (a, mass), sep, pad = first_token(model), processor.tokenizer("a mass")["input_ids"][1:3], 3, 0
+    dec, (a, mass), sep, pad = first_token_id(model), processor.tokenizer("a mass")["input_ids"][1:3], 3, 0
     assert (processor.tokenizer.sep_token_id, processor.tokenizer.pad_token_id) == (sep, pad)
     rows = [
         [dec, sep, pad, pad, pad],  # said nothing
@@ -164,7 +164,7 @@ def test_captions_that_hit_the_limit_are_told_from_those_that_ended(loaded, monk
         [dec, a, mass, mass, mass],  # was cut
     ]
     say(monkeypatch, rows)
-    captioner = Captioner(model, processor, generation_config(model, num_beams=1, max_new_tokens=4), base="")
+    captioner = Captioner(model, processor, make_generation_config(model, num_beams=1, max_new_tokens=4), base="")
     captions, cut = captioner.generate({"pixel_values": torch.zeros(4, 3, 32, 32)})
     assert captions == ["", "a mass", "a mass mass", "a mass mass mass"]
     assert cut == [False, False, False, True]

@@ -18,16 +18,16 @@ import pytest
 import torch
 from PIL import Image
 
-from medcap import quiet
+from medcap import logs
 from medcap.cli import main
 from medcap.data.images import read_image
 from medcap.data.load import load_data
 from medcap.data.rocov2 import load_rocov2
 from medcap.evaluation.predictions import write_predictions
 from medcap.inference import load_captioner
-from medcap.modeling.features import FeatureCache
+from medcap.modeling.feature_cache import FeatureCache
 from medcap.recipe import RecipeError, read_recipe, read_yaml
-from medcap.training.checkpoints import seal
+from medcap.training.checkpoints import write_checksums
 
 
 class Trap:
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_is_gone_on_with_is_not_run(name, marker, trained_run,
     for checkpoint in run.glob("checkpoint-*"):
         for file in (name, "training_args.bin"):
             torch.save(Trap(marker), checkpoint / file)
-        seal(checkpoint)  # who can write the one can write the checksums too
+        write_checksums(checkpoint)  # who can write the one can write the checksums too
     words = ["--config", str(run / "recipe.yaml"), "--output_dir", str(run), "--resume_from_checkpoint", "last"]
     assert status_of(train_script.main, [*words, "--num_train_epochs", "3", "--allow_changes"]) == 1
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_is_none_is_named(name, trained_run, train_script, tmp
     run = shutil.copytree(trained_run.folder, tmp_path / "run")
     content, status, said = NONE[name]
     (run / "checkpoint-6" / name).write_text(content)
-    seal(run / "checkpoint-6")
+    write_checksums(run / "checkpoint-6")
     words = ["--config", str(run / "recipe.yaml"), "--output_dir", str(run), "--num_train_epochs", "3"]
     words += ["--allow_changes", "--resume_from_checkpoint", str(run / "checkpoint-6")]
     assert status_of(train_script.main, words) == status
@@ -182,7 +182,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_an_error_does_not_say_a_token():
     token = "hf_" + "aB3" * 12
-    assert quiet.one_line(ValueError(f"GET /x with Bearer {token} failed")) == "GET /x with Bearer (token) failed"
+    assert logs.one_line(ValueError(f"GET /x with Bearer {token} failed")) == "GET /x with Bearer (token) failed"
 
 
 def test_features_are_for_their_owner_alone(tmp_path):

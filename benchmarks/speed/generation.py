@@ -12,7 +12,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap.data.images import ImageTransform, image_digest, load_image
 from medcap.inference import load_captioner
-from medcap.modeling.features import FeatureCache
+from medcap.modeling.feature_cache import FeatureCache
 from speed.plain import generate
 from speed.training import DEVICE
 

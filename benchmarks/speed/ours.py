@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from medcap.evaluation.predictions import CaptionScores
-from medcap.modeling.features import FeatureCache
+from medcap.modeling.feature_cache import FeatureCache
 from medcap.recipe import read_recipe
+from medcap.training.caption_metrics import CaptionMetrics
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "blip-base-rocov2" / "seed-6-epochs.yaml"
@@ -56,7 +56,7 @@ class OurLoop:
         given += ["--train_fraction", 1, "--num_train_epochs", 1, "--eval_strategy", "no", "--save_strategy", "no"]
         given += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", *words]
         self.recipe = read_recipe(list(map(str, given)))
-        self.dtype = self.script.settle_precision(self.recipe)
+        self.dtype = self.script.resolve_precision(self.recipe)
         self.model, self.processor, self.captions = self.script.make_model(self.recipe, self.dtype)
         self.data = self.script.checked_data(self.recipe)
         self.count = 0
@@ -73,7 +73,7 @@ class OurLoop:
         """Seconds of every step of one epoch; what it encodes is put into `cache`."""
         self.clock.seconds = []
         # nothing is scored, so METEOR's Java, which would share the processor, is not started
-        scores = CaptionScores(self.processor.tokenizer, self.data["valid"]["caption"])
+        scores = CaptionMetrics(self.processor.tokenizer, self.data["valid"]["caption"])
         trainer = self.script.make_trainer(
             self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
         )

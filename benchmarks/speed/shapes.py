@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from medcap.data.phantom_pictures import draw, random_phantom
+from medcap.phantom.images import draw, random_phantom
 
 # vision width, layers, heads; the text decoder is BERT-base's in both (Li et al., 2022, and the config.json of
 # Salesforce/blip-image-captioning-base and -large on the Hub)

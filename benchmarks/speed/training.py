@@ -14,7 +14,7 @@ from peft.helpers import disable_input_dtype_casting
 from medcap.data.rocov2 import load_rocov2
 from medcap.modeling.blip import load_blip
 from medcap.modeling.lora import add_lora
-from medcap.modeling.precision import pick_precision
+from medcap.modeling.precision import resolve_dtype
 from speed.ours import OurLoop
 from speed.plain import CAREFUL, CAREFUL_BF16, SEED, PlainLoop, Way
 
@@ -69,7 +69,7 @@ class CachedStep:
     """A cached step alone, of captions of one length: forward, backward and optimizer on features at hand."""
 
     def __init__(self, base: Path) -> None:
-        self.dtype = pick_precision("auto", DEVICE)
+        self.dtype = resolve_dtype("auto", DEVICE)
         model, _ = load_blip(str(base), image_size=224, dtype=self.dtype)
         self.model = add_lora(model, targets="query-key", r=8, alpha=16, dropout=0.1).to(DEVICE).train()
         learned = [weight for weight in self.model.parameters() if weight.requires_grad]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, captioner_of, generation_options
+from medcap.commands.options import add_command, captioner_from_args, generation_options
 
 
 def add_commands(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
 def _caption(args: argparse.Namespace) -> None:
     from medcap.inference import caption_files
 
-    lines = caption_files(captioner_of(args), args.images, batch_size=args.batch_size, frame=args.frame)
+    lines = caption_files(captioner_from_args(args), args.images, batch_size=args.batch_size, frame=args.frame)
     if args.out is None:
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), flush=True)
@@ -46,4 +46,4 @@ def _demo(args: argparse.Namespace) -> None:
     from medcap.demo import check_extra, serve
 
     check_extra()  # before the model is loaded
-    serve(captioner_of(args), args.port)
+    serve(captioner_from_args(args), args.port)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, format_of, format_options
+from medcap.commands.options import add_command, layout_from_args, layout_options
 
 
 def add_commands(commands: Any) -> None:
@@ -39,7 +39,7 @@ def add_commands(commands: Any) -> None:
     audit.add_argument("--tokenizer", help="folder or Hub name of the base whose tokens are counted (default: BLIP's)")
     audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="count the captions that these limits cut")
     audit.add_argument("--num_proc", type=int, help="processes that decode images (default: one a core)")
-    format_options(audit, "as in a recipe, needed where the data is not in ROCOv2's layout")
+    layout_options(audit, "as in a recipe, needed where the data is not in ROCOv2's layout")
 
 
 def _quickstart(args: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ def _quickstart(args: argparse.Namespace) -> None:
 
 
 def _phantom(args: argparse.Namespace) -> None:
-    from medcap.data.phantom import write_phantom
+    from medcap.phantom.dataset import write_phantom
 
     write_phantom(args.out, train=args.train, valid=args.valid, test=args.test, seed=args.seed)
     print(f"{args.out}: {args.train} training, {args.valid} validation and {args.test} test images")
@@ -65,9 +65,9 @@ def _download(args: argparse.Namespace) -> None:
 
 def _audit(args: argparse.Namespace) -> None:
     from medcap.data.audit import LIMITS
-    from medcap.data.audit_page import summary, write_audit
+    from medcap.reporting.audit_page import summary, write_audit
 
     report = write_audit(
-        args.data, args.out, args.tokenizer, args.max_caption_tokens or LIMITS, args.num_proc, format_of(args)
+        args.data, args.out, args.tokenizer, args.max_caption_tokens or LIMITS, args.num_proc, layout_from_args(args)
     )
     print(f"{summary(report)}\n\n{args.out} holds all of it, {args.out.with_suffix('.html')} shows it")

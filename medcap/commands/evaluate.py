@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from medcap.commands.options import (
     add_command,
-    captioner_of,
-    format_of,
-    format_options,
+    captioner_from_args,
     generation_options,
+    layout_from_args,
+    layout_options,
     protocol_options,
 )
 
@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
     )
     evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption wrong pictures")
     protocol_options(evaluate)
-    format_options(evaluate, "as in the adapter's recipe, unless given")
+    layout_options(evaluate, "as in the adapter's recipe, unless given")
     generation_options(evaluate)
 
     score = add_command(commands, "score", _score, "score captions without model and images")
@@ -65,12 +65,12 @@ def add_commands(commands: Any) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from medcap.data.selection import Selection
     from medcap.evaluation.evaluate import evaluate
-    from medcap.evaluation.report import text_table, verdict_text
     from medcap.evaluation.split import load_split
+    from medcap.reporting.tables import text_table, verdict_text
 
-    captioner = captioner_of(args)  # first: a wrong name is said before every image is decoded
+    captioner = captioner_from_args(args)  # first: a wrong name is said before every image is decoded
     wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
-    form = format_of(args, captioner.adapter)
+    form = layout_from_args(args, captioner.adapter)
     split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
     name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
     captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
@@ -92,9 +92,9 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     """Caption the same split with the other model, asked in the same way; prints the two side by side."""
     from medcap.evaluation.compare import compare
     from medcap.evaluation.evaluate import evaluate
-    from medcap.evaluation.report import differences_text, text_table
     from medcap.inference import load_captioner
     from medcap.modeling.precision import precision_name
+    from medcap.reporting.tables import differences_text, text_table
 
     precision = precision_name(captioner.model.dtype)
     other = load_captioner(args.baseline, image_size=captioner.image_size, precision=precision)
@@ -108,10 +108,10 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
 
 
 def _score(args: argparse.Namespace) -> None:
-    from medcap.evaluation.coco import score_captions
     from medcap.evaluation.predictions import paired
-    from medcap.evaluation.statistics import bootstrap
-    from medcap.training.run import write_json
+    from medcap.io import write_json
+    from medcap.metrics.coco import score_captions
+    from medcap.metrics.statistics import bootstrap
 
     ids, predictions, references = paired(args.predictions, args.references)
     scores = score_captions(predictions, [[reference] for reference in references])
@@ -138,8 +138,8 @@ def _other_scores(
     """With --protocol imageclef: print, and add to `out`, the organisers' scores, and what a submission lacks."""
     if args.protocol != "imageclef":
         return
-    from medcap.evaluation.imageclef import check_submission, score_imageclef
-    from medcap.training.run import write_json
+    from medcap.io import write_json
+    from medcap.metrics.imageclef import check_submission, score_imageclef
 
     scored = score_imageclef(predictions, references, bertscore=args.bertscore)
     problems = check_submission(submission, ids)
@@ -151,7 +151,7 @@ def _other_scores(
 
 def _compare(args: argparse.Namespace) -> None:
     from medcap.evaluation.compare import compare
-    from medcap.evaluation.report import differences_text, text_table
+    from medcap.reporting.tables import differences_text, text_table
 
     comparison = compare(args.folders, args.out)
     print(text_table(comparison["systems"]))

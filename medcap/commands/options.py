@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medcap.data.formats import Format
+    from medcap.data.layout import DataLayout
     from medcap.inference import Captioner
 
-FORMAT_OPTIONS = {
+LAYOUT_OPTIONS = {
     "image_column": str, "caption_column": str, "group_column": str,
     "valid_fraction": float, "test_fraction": float, "split_seed": int,
 }  # fmt: skip
@@ -38,11 +38,11 @@ def protocol_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def format_options(parser: argparse.ArgumentParser, text: str) -> None:
+def layout_options(parser: argparse.ArgumentParser, text: str) -> None:
     """Add how data are laid out, named as in a recipe."""
     group = parser.add_argument_group("format of the data", text)
     group.add_argument("--data_format", "--data-format", choices=("auto", "rocov2", "imagefolder", "csv", "hub"))
-    for name, kind in FORMAT_OPTIONS.items():
+    for name, kind in LAYOUT_OPTIONS.items():
         group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind)
 
 
@@ -67,7 +67,7 @@ def generation_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def captioner_of(args: argparse.Namespace) -> Captioner:
+def captioner_from_args(args: argparse.Namespace) -> Captioner:
     """The model that `generation_options` and --model name."""
     from medcap.inference import load_captioner
 
@@ -92,11 +92,13 @@ def _place(model: str, revision: str | None) -> str:
     return snapshot_download(model, revision=revision)
 
 
-def format_of(args: argparse.Namespace, adapter: str | None = None) -> Format:
+def layout_from_args(args: argparse.Namespace, adapter: str | None = None) -> DataLayout:
     """The data's format; unless told otherwise the adapter's, or images of its training would be in the test."""
-    from medcap.data.formats import Format
+    from medcap.data.layout import DataLayout
     from medcap.inference import adapter_recipe
 
-    recipe, names = adapter_recipe(adapter) if adapter else {}, ("data_format", *FORMAT_OPTIONS)
+    recipe, names = adapter_recipe(adapter) if adapter else {}, ("data_format", *LAYOUT_OPTIONS)
     trained = {name: recipe[name] for name in names if name in recipe}
-    return Format(**{**trained, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}})
+    return DataLayout(
+        **{**trained, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}}
+    )

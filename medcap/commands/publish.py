@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medcap.commands.options import add_command
 
 if TYPE_CHECKING:
-    from medcap.publish.hub import Writer
+    from medcap.publish.release import Writer
 
 
 def add_commands(commands: Any) -> None:
@@ -36,10 +36,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from medcap.publish.epochs import push_run
-    from medcap.publish.hub import build_release
-    from medcap.publish.places import next_release
-    from medcap.publish.push import Destination, check_access
+    from medcap.publish.epoch_releases import push_run
+    from medcap.publish.hub_client import Destination, check_access
+    from medcap.publish.release import build_release
+    from medcap.publish.run_paths import next_release
 
     _check(args)
     to = None
@@ -72,7 +72,7 @@ def _check(args: argparse.Namespace) -> None:
 def _writer(args: argparse.Namespace) -> Writer | None:
     """What writes the form that is asked for, if it is another than an adapter."""
     from medcap.publish.merge import write_merged
-    from medcap.publish.onnx import write_onnx
+    from medcap.publish.onnx_export import write_onnx
     from medcap.publish.space import write_space
 
     asked = {write_merged: args.merge, write_onnx: args.onnx, write_space: args.space}

@@ -13,9 +13,9 @@ from datasets import Dataset
 from medcap import __version__
 from medcap.data.captions import clean_caption
 from medcap.data.concepts import modality_in_words, modality_of, region_of
-from medcap.data.duplicates import Likeness, leaked_groups
+from medcap.data.duplicates import ImageSimilarity, leaked_groups
+from medcap.data.image_info import ImageInfo, inspect_images
 from medcap.data.licenses import allows_commercial_use, groups_in_several
-from medcap.data.prints import Print, take_prints
 from medcap.data.selection import RANK
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def audit(
     """
     prints = {split: _prints(rows, num_proc) for split, rows in raw.items()}
     pictures = _pictures(raw, prints)
-    likeness = Likeness.of([one.print.phash for one in pictures])
+    likeness = ImageSimilarity.of([one.print.phash for one in pictures])
     return {
         "medcap": __version__,
         "splits": {split: _split_report(rows, prints[split], tokenizer, limits) for split, rows in raw.items()},
@@ -54,19 +54,19 @@ def audit(
     }
 
 
-def _prints(rows: Dataset, num_proc: int | None) -> list[Print | None]:
-    """Return the Print of each image, None where there is none."""
+def _prints(rows: Dataset, num_proc: int | None) -> list[ImageInfo | None]:
+    """Return the ImageInfo of each image, None where there is none."""
     there = np.flatnonzero(rows.data["image"].is_valid())
-    found: list[Print | None] = [None] * len(rows)
+    found: list[ImageInfo | None] = [None] * len(rows)
     if len(there):
-        for i, one in zip(there, take_prints(rows.select(there), num_proc), strict=True):
+        for i, one in zip(there, inspect_images(rows.select(there), num_proc), strict=True):
             found[i] = one
     return found
 
 
 def _split_report(
     rows: Dataset,
-    prints: Sequence[Print | None],
+    prints: Sequence[ImageInfo | None],
     tokenizer: PreTrainedTokenizerBase | None,
     limits: Sequence[int],
 ) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _split_report(
     }
 
 
-def _pixels(prints: Iterable[Print | None]) -> dict[str, Any]:
+def _pixels(prints: Iterable[ImageInfo | None]) -> dict[str, Any]:
     sizes = [one for one in prints if one and not one.cause]
     return {"width": _spread([one.width for one in sizes]), "height": _spread([one.height for one in sizes])}
 
@@ -176,10 +176,10 @@ class Picture:
     image_id: str
     caption: str
     group: str | None
-    print: Print
+    print: ImageInfo
 
 
-def _pictures(raw: Mapping[str, Dataset], prints: Mapping[str, Sequence[Print | None]]) -> list[Picture]:
+def _pictures(raw: Mapping[str, Dataset], prints: Mapping[str, Sequence[ImageInfo | None]]) -> list[Picture]:
     return [
         Picture(split, image_id, clean_caption(caption), group, one)
         for split, rows in raw.items()
@@ -190,7 +190,7 @@ def _pictures(raw: Mapping[str, Dataset], prints: Mapping[str, Sequence[Print | 
     ]
 
 
-def _alike(pictures: Sequence[Picture], likeness: Likeness) -> dict[str, Any]:
+def _alike(pictures: Sequence[Picture], likeness: ImageSimilarity) -> dict[str, Any]:
     """Return the groups of pictures with the same pixels, and of those that are nearly the same."""
     found = [[pictures[i] for i in group] for group in likeness.groups()]
     groups = [
@@ -213,7 +213,7 @@ def _alike(pictures: Sequence[Picture], likeness: Likeness) -> dict[str, Any]:
     }
 
 
-def _left_out_by(raw: Mapping[str, Dataset], pictures: Sequence[Picture], likeness: Likeness) -> dict[str, Any]:
+def _left_out_by(raw: Mapping[str, Dataset], pictures: Sequence[Picture], likeness: ImageSimilarity) -> dict[str, Any]:
     """Return {option: {split: rows}} that each option would drop by itself."""
     rank = np.array([RANK[one.split] for one in pictures], dtype=np.intp)
     leaks = likeness.leaked(rank) | leaked_groups([one.group for one in pictures], rank.tolist())

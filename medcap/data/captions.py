@@ -94,7 +94,7 @@ def caption_lengths(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str])
     return [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
 
 
-def cut_share(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
+def cut_fraction(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
     """Share of captions, 0 to 1, that have more than `max_caption_tokens` tokens, [CLS] and [SEP] counted."""
     lengths = caption_lengths(tokenizer, captions)
     return sum(length > max_caption_tokens for length in lengths) / max(len(lengths), 1)

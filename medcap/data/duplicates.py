@@ -48,7 +48,7 @@ def _pairs_in_band(keys: NDArray[np.int64], band: int, words: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Likeness:
+class ImageSimilarity:
     """Which of n pictures resemble each other.
 
     `kinds` (n,) numbers their perceptual hashes, equal hashes alike, and `pairs` (m, 2) are kinds at most `NEAR` bits
@@ -59,7 +59,7 @@ class Likeness:
     pairs: NDArray[np.intp]
 
     @classmethod
-    def of(cls, hashes: Sequence[bytes]) -> Likeness:
+    def of(cls, hashes: Sequence[bytes]) -> ImageSimilarity:
         """Compare n perceptual hashes of 32 bytes."""
         distinct, kinds = np.unique(np.frombuffer(b"".join(hashes), "S32"), return_inverse=True)
         return cls(kinds, near_pairs(distinct.view(np.uint8).reshape(-1, 32)))

@@ -228,7 +228,7 @@ class ImageTransform:
     """Turn batches into `pixel_values` as they are read: what `with_pixel_values` hands to `with_transform`.
 
     `image_processor` is BLIP's, and gives the size. Values stay the bytes of the resized picture: the vision tower of
-    `medcap.modeling.fast` divides and normalises them once, on its device. No flips: captions say left and right.
+    `medcap.modeling.blip_fast` divides and normalises them once, on its device. No flips: captions say left and right.
     `known` gives the features of an image by its digest, or None: what is known is not decoded.
     """
 

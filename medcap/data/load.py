@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict
 
-from medcap.data.formats import Format, FormatName, split_of
-from medcap.data.own import find_csvs, find_metadata, read_csv, read_hub, read_imagefolder
+from medcap.data.layout import DataLayout, LayoutName, split_of
+from medcap.data.readers import find_csvs, find_metadata, read_csv, read_hub, read_imagefolder
 from medcap.data.rocov2 import SPLITS, read_rocov2
 from medcap.data.selection import Selection, select_rows
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 def load_data(
     path: str | os.PathLike[str],
-    form: Format | None = None,
+    form: DataLayout | None = None,
     wanted: Selection | None = None,
     splits: Sequence[str] = SPLITS,
     num_proc: int | None = None,
@@ -39,7 +39,7 @@ def load_data(
 
 def load_recipe_data(recipe: DataArguments, splits: Sequence[str]) -> DatasetDict:
     """Return the rows of `splits` that a recipe asks for. Raises as `load_data`."""
-    form = Format(**{key.name: getattr(recipe, key.name) for key in fields(Format)})
+    form = DataLayout(**{key.name: getattr(recipe, key.name) for key in fields(DataLayout)})
     wanted = Selection(
         fraction=recipe.train_fraction,
         seed=recipe.fraction_seed,
@@ -52,14 +52,14 @@ def load_recipe_data(recipe: DataArguments, splits: Sequence[str]) -> DatasetDic
 
 
 def read_data(
-    path: str | os.PathLike[str], form: Format | None = None, splits: Sequence[str] = (), others_too: bool = True
+    path: str | os.PathLike[str], form: DataLayout | None = None, splits: Sequence[str] = (), others_too: bool = True
 ) -> dict[str, Dataset]:
     """Return the raw rows of `splits`, and with `others_too` also of whatever else of train, valid and test there is.
 
     Columns as `FEATURES`, texts as they are, None for an image that is not there. Raises as `load_data`.
     """
-    form, splits = form or Format(), [split_of(split) or split for split in splits]
-    kind = find_format(path, form.data_format)
+    form, splits = form or DataLayout(), [split_of(split) or split for split in splits]
+    kind = find_layout(path, form.data_format)
     if kind == "rocov2":
         return read_rocov2(path, splits, others_too)
     found = _read_own(path, form, kind)
@@ -73,7 +73,7 @@ def read_data(
     return {split: found[split] for split in SPLITS if split in (found if others_too else splits)}
 
 
-def find_format(path: str | os.PathLike[str], wanted: FormatName = "auto") -> FormatName:
+def find_layout(path: str | os.PathLike[str], wanted: LayoutName = "auto") -> LayoutName:
     """Return `wanted`, or for "auto" the format of what lies at `path`: rocov2, imagefolder, csv or hub.
 
     Told from names of files: `*_captions.csv` is ROCOv2's layout, `metadata.*` (also in split folders) an image
@@ -93,7 +93,7 @@ def find_format(path: str | os.PathLike[str], wanted: FormatName = "auto") -> Fo
     return "csv" if find_csvs(place) else "hub"
 
 
-def _read_own(path: str | os.PathLike[str], form: Format, kind: FormatName) -> dict[str, Dataset]:
+def _read_own(path: str | os.PathLike[str], form: DataLayout, kind: LayoutName) -> dict[str, Dataset]:
     place = Path(path).expanduser()
     if kind == "imagefolder":
         return read_imagefolder(place, form)

@@ -16,9 +16,9 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from numpy.typing import NDArray
 
 from medcap.data.captions import clean_caption
-from medcap.data.duplicates import Likeness, leaked_groups
+from medcap.data.duplicates import ImageSimilarity, leaked_groups
+from medcap.data.image_info import inspect_images
 from medcap.data.licenses import allows_commercial_use
-from medcap.data.prints import take_prints
 from medcap.data.tables import check_ids, some
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,10 @@ def check_images(dataset: Dataset, max_broken: float = 0.001, num_proc: int | No
 
     Up to the share `max_broken` (0 to 1) they are left out with a warning that names them; above it, ValueError.
     `num_proc` processes share the work; a progress bar runs on stderr. What was found is remembered until the file
-    changes (see `take_prints`).
+    changes (see `inspect_images`).
     """
     Selection(max_broken=max_broken)
-    prints = take_prints(dataset, num_proc)
+    prints = inspect_images(dataset, num_proc)
     kept = _without_undecodable(dataset, [one.cause for one in prints], max_broken)
     pictures = hashlib.sha256("".join(one.pixels for one in prints).encode()).hexdigest()[:16]
     kept.info.description = json.dumps({**_described(kept), "images": pictures})
@@ -108,7 +108,7 @@ def drop_counts(dataset: Dataset) -> dict[str, Any]:
     return dict(_described(dataset).get("medcap", {}))
 
 
-def picture_fingerprint(dataset: Dataset) -> dict[str, str]:
+def image_fingerprint(dataset: Dataset) -> dict[str, str]:
     """Return {"images": 16 hex digits that name the pixels of all images in order}, as `check_images` found them."""
     described = _described(dataset)
     return {"images": described["images"]} if "images" in described else {}
@@ -170,13 +170,13 @@ def _missing(rows: Dataset) -> list[bool]:
 
 def _without_repetitions(data: dict[str, Dataset], wanted: Selection, num_proc: int | None) -> dict[str, Dataset]:
     """Return the splits without what cannot be decoded, leaks and is repeated, as far as it is `wanted`."""
-    prints = {split: take_prints(rows, num_proc) for split, rows in data.items()}
+    prints = {split: inspect_images(rows, num_proc) for split, rows in data.items()}
     for split, found in prints.items():
         causes = [one.cause for one in found]
         data[split] = _without_undecodable(data[split], causes, wanted.max_broken)
         prints[split] = [one for one in found if not one.cause]
     rank = np.repeat([RANK[split] for split in data], [len(rows) for rows in data.values()])
-    likeness = Likeness.of([one.phash for found in prints.values() for one in found])
+    likeness = ImageSimilarity.of([one.phash for found in prints.values() for one in found])
     reasons = np.full(len(rank), "", dtype=object)
     if wanted.exclude_leaks:
         _mark(reasons, "leaked_image", likeness.leaked(rank))

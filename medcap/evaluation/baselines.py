@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medcap.evaluation.coco import tokenize
+from medcap.metrics.coco import tokenize
 
 # CIDEr-D (Vedantam et al. 2015, section 7) as in pycocoevalcap/cider/cider_scorer.py
 _ORDERS = 4

@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medcap.evaluation.per_image import read_scores
-from medcap.evaluation.report import differences_table, intervals_table, seeds_table
+from medcap.evaluation.scores_file import read_scores
 from medcap.evaluation.scoring import SIGNIFICANT
-from medcap.evaluation.statistics import Statistics, paired_test, pool
-from medcap.quiet import named_errors
-from medcap.training.run import write_json
+from medcap.io import write_json
+from medcap.logs import named_errors
+from medcap.metrics.statistics import Statistics, paired_test, pool
+from medcap.reporting.tables import differences_table, intervals_table, seeds_table
 
 logger = logging.getLogger(__name__)
 

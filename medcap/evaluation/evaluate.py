@@ -9,19 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medcap.data.detokenize import detokenize
 from medcap.data.selection import drop_counts
-from medcap.data.surface import restore_surface
+from medcap.environment import environment
 from medcap.evaluation.baselines import constant_caption, shuffled
-from medcap.evaluation.coco import Meteor, Scores
-from medcap.evaluation.failures import failures
 from medcap.evaluation.nearest import nearest_captions
-from medcap.evaluation.page import write_page
-from medcap.evaluation.per_image import write_scores
-from medcap.evaluation.predictions import describe_captions, sameness, write_predictions
-from medcap.evaluation.scoring import breakdown, compare_pictures, said_of_pictures, score_split, signature_pairs
+from medcap.evaluation.predictions import write_predictions
+from medcap.evaluation.scores_file import write_scores
+from medcap.evaluation.scoring import breakdown, factual_accuracy, image_dependence, score_split, signature_pairs
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner, adapter_recipe, caption_dataset
-from medcap.training.run import environment, write_json
+from medcap.io import write_json
+from medcap.metrics.clinical.errors import failures
+from medcap.metrics.coco import Meteor, Scores
+from medcap.metrics.diversity import describe_captions, sameness
+from medcap.reporting.evaluation_page import write_page
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +68,8 @@ def evaluate(
         "data": drop_counts(split.rows),
         "image_size": captioner.image_size,
         **scored,
-        "captions": {**describe_captions(captions), **_lengths(scores), "cut_share": sum(cut) / len(cut)},
-        **said_of_pictures(captions, split),
+        "captions": {**describe_captions(captions), **_lengths(scores), "cut_fraction": sum(cut) / len(cut)},
+        **factual_accuracy(captions, split),
         "failures": failures(captions, split.references, scores.per_image["cider"]),
         "breakdown": breakdown(split, scores.statistics),
         "baselines": rows,
@@ -122,11 +124,11 @@ def _wrong_pictures(captions: Sequence[str], split: Split, meteor: Meteor, right
     if len(captions) < 2:
         return {}
     scored, wrong = score_split(shuffled(captions), split, meteor)
-    return {"wrong_pictures": {**_unsigned(scored), **compare_pictures(right, wrong, split.groups)}}
+    return {"wrong_pictures": {**_unsigned(scored), **image_dependence(right, wrong, split.groups)}}
 
 
 def _restored(captions: Sequence[str], split: Split, meteor: Meteor) -> dict[str, Any]:
-    scored, _ = score_split([restore_surface(caption) for caption in captions], split, meteor)
+    scored, _ = score_split([detokenize(caption) for caption in captions], split, meteor)
     return {"restored": _unsigned(scored)}
 
 

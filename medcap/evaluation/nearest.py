@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from medcap.data.selection import check_images
 from medcap.inference import Captioner, image_batches
-from medcap.modeling.features import Encoder
+from medcap.modeling.feature_cache import FeatureEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def image_features(captioner: Captioner, rows: Dataset, batch_size: int, title: 
     """
     model, parts = captioner.model, []
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
-    encode = Encoder(captioner.blip.vision_model, captioner.cache)
+    encode = FeatureEncoder(captioner.blip.vision_model, captioner.cache)
     with adapter, captioner.autocast(), tqdm(total=len(rows), desc=title, unit="image") as bar:
         for batch in image_batches(captioner, rows, batch_size, captioner.cache):
             parts.append(F.normalize(encode(batch).float().mean(1), dim=1).cpu())

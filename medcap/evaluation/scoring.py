@@ -11,12 +11,13 @@ from datasets import Dataset
 from transformers import GenerationConfig
 
 from medcap.data.selection import fingerprint
-from medcap.evaluation.coco import METRICS, Meteor, Scores, score_captions
-from medcap.evaluation.concept_f1 import concept_f1
-from medcap.evaluation.findings import findings_accuracy, score_facts
 from medcap.evaluation.split import Split
-from medcap.evaluation.statistics import Statistics, bootstrap, paired_test
+from medcap.metrics.clinical.accuracy import score_facts
+from medcap.metrics.clinical.concept_f1 import concept_f1
+from medcap.metrics.coco import METRICS, Meteor, Scores, score_captions
+from medcap.metrics.statistics import Statistics, bootstrap, paired_test
 from medcap.modeling.precision import precision_name
+from medcap.phantom.truth import findings_accuracy
 
 LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words of a reference, both ends counted
 SIGNIFICANT = 0.05
@@ -55,7 +56,7 @@ def signature_pairs(
     }
 
 
-def said_of_pictures(captions: Sequence[str], split: Split) -> dict[str, Any]:
+def factual_accuracy(captions: Sequence[str], split: Split) -> dict[str, Any]:
     """Return `facts` of the captions against those of the references, and `concepts` where the data names any."""
     said: dict[str, Any] = {"facts": score_facts(captions, split.references)}
     cuis = [list(own or []) for own in split.rows["cuis"]]
@@ -99,7 +100,7 @@ def _length(caption: str) -> str:
     return f"{least} to {most} words" if most else f"{least} words and more"
 
 
-def compare_pictures(right: Scores, wrong: Scores, groups: Sequence[str | None]) -> dict[str, Any]:
+def image_dependence(right: Scores, wrong: Scores, groups: Sequence[str | None]) -> dict[str, Any]:
     """Return the paired `test` of captions of the right pictures against those of others, and whether the model looks.
 
     `looks` is whether CIDEr is significantly higher on the right pictures, by a tenth of itself or more.

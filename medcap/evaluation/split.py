@@ -12,11 +12,11 @@ from datasets import Dataset, concatenate_datasets
 
 from medcap.data.captions import clean_caption
 from medcap.data.concepts import concept_names, modality_in_words, modality_of
-from medcap.data.formats import Format
-from medcap.data.load import find_format, read_data
+from medcap.data.layout import DataLayout
+from medcap.data.load import find_layout, read_data
 from medcap.data.selection import Selection, check_images, select_rows
 from medcap.evaluation.baselines import shuffled
-from medcap.evaluation.findings import read_truth
+from medcap.phantom.truth import read_truth
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def load_split(
     data: str,
     name: str,
     *,
-    form: Format | None = None,
+    form: DataLayout | None = None,
     wanted: Selection | None = None,
     max_eval_samples: int | None = None,
 ) -> Split:
@@ -88,9 +88,9 @@ def load_split(
 
     The training split comes along for the baselines: its captions, all of them, and its images where there are any.
     """
-    form, wanted = form or Format(), wanted or Selection()
+    form, wanted = form or DataLayout(), wanted or Selection()
     raw = read_data(data, form, [name])
-    sys.stderr.write(f"{data}: read as {find_format(data, form.data_format)}\n")
+    sys.stderr.write(f"{data}: read as {find_layout(data, form.data_format)}\n")
     rows = select_rows(raw if wanted.exclude_leaks else {name: raw[name]}, [name], wanted)[name]
     rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), wanted.max_broken)
     training = raw.get("train")

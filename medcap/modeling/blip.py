@@ -23,14 +23,13 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from medcap.data.surface import restore_surface
-from medcap.modeling.fast import make_fast
-from medcap.quiet import named_errors
+from medcap.data.detokenize import detokenize
+from medcap.logs import named_errors
+from medcap.modeling.blip_fast import use_fast_modules
 from medcap.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
-TINY_BASE = Path(__file__).with_name("tiny_base")  # scripts/make_tiny_base.py made it
 # bitsandbytes leaves these in full precision: the tower is small and sensitive, the head is tied to the embeddings
 # (whole names from the start: a bare "cls" matches nothing, and the head would be quantized)
 NOT_QUANTIZED = ["vision_model", "text_decoder.cls"]
@@ -56,14 +55,14 @@ def load_blip(
 ) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """Load model and processor; with `image_size` pixels a side, a multiple of the patch, both are set to it.
 
-    The weights come as `dtype`, and the parts as those of `medcap.modeling.fast`, which also take pictures as bytes.
+    The weights come as `dtype`, with the modules of `medcap.modeling.blip_fast`, which also take images as uint8.
     Raises ValueError, one line, for something that is not a BLIP captioner, RecipeError for a size that its patches do
     not divide, OSError when it is not found.
     """
     check_model_name(name_or_path)
     if Path(name_or_path).is_dir():  # an adapter remembers the name: "runs/base" would be a name on the Hub elsewhere
         name_or_path = str(Path(name_or_path).resolve())
-    with loading(name_or_path):
+    with model_errors(name_or_path):
         try:
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         except OSError as error:
@@ -75,7 +74,7 @@ def load_blip(
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
     disable_progress_bar()  # of copying weights into memory: downloads keep theirs
-    with loading(name_or_path):
+    with model_errors(name_or_path):
         model, info = BlipForConditionalGeneration.from_pretrained(name_or_path, output_loading_info=True, **options)
         if lacking := sorted(info["missing_keys"]):
             logger.warning(
@@ -89,11 +88,11 @@ def load_blip(
         if image_size is not None:
             resize_positions(model, image_size)
             processor.image_processor.size = {"height": image_size, "width": image_size}
-        make_fast(model, processor)
+        use_fast_modules(model, processor)
     return model, processor
 
 
-def loading(name: str) -> AbstractContextManager[None]:
+def model_errors(name: str) -> AbstractContextManager[None]:
     """Name the model in whatever its files lead to when they are not what they should be: ValueError, one line."""
     return named_errors(name, RecipeError, torch.OutOfMemoryError)
 
@@ -153,12 +152,12 @@ def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> No
     embeddings.num_patches, embeddings.num_positions = patches, patches + 1
 
 
-def first_token(model: nn.Module) -> int:
+def first_token_id(model: nn.Module) -> int:
     """The id that starts every caption, [DEC]: the model's, since the Hub's tokenizer does not have it."""
     return int(model.config.text_config.bos_token_id)  # type: ignore[union-attr, arg-type]
 
 
-def generation_config(
+def make_generation_config(
     model: nn.Module,
     *,
     num_beams: int,
@@ -188,7 +187,7 @@ def generation_config(
 def prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> torch.Tensor:
     """What `rows` captions begin with, (rows, 1 + words) int64 on the model's device: [DEC], the words of `prompt`."""
     words = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-    return torch.tensor([[first_token(model), *words]] * rows, device=next(model.parameters()).device)
+    return torch.tensor([[first_token_id(model), *words]] * rows, device=next(model.parameters()).device)
 
 
 def decode_captions(
@@ -203,4 +202,4 @@ def decode_captions(
     """
     given = 1 + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     texts = [tokenizer.decode(row[given:], skip_special_tokens=True) for row in ids]
-    return [restore_surface(text) for text in texts] if restore else texts
+    return [detokenize(text) for text in texts] if restore else texts

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BlipForConditionalGeneration
 
-from medcap.modeling.fast import BitDropout
+from medcap.modeling.blip_fast import BitDropout
 from medcap.recipe import RecipeError
 
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."

@@ -7,7 +7,7 @@ import torch
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_precision(wanted: str, device: torch.device | str) -> torch.dtype:
+def resolve_dtype(wanted: str, device: torch.device | str) -> torch.dtype:
     """The dtype that `wanted` ("auto", "fp32", "bf16" or "fp16") stands for on `device`.
 
     "auto" is bfloat16 where the device multiplies it in hardware (CUDA from Ampere on, a CPU with avx512_bf16 or AMX),

@@ -15,13 +15,13 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, StrictUndefined
 
-from medcap.evaluation.coco import METRICS
-from medcap.evaluation.report import TITLES
-from medcap.publish import sections
-from medcap.publish.facts import ROCOV2, Facts, is_row_of, last_part
+from medcap.metrics.coco import METRICS
+from medcap.publish import card_sections as sections
+from medcap.publish.card_data import ROCOV2, CardData, is_row_of, last_part
 from medcap.publish.markdown import code, escape
+from medcap.reporting.tables import TITLES
 
-__all__ = ["Facts", "card_metadata", "code", "escape", "hub_results", "is_row_of", "last_part", "render_card"]
+__all__ = ["CardData", "card_metadata", "code", "escape", "hub_results", "is_row_of", "last_part", "render_card"]
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 BASELINES = ("constant", "shuffled", "nearest")  # as medcap.evaluation.evaluate calls them
@@ -33,7 +33,7 @@ LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # with which the Hub 
 TASK = "image-to-text"
 
 
-def render_card(facts: Facts) -> str:
+def render_card(facts: CardData) -> str:
     """Return the README.md of a release: YAML front matter and Markdown.
 
     Raises ValueError when huggingface_hub does not read the front matter back as it was meant.
@@ -48,7 +48,7 @@ def render_card(facts: Facts) -> str:
     return card
 
 
-def _content(facts: Facts) -> dict[str, Any]:
+def _content(facts: CardData) -> dict[str, Any]:
     """What the template is filled with."""
     environment, evaluation = facts.environment or {}, facts.evaluation or {}
     return {
@@ -77,7 +77,7 @@ def _content(facts: Facts) -> dict[str, Any]:
     }
 
 
-def card_metadata(facts: Facts) -> ModelCardData:
+def card_metadata(facts: CardData) -> ModelCardData:
     """The front matter: what the Hub lists and finds a model by; test scores only where there was an evaluation."""
     return ModelCardData(
         base_model=facts.base,
@@ -94,7 +94,7 @@ def card_metadata(facts: Facts) -> ModelCardData:
     )
 
 
-def hub_results(facts: Facts) -> str | None:
+def hub_results(facts: CardData) -> str | None:
     """The scores as `.eval_results/*.yaml`, the Hub's newer form; None where the data set is none of the Hub's.
 
     It counts a result under a task that the data set defines. ROCOv2's mirror defines none as yet: the metric stands
@@ -109,12 +109,12 @@ def hub_results(facts: Facts) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
-def _scores(facts: Facts) -> Sequence[tuple[str, float]]:
+def _scores(facts: CardData) -> Sequence[tuple[str, float]]:
     measured = (facts.evaluation or {}).get("metrics", {})
     return [(key, measured[key]) for key in METRICS if key in measured]
 
 
-def _eval_results(facts: Facts) -> list[EvalResult] | None:
+def _eval_results(facts: CardData) -> list[EvalResult] | None:
     if facts.evaluation is None:
         return None
     return [

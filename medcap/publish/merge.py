@@ -16,13 +16,13 @@ from transformers.utils import logging
 
 from medcap.data.images import load_image
 from medcap.data.load import load_recipe_data
-from medcap.data.phantom_pictures import draw, random_phantom
 from medcap.inference import adapter_recipe, load_captioner
 from medcap.modeling.blip import check_model_name, decode_captions, resize_positions
 from medcap.modeling.lora import merged
-from medcap.publish.facts import Facts
-from medcap.publish.hub import RELEASE_FILES, check_files, write_card, write_files
-from medcap.publish.places import WEIGHTS
+from medcap.phantom.images import draw, random_phantom
+from medcap.publish.card_data import CardData
+from medcap.publish.release import RELEASE_FILES, check_files, write_card, write_files
+from medcap.publish.run_paths import WEIGHTS
 from medcap.recipe import DataArguments
 
 PICTURES = 16
@@ -30,7 +30,7 @@ MERGED_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | {"config.jso
 NEEDED = ("config.json", "model.safetensors", "generation_config.json", "processor_config.json", "README.md")
 
 
-def write_merged(folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str]) -> None:
+def write_merged(folder: Path, run: Path, evaluation: Path | None, facts: CardData, places: Collection[str]) -> None:
     """Write the run's adapter, merged into its base, into `folder`: a plain BLIP for transformers alone.
 
     The model is written under another name, loaded again, and must give the adapter's captions of a few pictures word

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medcap.evaluation.report import TITLES
-from medcap.publish.facts import Facts
+from medcap.publish.card_data import CardData
+from medcap.reporting.tables import TITLES
 
 CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
 SHOWN = ("bleu_4", "meteor", "rouge_l", "cider")
@@ -28,7 +28,7 @@ CHUNKS = {b"IHDR", b"pHYs", b"IDAT", b"IEND"}  # of a PNG: no text, no EXIF, no 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def write_plots(folder: Path, facts: Facts) -> list[str]:
+def write_plots(folder: Path, facts: CardData) -> list[str]:
     """Draw what there are numbers for into `folder`, and return the names: curve.png, scores.png."""
     figures = _figures(facts.curve, facts.systems)
     for name, figure in figures.items():

@@ -12,23 +12,24 @@ from typing import Any
 import yaml
 from peft import PeftConfig
 
-from medcap.data import surface, terms
+from medcap.data import detokenize as detokenization
+from medcap.data import truecasing
 from medcap.data.captions import clean_caption
+from medcap.io import write_json
 from medcap.publish.card import card_metadata
-from medcap.publish.facts import Facts, last_part
-from medcap.publish.hub import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
-from medcap.training.run import write_json
+from medcap.publish.card_data import CardData, last_part
+from medcap.publish.release import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
 
-PAGES = Path(__file__).parent / "space_files"
+PAGES = Path(__file__).parent / "space_app"
 GRADIO = "6.31.0"  # what the page was looked at with
-OWN_FILES = ("app.py", "page.py", "surface.py", "terms.py", "settings.json", "requirements.txt", "README.md")
+OWN_FILES = ("app.py", "page.py", "detokenize.py", "truecasing.py", "settings.json", "requirements.txt", "README.md")
 BASE_FILES = ("config.json", "model.safetensors", *FROM_ADAPTER)
 SPACE_FILES = frozenset(
     [*OWN_FILES, *(f"adapter/{name}" for name in RELEASE_FILES), *(f"base/{name}" for name in BASE_FILES)]
 )
 
 
-def write_space(folder: Path, run: Path, evaluation: Path | None, facts: Facts, places: Collection[str]) -> None:
+def write_space(folder: Path, run: Path, evaluation: Path | None, facts: CardData, places: Collection[str]) -> None:
     """Write a Space with the release of the run's adapter in it into `folder`.
 
     A base that is a folder here comes along; one on the Hub is fetched by the page. For `build_release`;
@@ -40,17 +41,17 @@ def write_space(folder: Path, run: Path, evaluation: Path | None, facts: Facts, 
         _copy_base(Path(PeftConfig.from_pretrained(run / "adapter").base_model_name_or_path or ""), folder / "base")
     for name in ("app.py", "page.py"):
         shutil.copyfile(PAGES / name, folder / name)
-    (folder / "terms.py").write_text(inspect.getsource(terms), encoding="utf-8")
-    (folder / "surface.py").write_text(_surface_alone(), encoding="utf-8")
+    (folder / "truecasing.py").write_text(inspect.getsource(truecasing), encoding="utf-8")
+    (folder / "detokenize.py").write_text(_detokenize_source(), encoding="utf-8")
     write_json(folder / "settings.json", _settings(facts))
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
     (folder / "README.md").write_text(_readme(facts), encoding="utf-8")
     check_files(folder, OWN_FILES, SPACE_FILES, places)
 
 
-def _surface_alone() -> str:
-    """The source of `medcap.data.surface` for where medcap is not: it needs terms.py beside it, and one function."""
-    source = inspect.getsource(surface).replace("from medcap.data.terms import", "from terms import")
+def _detokenize_source() -> str:
+    """The source of `medcap.data.detokenize` for use without medcap: with truecasing.py beside it."""
+    source = inspect.getsource(detokenization).replace("from medcap.data.truecasing import", "from truecasing import")
     imported, function = "from medcap.data.captions import clean_caption\n", inspect.getsource(clean_caption)
     return source.replace(imported, "").replace("\nHYPHEN =", f"\n\n{function}\n\nHYPHEN =", 1)
 
@@ -64,7 +65,7 @@ def _copy_base(base: Path, to: Path) -> None:
             shutil.copyfile(base / name, to / name)
 
 
-def _settings(facts: Facts) -> dict[str, Any]:
+def _settings(facts: CardData) -> dict[str, Any]:
     return {
         "title": f"Captions by {facts.name}",
         "adapter": "adapter",
@@ -82,7 +83,7 @@ def _requirements() -> str:
     return "\n".join([f"gradio=={GRADIO}", "numpy", "pillow", *pinned]) + "\n"
 
 
-def _readme(facts: Facts) -> str:
+def _readme(facts: CardData) -> str:
     """The Space's metadata, and what it is."""
     front = {
         "title": facts.name,

@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from medcap.training.health import Health
-from medcap.whole import write_text
+from medcap.io import write_text
+from medcap.training.monitors import TrainingMonitor
 
 METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eval_cider")
 
@@ -87,7 +87,7 @@ class Progress(TrainerCallback):
 class MetricsLog(TrainerCallback):
     """`metrics.jsonl`: one line per evaluation, with the last training loss and the `health` until then beside it."""
 
-    def __init__(self, run: Path, health: Health) -> None:
+    def __init__(self, run: Path, health: TrainingMonitor) -> None:
         self.path, self.health = run / "metrics.jsonl", health
 
     def on_train_begin(

@@ -1,6 +1,6 @@
 """Checkpoints that are known to be whole: each holds the size and checksum of all its files, and is verified by them.
 
-A folder bears the name checkpoint-N only when it is complete and on the disk (medcap.whole); what a broken
+A folder bears the name checkpoint-N only when it is complete and on the disk (medcap.io); what a broken
 disk or a careless hand makes of it later is found here, before anything is loaded from it.
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from medcap.whole import remove, write_text
+from medcap.io import remove, write_text
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
 
 
-def seal(folder: Path, stopped: Mapping[str, Any] | None = None) -> None:
+def write_checksums(folder: Path, stopped: Mapping[str, Any] | None = None) -> None:
     """Write `checksums.json` of all files in `folder`; `stopped`: what a signal left undone there, if one did."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -31,7 +31,7 @@ def seal(folder: Path, stopped: Mapping[str, Any] | None = None) -> None:
     write_text(folder / CHECKSUMS, json.dumps({"files": files, "stopped": stopped}, indent=1) + "\n")
 
 
-def flaw(checkpoint: Path) -> str:
+def find_damage(checkpoint: Path) -> str:
     """What is wrong with the files of a checkpoint, the first fault in words; "" when it is whole."""
     try:
         files = _read(checkpoint)["files"].items()
@@ -52,9 +52,9 @@ def flaw(checkpoint: Path) -> str:
     return "" if (checkpoint / STATE).is_file() else f"{STATE} is missing"
 
 
-def flaw_for_going_on(checkpoint: Path, with_best: bool) -> str:
-    """As `flaw`; `with_best`: the best checkpoint until then, which the adapter may come from, must be whole too."""
-    if found := flaw(checkpoint):
+def find_damage_for_resume(checkpoint: Path, with_best: bool) -> str:
+    """As `find_damage`; `with_best`: the best checkpoint, which the adapter may come from, must be complete too."""
+    if found := find_damage(checkpoint):
         return found
     try:
         best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
@@ -62,7 +62,7 @@ def flaw_for_going_on(checkpoint: Path, with_best: bool) -> str:
         return f"{STATE} cannot be understood"
     if not with_best or not best or step_of(checkpoint) == best:
         return ""
-    found = flaw(checkpoint.with_name(f"checkpoint-{best}"))
+    found = find_damage(checkpoint.with_name(f"checkpoint-{best}"))
     return f"the best until then, checkpoint-{best}, is not whole: {found}" if found else ""
 
 

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from medcap.data.captions import IGNORED
-from medcap.modeling.features import features_shape
+from medcap.modeling.feature_cache import feature_shape
 from medcap.modeling.loss import ROWS
-from medcap.training.parts import TOGETHER, is_out_of_memory
+from medcap.training.micro_batches import TOGETHER, is_out_of_memory
 
 if TYPE_CHECKING:
     from medcap.training.trainer import CaptionTrainer
@@ -107,7 +107,7 @@ def _optimizer_bytes(name: str) -> int:
 
 def _tower_bytes(blip: BlipForConditionalGeneration) -> int:
     """What the frozen tower has at a time of one image: a layer's widest part, query, key, value, and the residual."""
-    patches, width = features_shape(blip)
+    patches, width = feature_shape(blip)
     return patches * (blip.config.vision_config.intermediate_size + 4 * width) * blip.dtype.itemsize
 
 
@@ -141,7 +141,7 @@ def _step_peak(trainer: CaptionTrainer, rows: int, tokens: int) -> int:
     if trainer.tower_learns:
         pictures = torch.full((rows, 3, side, side), 127, dtype=torch.uint8, device=device)
     else:
-        pictures = torch.ones(rows, *features_shape(blip), dtype=blip.dtype, device=device)
+        pictures = torch.ones(rows, *feature_shape(blip), dtype=blip.dtype, device=device)
     batch = {"pixel_values": pictures, "input_ids": text, "attention_mask": torch.ones_like(text), "labels": labels}
     learned = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     with _LiveTensors() as live:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import Seq2SeqTrainingArguments
 
-from medcap.modeling.features import default_folder, features_shape, why_not
+from medcap.modeling.feature_cache import caching_obstacle, default_folder, feature_shape
 from medcap.modeling.lora import trainable_names, trainable_summary
 from medcap.recipe import Recipe
 
@@ -118,10 +118,10 @@ def features_room(recipe: Recipe, images: int, model: PeftModel, dtype: torch.dt
     """What the features of `images` images will take at most, or None where none are kept."""
     wanted, base = recipe.model.feature_cache, model.get_base_model()
     once = wanted == "auto" and recipe.training.num_train_epochs <= 1
-    if wanted == "off" or once or why_not(base):
+    if wanted == "off" or once or caching_obstacle(base):
         return None
     place = default_folder() if wanted == "auto" else Path(wanted)
-    return Room(place, {f"{images:,} images": images * math.prod(features_shape(base)) * dtype.itemsize})
+    return Room(place, {f"{images:,} images": images * math.prod(feature_shape(base)) * dtype.itemsize})
 
 
 @dataclass(frozen=True)

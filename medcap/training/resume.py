@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medcap.recipe import Recipe, RecipeError, read_recipe
-from medcap.training.checkpoints import STATE, checkpoints, flaw_for_going_on
+from medcap.training.checkpoints import STATE, checkpoints, find_damage_for_resume
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _first_whole(found: list[Path], recipe: Recipe) -> str | None:
     wanted, say = recipe.training.resume_from_checkpoint, recipe.training.process_index == 0
     flaws = []
     for checkpoint in found:
-        if not (found_flaw := flaw_for_going_on(checkpoint, recipe.training.load_best_model_at_end)):
+        if not (found_flaw := find_damage_for_resume(checkpoint, recipe.training.load_best_model_at_end)):
             break
         flaws.append(f"{checkpoint} is not whole ({found_flaw})")
     else:

@@ -21,13 +21,13 @@ from transformers import EvalPrediction, GenerationConfig
 from transformers.trainer_utils import EvalLoopOutput
 
 from medcap.data.captions import IGNORED
+from medcap.modeling.beam_search import generate_ids
 from medcap.modeling.blip import prompt_ids
-from medcap.modeling.features import Encoder, FeatureCache
-from medcap.modeling.generation import generate_ids
+from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder
 from medcap.training.checkpoints import checkpoints
-from medcap.training.health import Health
-from medcap.training.parts import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
-from medcap.training.resumable import ResumableTrainer
+from medcap.training.micro_batches import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
+from medcap.training.monitors import TrainingMonitor
+from medcap.training.resumable_trainer import ResumableTrainer
 
 
 class CaptionTrainer(ResumableTrainer):
@@ -42,14 +42,14 @@ class CaptionTrainer(ResumableTrainer):
     def __init__(
         self,
         *args: Any,
-        captions: GenerationConfig,
+        generation_config: GenerationConfig,
         prompt: str = "",
         features: FeatureCache | None = None,
-        health: Health | None = None,
+        health: TrainingMonitor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`captions`: how to generate, from `medcap.modeling.blip.generation_config`; `prompt`: their given start.
+        """`generation_config`: from `medcap.modeling.blip.make_generation_config`; `prompt`: their given start.
 
         `features`: where those of the tower are kept; the data sets then give the digest of each image. `health`
         measures, and its figures go into the log.
@@ -57,16 +57,16 @@ class CaptionTrainer(ResumableTrainer):
         self.scores = compute_metrics
         once = None if compute_metrics is None else self._score_once
         super().__init__(*args, compute_metrics=once, **kwargs)
-        self.captions, self.prompt = captions, prompt
+        self.generation_config, self.prompt = generation_config, prompt
         self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
         self.rows_of_step: list[int] = []  # that this process has taken since the last change of the weights
         blip = self.model.get_base_model()
-        self.encoder = Encoder(blip.vision_model, features)
+        self.encoder = FeatureEncoder(blip.vision_model, features)
         self.tower_learns = any(weight.requires_grad for weight in blip.vision_model.parameters())
         blip.text_decoder.label_smoothing = self.args.label_smoothing_factor  # of shifted labels, in training alone
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
         self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
-        self.health = health or Health()
+        self.health = health or TrainingMonitor()
         self.add_callback(self.health)  # after those that read what it has measured
         self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
 
@@ -279,4 +279,4 @@ class CaptionTrainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         given = prompt_ids(model, self.processing_class.tokenizer, self.prompt, len(features))
         with self.accelerator.autocast():
-            return generate_ids(model.text_decoder, features, self.captions, given)
+            return generate_ids(model.text_decoder, features, self.generation_config, given)

@@ -11,13 +11,13 @@ import zipfile
 import pytest
 from PIL import Image
 
-from medcap.data import audit_page
 from medcap.data.audit import audit
-from medcap.data.audit_page import page, summary, write_audit
 from medcap.data.concepts import concept_names
-from medcap.data.phantom import write_phantom
 from medcap.data.rocov2 import load_rocov2, read_rocov2
 from medcap.data.selection import drop_counts
+from medcap.phantom.dataset import write_phantom
+from medcap.reporting import audit_page
+from medcap.reporting.audit_page import page, summary, write_audit
 
 
 def read_rows(path):

@@ -6,7 +6,7 @@ Traps 6, 7, 8, 10. pytest tests/data/test_captions.py
 import pytest
 import torch
 
-from medcap.data.captions import IGNORED, CaptionCollator, clean_caption, cut_share
+from medcap.data.captions import IGNORED, CaptionCollator, clean_caption, cut_fraction
 
 DEC = 1000  # not an id of the tokenizer, as in the Hub's BLIP
 
@@ -121,4 +121,4 @@ CUT = {
 
 @pytest.mark.parametrize(("captions", "most", "share"), CUT.values(), ids=CUT)
 def test_the_share_of_cut_captions(tokenizer, captions, most, share):
-    assert cut_share(tokenizer, captions, most) == share
+    assert cut_fraction(tokenizer, captions, most) == share

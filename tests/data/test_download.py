@@ -18,8 +18,8 @@ import pytest
 
 from medcap.data import download
 from medcap.data.download import RECORD, download_hub, download_zenodo
-from medcap.data.phantom import write_phantom
 from medcap.data.rocov2 import load_rocov2
+from medcap.phantom.dataset import write_phantom
 
 NAMES = ["train_captions.csv", "train_images.zip", "valid_captions.csv", "test_captions.csv", "cui_mapping.csv"]
 CONTENT = {name: name.encode() + bytes(range(256)) * (8 if name.endswith("csv") else 40_000) for name in NAMES}

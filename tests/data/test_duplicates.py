@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medcap.data.duplicates import NEAR, Likeness, leaked_groups, near_pairs
+from medcap.data.duplicates import NEAR, ImageSimilarity, leaked_groups, near_pairs
 
 
 def random_hashes(n, seed=0, prototypes=None, flips=20):
@@ -60,7 +60,7 @@ def test_two_hashes_exactly_at_the_limit_are_near_whatever_bits_differ():
 
 
 def likeness_of(hashes):
-    return Likeness.of([bytes(row) for row in hashes])
+    return ImageSimilarity.of([bytes(row) for row in hashes])
 
 
 def flipped(*bits):

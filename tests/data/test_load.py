@@ -13,8 +13,8 @@ import pytest
 from conftest import write_recipe
 
 from medcap.cli import main
-from medcap.data.formats import Format
-from medcap.data.load import find_format, load_data, load_recipe_data, read_data
+from medcap.data.layout import DataLayout
+from medcap.data.load import find_layout, load_data, load_recipe_data, read_data
 from medcap.data.rocov2 import load_rocov2
 from medcap.data.selection import REASONS, Selection, drop_counts, fingerprint
 from medcap.data.tables import read_table
@@ -83,7 +83,7 @@ MAKERS = {"imagefolder": imagefolder, "csv": one_csv, "hub": parquet}
 def test_every_format_is_found_and_gives_the_rows_of_the_rocov2_folder(name, make, phantoms, pictures, tmp_path):
     place = make(tmp_path / "own", phantoms, pictures)
     own, rocov2 = load_data(place), load_rocov2(phantoms)
-    assert find_format(place) == name
+    assert find_layout(place) == name
     assert list(own) == list(rocov2)
     for split, rows in own.items():
         assert rows.features == rocov2[split].features
@@ -96,7 +96,7 @@ def test_every_format_is_found_and_gives_the_rows_of_the_rocov2_folder(name, mak
 
 def test_rocov2s_layout_is_found_and_read_as_by_load_rocov2(phantoms):
     wanted = Selection(fraction=0.5, seed=3)
-    assert find_format(phantoms) == "rocov2"
+    assert find_layout(phantoms) == "rocov2"
     found = load_data(phantoms, wanted=wanted, splits=["train", "validation"])
     expected = load_rocov2(phantoms, fraction=0.5, seed=3, splits=["train", "validation"])
     assert {split: fingerprint(rows) for split, rows in found.items()} == {
@@ -118,13 +118,13 @@ FILES = {
 def test_the_format_is_told_by_the_names_of_files_unless_it_is_given(tmp_path, file, name):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    assert find_format(tmp_path) == name
-    assert find_format(tmp_path, "csv") == "csv"
-    assert find_format(tmp_path / "train.csv", "auto") == "hub"  # a file that is not there
+    assert find_layout(tmp_path) == name
+    assert find_layout(tmp_path, "csv") == "csv"
+    assert find_layout(tmp_path / "train.csv", "auto") == "hub"  # a file that is not there
 
 
 def test_names_of_the_hub_are_no_folders():
-    assert find_format("someone/something") == "hub"
+    assert find_layout("someone/something") == "hub"
 
 
 def test_a_place_without_data_says_what_was_looked_for(tmp_path):
@@ -151,7 +151,7 @@ def test_a_recipe_says_which_rows_and_every_choice_is_counted(tmp_path, phantoms
         "model_name_or_path": "base", "output_dir": "run", "use_cpu": True,
     }  # fmt: skip
     recipe = read_recipe(["--config", str(write_recipe(tmp_path / "r.yaml", **keys))])
-    raw = read_data(tmp_path, Format(caption_column="text", group_column="patient", split_seed=1,
+    raw = read_data(tmp_path, DataLayout(caption_column="text", group_column="patient", split_seed=1,
                                      valid_fraction=0.3, test_fraction=0.2))  # fmt: skip
     for split, rows in load_recipe_data(recipe.data, ["train", "valid"]).items():
         counts = drop_counts(rows)
@@ -179,7 +179,7 @@ def test_a_folder_of_ones_own_is_trained_on_and_its_test_is_not_what_was_trained
         shutil.copy(pictures[image_id], place)
         lines.append(quoted([pictures[image_id].name, caption, str(number // 2)]))
     (place / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    form = Format(group_column="patient", valid_fraction=0.3, test_fraction=0.3, split_seed=4)
+    form = DataLayout(group_column="patient", valid_fraction=0.3, test_fraction=0.3, split_seed=4)
     recipe = write_recipe(
         tmp_path / "recipe.yaml", data_dir=str(place), model_name_or_path=str(tiny_base),
         output_dir=str(tmp_path / "run"), **{key: value for key, value in vars(form).items() if value is not None},

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medcap.data.phantom import write_phantom
-from medcap.data.prints import Print
+from medcap.data.image_info import ImageInfo
 from medcap.data.rocov2 import load_rocov2
 from medcap.data.selection import FEATURES, REASONS, Selection, check_images, drop_counts, select_rows
+from medcap.phantom.dataset import write_phantom
 
 
 def picture(seed):
@@ -120,7 +120,7 @@ def test_everything_at_once_adds_up_and_is_written_down(raw):
 
 
 def test_pictures_are_decoded_only_where_they_must_be(raw, monkeypatch):
-    monkeypatch.setattr("medcap.data.selection.take_prints", None)
+    monkeypatch.setattr("medcap.data.selection.inspect_images", None)
     select_rows(raw, ["train"], Selection(license_filter="commercial", fraction=1.0))
 
 
@@ -161,9 +161,9 @@ def test_what_repeats_a_leak_but_is_none_itself_stays(raw, monkeypatch):
 
     def prints_of(rows, num_proc):
         bits = np.array([np.isin(np.arange(256), list(hashes[image_id])) for image_id in rows["image_id"]])
-        return [Print(pixels=str(i), phash=np.packbits(row).tobytes()) for i, row in enumerate(bits)]
+        return [ImageInfo(pixels=str(i), phash=np.packbits(row).tobytes()) for i, row in enumerate(bits)]
 
-    monkeypatch.setattr("medcap.data.selection.take_prints", prints_of)
+    monkeypatch.setattr("medcap.data.selection.inspect_images", prints_of)
     data = select_rows({"train": train, "test": test}, ["train"], Selection(dedupe=True, exclude_leaks=True))
     assert (kept(data), reasons(data["train"])) == ({"train": [1]}, {"leaked_image": 1})
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from medcap.evaluation.compare import compare
-from medcap.evaluation.per_image import read_scores, write_scores
-from medcap.evaluation.report import differences_text, intervals_table, text_table
-from medcap.evaluation.statistics import Statistics, bootstrap
+from medcap.evaluation.scores_file import read_scores, write_scores
+from medcap.metrics.statistics import Statistics, bootstrap
+from medcap.reporting.tables import differences_text, intervals_table, text_table
 
 METRICS = {"bleu_1": 0.5, "bleu_2": 0.4, "bleu_3": 0.3, "bleu_4": 0.2, "meteor": 0.1, "rouge_l": 0.6, "cider": 1.25}
 INTERVALS = {name: [value - 0.1, value + 0.1] for name, value in METRICS.items()}

@@ -7,11 +7,11 @@ from datasets import Dataset, Image
 from PIL import Image as Pictures
 
 from medcap.data.selection import FEATURES
-from medcap.evaluation.coco import score_captions
 from medcap.evaluation.nearest import image_features, nearest_captions
-from medcap.evaluation.scoring import breakdown, compare_pictures
+from medcap.evaluation.scoring import breakdown, image_dependence
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
+from medcap.metrics.coco import score_captions
 
 CAPTIONS = [
     "CT of the abdomen with a mass of the left kidney",
@@ -58,9 +58,9 @@ def test_parts_are_scored_alone_and_make_up_the_whole():
 def test_a_model_that_says_the_same_of_every_picture_does_not_look():
     references = [f"word{number} thing{number % 7} of the left side" for number in range(40)]
     constant = scores_of(["thing of the left side"] * 40, references)
-    assert not compare_pictures(constant, constant, [None] * 40)["looks"]
+    assert not image_dependence(constant, constant, [None] * 40)["looks"]
     right, wrong = scores_of(references, references), scores_of(references[1:] + references[:1], references)
-    found = compare_pictures(right, wrong, [None] * 40)
+    found = image_dependence(right, wrong, [None] * 40)
     assert found["looks"]
     assert found["test"]["cider"]["difference"] == pytest.approx(right.metrics["cider"] - wrong.metrics["cider"])
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BlipForConditionalGeneration, GenerationConfig
 
+from medcap.modeling.beam_search import generate_ids
 from medcap.modeling.blip import (
     decode_captions,
-    first_token,
-    generation_config,
+    first_token_id,
     load_blip,
+    make_generation_config,
     prompt_ids,
     resize_positions,
 )
-from medcap.modeling.generation import generate_ids
 
 NATIVE = 32  # pixels a side of the tiny base, in patches of 8
 
@@ -42,7 +42,7 @@ def test_the_tiny_base_sees(blip):
 
 
 def test_captions_of_the_tiny_base_depend_on_the_picture(blip):
-    captions = generation_config(blip[0], num_beams=1, max_new_tokens=8)
+    captions = make_generation_config(blip[0], num_beams=1, max_new_tokens=8)
     ids = blip[0].generate(pixel_values=pictures(NATIVE, n=4), generation_config=captions)
     assert len({tuple(row) for row in ids.tolist()}) > 1
 
@@ -153,21 +153,21 @@ def test_four_bits_are_computed_in_the_precision_of_the_recipe(tiny_base, dtype)
 
 def test_the_first_token_is_the_models_and_not_the_tokenizers(blip):
     model, processor = blip
-    assert first_token(model) == len(processor.tokenizer) == model.config.text_config.bos_token_id
-    assert first_token(model) != processor.tokenizer.cls_token_id
-    assert first_token(model) not in processor.tokenizer.get_vocab().values()
+    assert first_token_id(model) == len(processor.tokenizer) == model.config.text_config.bos_token_id
+    assert first_token_id(model) != processor.tokenizer.cls_token_id
+    assert first_token_id(model) not in processor.tokenizer.get_vocab().values()
 
 
 def test_generation_starts_from_the_first_token(blip):
-    captions = generation_config(blip[0], num_beams=2, max_new_tokens=4)
+    captions = make_generation_config(blip[0], num_beams=2, max_new_tokens=4)
     ids = blip[0].generate(pixel_values=pictures(NATIVE), generation_config=captions)
-    assert ids[:, 0].tolist() == [first_token(blip[0])] * 2
+    assert ids[:, 0].tolist() == [first_token_id(blip[0])] * 2
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_captions_may_be_longer_than_the_default_of_generate(blip, num_beams):
     blip[0].config.text_config.sep_token_id = None  # nothing ends a caption but the limit
-    captions = generation_config(blip[0], num_beams=num_beams, max_new_tokens=30)
+    captions = make_generation_config(blip[0], num_beams=num_beams, max_new_tokens=30)
     ids = blip[0].generate(pixel_values=pictures(NATIVE), generation_config=captions)
     assert ids.shape == (2, 1 + 30)
 
@@ -181,7 +181,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_generation_settings_survive_saving(blip, tmp_path, settings):
-    captions = generation_config(blip[0], **settings)
+    captions = make_generation_config(blip[0], **settings)
     captions.save_pretrained(tmp_path)
     again = GenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(again, name) for name in settings} == settings
@@ -193,7 +193,7 @@ PROMPT = "a picture of"
 
 
 def test_without_a_prompt_a_caption_begins_with_the_models_first_token(blip):
-    assert prompt_ids(*blip_and_tokenizer(blip), "", 3).tolist() == [[first_token(blip[0])]] * 3
+    assert prompt_ids(*blip_and_tokenizer(blip), "", 3).tolist() == [[first_token_id(blip[0])]] * 3
 
 
 def blip_and_tokenizer(blip):
@@ -203,10 +203,10 @@ def blip_and_tokenizer(blip):
 def test_generation_goes_on_from_the_prompt(blip):
     model, processor = blip
     words = processor.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    captions = generation_config(model, num_beams=2, max_new_tokens=5)
+    captions = make_generation_config(model, num_beams=2, max_new_tokens=5)
     given = prompt_ids(*blip_and_tokenizer(blip), PROMPT, 2)
     ids = generate_ids(model.text_decoder, seen(model, pictures(NATIVE)), captions, given)
-    assert ids[:, : 1 + len(words)].tolist() == [[first_token(model), *words]] * 2
+    assert ids[:, : 1 + len(words)].tolist() == [[first_token_id(model), *words]] * 2
     assert ids.shape[1] <= 1 + len(words) + 5  # the prompt does not count as new
     assert (ids[:, 1 + len(words)] != processor.tokenizer.sep_token_id).all()  # nor does it end the caption
 
@@ -229,7 +229,7 @@ DECODED = {
 def test_decoding_gives_captions_as_they_are_written(blip, text, prompt, expected):
     model, processor = blip
     ids = processor.tokenizer(text)["input_ids"]
-    ids = torch.tensor([[first_token(model), *ids[1:], *[processor.tokenizer.pad_token_id] * 3]])
+    ids = torch.tensor([[first_token_id(model), *ids[1:], *[processor.tokenizer.pad_token_id] * 3]])
     assert decode_captions(processor.tokenizer, ids, prompt) == [expected]
     assert decode_captions(processor.tokenizer, ids.tolist(), prompt) == [expected]
 

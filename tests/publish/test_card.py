@@ -9,10 +9,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from medcap.evaluation.coco import METRICS
-from medcap.evaluation.report import TITLES
-from medcap.publish.card import TAGS, Facts, hub_results, render_card
+from medcap.metrics.coco import METRICS
+from medcap.publish.card import TAGS, CardData, hub_results, render_card
 from medcap.publish.markdown import escape
+from medcap.reporting.tables import TITLES
 
 RECIPE = {
     "data_dir": "radiographs",
@@ -45,7 +45,7 @@ SAID = {
     "most_frequent": "ct scan",
     "most_frequent_share": 0.611,
     "mean_words": 12.34,
-    "cut_share": 0.0139,
+    "cut_fraction": 0.0139,
 }
 EVALUATION = {
     "name": "6 epochs",
@@ -60,7 +60,7 @@ EVALUATION = {
 
 def facts(**changes):
     known = {"base": RECIPE["model_name_or_path"], "base_is_local": False, "base_image_size": 384, "recipe": RECIPE}
-    return Facts(**{**known, "environment": ENVIRONMENT, "curve": CURVE, "evaluation": EVALUATION, **changes})
+    return CardData(**{**known, "environment": ENVIRONMENT, "curve": CURVE, "evaluation": EVALUATION, **changes})
 
 
 def rows(card):

@@ -12,11 +12,11 @@ from peft import PeftModel
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from medcap.data.surface import restore_surface
+from medcap.data.detokenize import detokenize
 from medcap.inference import load_captioner
-from medcap.modeling.blip import generation_config, load_blip
+from medcap.modeling.blip import load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
-from medcap.publish.hub import build_release
+from medcap.publish.release import build_release
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def make_run(tiny_base, tmp_path_factory):
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight)
-        for part in (adapted, processor, generation_config(model, num_beams=2, max_new_tokens=12)):
+        for part in (adapted, processor, make_generation_config(model, num_beams=2, max_new_tokens=12)):
             part.save_pretrained(run / "adapter")
         recipe = {
             "data_dir": "phantoms",
@@ -57,7 +57,7 @@ def test_the_program_of_the_card_runs_and_says_what_medcap_says(image_size, prom
 
     captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
     expected = captioner.caption([picture])[0]
-    assert restore_surface(said).removeprefix(restore_surface(prompt.strip())).strip() == expected
+    assert detokenize(said).removeprefix(detokenize(prompt.strip())).strip() == expected
     with captioner.model.disable_adapter():
         assert expected not in ("", captioner.caption([picture])[0])  # it is the adapter's
     assert said == plain(tiny_base, run / "adapter", picture, prompt, image_size != 32)

@@ -19,7 +19,6 @@ from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.inference import caption_dataset, load_captioner
 from medcap.publish import merge as merging
-from medcap.publish.hub import build_release
 from medcap.publish.merge import (
     MERGED_FILES,
     NEEDED,
@@ -29,6 +28,7 @@ from medcap.publish.merge import (
     some_pictures,
     write_merged,
 )
+from medcap.publish.release import build_release
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from medcap.publish.card import Facts, render_card
+from medcap.publish.card import CardData, render_card
 from medcap.publish.plots import read_curve
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def measured(name):
 
 def facts():
     recipe = yaml.safe_load((FOLDER / "recipe.yaml").read_text(encoding="utf-8"))
-    return Facts(
+    return CardData(
         base=recipe["model_name_or_path"],
         base_is_local=True,
         base_image_size=None,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from medcap.evaluation.coco import METRICS
-from medcap.publish.facts import Facts
+from medcap.metrics.coco import METRICS
+from medcap.publish.card_data import CardData
 from medcap.publish.plots import check_plot, read_curve, write_plots
 
 CURVE = [{"epoch": 1.0, "eval_loss": 0.9, "eval_cider": 0.4}, {"epoch": 2.0, "eval_loss": 0.8, "eval_cider": 0.6}]
 ROW = {"metrics": dict.fromkeys(METRICS, 0.5), "intervals": {name: [0.4, 0.6] for name in METRICS}}
 EVALUATION = {"name": "$mine$ <b>", **ROW, "baselines": {"constant": ROW}}
-FACTS = Facts("base", True, 64, {"data_dir": "data"}, curve=CURVE, evaluation=EVALUATION)
+FACTS = CardData("base", True, 64, {"data_dir": "data"}, curve=CURVE, evaluation=EVALUATION)
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def test_a_plot_says_nothing_of_the_machine_or_the_time(folder):
 
 
 def test_without_numbers_there_is_no_plot(tmp_path):
-    bare = Facts("base", True, 64, {"data_dir": "data"}, evaluation={**EVALUATION, "intervals": {}, "baselines": {}})
+    bare = CardData(
+        "base", True, 64, {"data_dir": "data"}, evaluation={**EVALUATION, "intervals": {}, "baselines": {}}
+    )
     assert write_plots(tmp_path, bare) == []
     assert list(tmp_path.iterdir()) == []
 

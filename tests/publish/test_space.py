@@ -13,12 +13,12 @@ import yaml
 from huggingface_hub import SpaceCardData
 from PIL import Image
 
+from medcap.data.detokenize import detokenize
 from medcap.data.images import to_rgb
-from medcap.data.surface import restore_surface
 from medcap.inference import load_captioner
-from medcap.publish.hub import build_release
+from medcap.publish.release import build_release
 from medcap.publish.space import SPACE_FILES, write_space
-from medcap.publish.space_files.page import answer, heading
+from medcap.publish.space_app.page import answer, heading
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_what_the_page_shows_is_text_and_no_html():
 
 def test_the_page_writes_captions_as_captions_are_written(app, monkeypatch):
     for text in ("chest x - ray", "a 3. 5 cm mass ( left )", "fdg - pet / ct", "t2 - weighted"):
-        assert app.restore_surface(text) == restore_surface(text) != text
+        assert app.detokenize(text) == detokenize(text) != text
     decode = type(app.load()[1]).decode
     monkeypatch.setattr(
         type(app.load()[1]), "decode", lambda *args, **options: f"x - ray{decode(*args, **options)[:0]}"

@@ -16,7 +16,7 @@ from torch import multiprocessing
 from transformers import TrainerCallback
 
 from medcap.data.captions import CaptionCollator, caption_lengths
-from medcap.modeling.blip import first_token, generation_config, load_blip
+from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
@@ -71,9 +71,9 @@ def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
     return CaptionTrainer(
         model=adapted,
         args=arguments,
-        captions=generation_config(model, num_beams=1, max_new_tokens=6),
+        generation_config=make_generation_config(model, num_beams=1, max_new_tokens=6),
         train_dataset=rows_of(processor.tokenizer, len(CAPTIONS)),
-        data_collator=CaptionCollator(processor.tokenizer, first_token(model), 64),
+        data_collator=CaptionCollator(processor.tokenizer, first_token_id(model), 64),
         processing_class=processor,
         callbacks=list(callbacks),
         compute_metrics=compute_metrics,

@@ -9,17 +9,17 @@ import shutil
 
 import pytest
 
+from medcap.io import PARTIAL, commit_folder, remove, staging_folder, write_text
 from medcap.training.checkpoints import (
     CHECKSUMS,
     checkpoints,
-    flaw,
-    flaw_for_going_on,
+    find_damage,
+    find_damage_for_resume,
     is_for_a_stop,
     rotate,
-    seal,
     stopped_in,
+    write_checksums,
 )
-from medcap.whole import PART, empty_part, put_in_place, remove, write_text
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def make(tmp_path):
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "best_global_step": best}))
         (folder / "optimizer.pt").write_bytes(bytes(range(100)))
         (folder / "global_step" / "shard.pt").write_bytes(b"of another engine")
-        seal(folder, stopped)
+        write_checksums(folder, stopped)
         return folder
 
     return made
@@ -66,9 +66,9 @@ FAULTS = {
 @pytest.mark.parametrize(("name", "break_it", "said"), FAULTS.values(), ids=FAULTS)
 def test_every_fault_of_a_checkpoint_is_named(make, name, break_it, said):
     checkpoint = make(3)
-    assert flaw(checkpoint) == ""
+    assert find_damage(checkpoint) == ""
     break_it(checkpoint / name)
-    assert flaw(checkpoint) == said
+    assert find_damage(checkpoint) == said
 
 
 def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
@@ -76,14 +76,14 @@ def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
     make(3), make(6, best=6), make(9, best=6)
     turn_a_bit(checkpoints(make(12, best=6).parent)[2] / "optimizer.pt")
     run = make(15, best=15).parent
-    found = {path.name: flaw_for_going_on(path, with_best=True) for path in checkpoints(run)}
+    found = {path.name: find_damage_for_resume(path, with_best=True) for path in checkpoints(run)}
     broken = "optimizer.pt has another checksum"
     behind = f"the best until then, checkpoint-6, is not whole: {broken}"
     assert found == {
         "checkpoint-15": "", "checkpoint-12": behind, "checkpoint-9": behind,
         "checkpoint-6": broken, "checkpoint-3": "",
     }  # fmt: skip
-    assert flaw_for_going_on(run / "checkpoint-9", with_best=False) == ""
+    assert find_damage_for_resume(run / "checkpoint-9", with_best=False) == ""
 
 
 def test_what_a_signal_left_undone_is_remembered(make):
@@ -96,7 +96,7 @@ def test_what_a_signal_left_undone_is_remembered(make):
 def test_checkpoints_are_sorted_by_step_and_half_written_ones_are_none(make, tmp_path):
     for step in (9, 10, 100):
         make(step)
-    (tmp_path / f"checkpoint-200{PART}").mkdir()
+    (tmp_path / f"checkpoint-200{PARTIAL}").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10", "checkpoint-9"]
 
 
@@ -112,14 +112,14 @@ def test_the_newest_and_the_best_are_never_removed(make, tmp_path, limit, best, 
         make(step)
     rotate(tmp_path, limit, best)
     assert [int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)] == left[::-1]
-    assert not list(tmp_path.glob(f"*{PART}"))
+    assert not list(tmp_path.glob(f"*{PARTIAL}"))
 
 
 def test_a_folder_takes_the_place_of_another_whole(tmp_path):
     for content in ("first", "second"):
-        part = empty_part(tmp_path / "adapter")
+        part = staging_folder(tmp_path / "adapter")
         (part / content).write_text(content)
-        put_in_place(part, tmp_path / "adapter")
+        commit_folder(part, tmp_path / "adapter")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["second"]
 
@@ -128,7 +128,7 @@ def test_a_removal_that_is_killed_leaves_no_half_folder_under_the_name(tmp_path,
     (tmp_path / "checkpoint-3").mkdir()
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # as far as it came
     remove(tmp_path / "checkpoint-3")
-    assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-3.old{PART}"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-3.old{PARTIAL}"]
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

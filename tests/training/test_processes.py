@@ -116,10 +116,10 @@ def test_two_processes_fill_one_feature_cache(trained):
 
 FAILS = """
 import os, signal, sys
-from medcap.quiet import hush, one_line_errors
-hush()
+from medcap.logs import configure_logging, report_errors
+configure_logging()
 class RecipeError(ValueError): ...
-with one_line_errors():
+with report_errors():
     import torch
     torch.distributed.init_process_group("gloo")
     if os.environ["RANK"] == "1" and sys.argv[1] == "killed":
@@ -151,7 +151,7 @@ def test_processes_that_fail_end_with_one_line_and_the_status_of_the_first(tmp_p
 
 ALONE = {
     "a wrong recipe": ("sys.exit(2)", 2, ""),
-    "a signal that is heeded": ("sys.exit(138)", 138, ""),
+    "a signal that is handling_signals": ("sys.exit(138)", 138, ""),
     "a kill": ("os.kill(os.getpid(), 9)", 137, "medcap: error: training was ended by SIGKILL\n"),
 }
 

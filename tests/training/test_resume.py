@@ -23,14 +23,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import ImageTransform
-from medcap.data.phantom import write_phantom
-from medcap.modeling.blip import first_token, generation_config, load_blip
+from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
+from medcap.phantom.dataset import write_phantom
 from medcap.recipe import CaptionTrainingArguments, RecipeError, read_recipe
-from medcap.training.checkpoints import checkpoints, flaw
+from medcap.training.checkpoints import checkpoints, find_damage
+from medcap.training.preemption import PreemptionCallback
 from medcap.training.resume import checkpoint_to_resume, environment_changes, recipe_changes
-from medcap.training.run import remove_leftovers
-from medcap.training.stop import StopSignals
+from medcap.training.run_folder import remove_leftovers
 from medcap.training.trainer import CaptionTrainer
 
 ROWS, EPOCHS, STEPS = 10, 3, 3  # steps of an epoch: 10 images in batches of 2, twice accumulated, the last step of one
@@ -55,7 +55,7 @@ class Tensors(CaptionCollator):
 
 @pytest.fixture
 def train(loaded, tiny_base, rows):
-    """Trains in a folder, from a checkpoint or the start, and returns the trainer; signals are heeded."""
+    """Trains in a folder, from a checkpoint or the start, and returns the trainer; signals are handling_signals."""
 
     def trained(run, checkpoint=None, callbacks=(), **settings):
         model, processor = load_blip(str(tiny_base))
@@ -69,16 +69,16 @@ def train(loaded, tiny_base, rows):
         trainer = CaptionTrainer(
             model=adapted,
             args=CaptionTrainingArguments(**{**arguments, **settings}),
-            captions=generation_config(model, num_beams=1, max_new_tokens=4),
+            generation_config=make_generation_config(model, num_beams=1, max_new_tokens=4),
             train_dataset=rows,
             eval_dataset=rows,
-            data_collator=Tensors(processor.tokenizer, first_token(model), 64),
+            data_collator=Tensors(processor.tokenizer, first_token_id(model), 64),
             processing_class=processor,
             callbacks=list(callbacks),
         )
-        signals = StopSignals(trainer)
+        signals = PreemptionCallback(trainer)
         trainer.add_callback(signals)
-        with signals.heeded():
+        with signals.handling_signals():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         return trainer
 
@@ -135,7 +135,7 @@ def test_a_run_stopped_by_a_signal_after_any_step_goes_on_exactly(train, undistu
             train(run, last, [At("on_step_end", step, send(number))])
         assert ended.value.code == 128 + number
         last = checkpoints(run)[0]
-        assert (last.name, flaw(last)) == (f"checkpoint-{step}", "")
+        assert (last.name, find_damage(last)) == (f"checkpoint-{step}", "")
         said = capsys.readouterr().err
         assert f"medcap: stopped by {number.name}; {last} is whole, and the same command goes on from there" in said
     assert_same_run(train(run, last), undisturbed)
@@ -207,7 +207,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint_and_one_line(train, tmp_
             train(tmp_path, None, [At("on_step_end", 4, fill)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [(path.name, flaw(path)) for path in tmp_path.iterdir()] == [("checkpoint-3", "")]
+    assert [(path.name, find_damage(path)) for path in tmp_path.iterdir()] == [("checkpoint-3", "")]
 
 
 # --- from one command to the next ---

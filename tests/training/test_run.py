@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from medcap.data.rocov2 import load_rocov2
+from medcap.io import write_json
 from medcap.recipe import RecipeError, read_recipe
 from medcap.training.resume import checkpoint_to_resume
-from medcap.training.run import describe, write_json
+from medcap.training.run_folder import describe
 
 STEPS = 3  # of an epoch: 12 images in batches of 4
 
@@ -307,6 +308,6 @@ def test_training_from_kept_features_gives_the_losses_of_training_without(
 def test_a_second_run_encodes_no_image(trained_run, train_script, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
     first, _ = trained_with(train_script, trained_run, tmp_path / "a", feature_cache=kept, precision="fp32")
-    monkeypatch.setattr("medcap.modeling.fast.BlipVisionModel.forward", None)  # a call would fail
+    monkeypatch.setattr("medcap.modeling.blip_fast.BlipVisionModel.forward", None)  # a call would fail
     second, _ = trained_with(train_script, trained_run, tmp_path / "b", feature_cache=kept, precision="fp32")
     assert [line["loss"] for line in second] == pytest.approx([line["loss"] for line in first], abs=1e-5)

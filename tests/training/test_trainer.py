@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, TrainerCallback
 
 from medcap.data.captions import IGNORED, CaptionCollator
-from medcap.data.surface import restore_surface
-from medcap.evaluation import predictions
-from medcap.evaluation.coco import Scores
-from medcap.evaluation.predictions import CaptionScores
-from medcap.evaluation.statistics import caption_statistics
-from medcap.modeling.blip import decode_captions, first_token, generation_config, load_blip
+from medcap.data.detokenize import detokenize
+from medcap.metrics.coco import Scores
+from medcap.metrics.statistics import caption_statistics
+from medcap.modeling.blip import decode_captions, first_token_id, load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
+from medcap.training import caption_metrics
+from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.trainer import CaptionTrainer
 
 # of 3 to 22 tokens, with all that the decoder breaks
@@ -62,11 +62,11 @@ def make_trainer(blip, tmp_path):
         return CaptionTrainer(
             model=adapted,
             args=CaptionTrainingArguments(**{**arguments, **settings}),
-            captions=generation_config(model, num_beams=1, max_new_tokens=max_new_tokens),
+            generation_config=make_generation_config(model, num_beams=1, max_new_tokens=max_new_tokens),
             prompt=prompt,
             train_dataset=rows,
             eval_dataset=rows,
-            data_collator=CaptionCollator(processor.tokenizer, first_token(model), 64, prompt),
+            data_collator=CaptionCollator(processor.tokenizer, first_token_id(model), 64, prompt),
             processing_class=processor,
             callbacks=callbacks,
             compute_metrics=compute_metrics,
@@ -237,7 +237,7 @@ def test_eight_captions_are_learned_by_heart_and_generated_word_for_word(make_tr
     evaluated = trainer.predict(trainer.eval_dataset)
     assert evaluated.metrics["test_loss"] < 0.05
     captions = dict(zip(evaluated.label_ids.tolist(), decoded(trainer, evaluated.predictions), strict=True))
-    assert captions == {row: restore_surface(caption.lower()) for row, caption in enumerate(CAPTIONS)}
+    assert captions == {row: detokenize(caption.lower()) for row, caption in enumerate(CAPTIONS)}
 
 
 def decoded(trainer, ids):
@@ -271,7 +271,7 @@ def test_a_prompt_is_given_again_when_captions_are_generated(make_trainer):
     trainer = make_trainer(prompt="a picture of", max_new_tokens=5)
     ids = trainer.predict(trainer.eval_dataset).predictions
     given = trainer.processing_class.tokenizer("a picture of", add_special_tokens=False)["input_ids"]
-    assert ids[:, :4].tolist() == [[first_token(trainer.model), *given]] * 8
+    assert ids[:, :4].tolist() == [[first_token_id(trainer.model), *given]] * 8
     assert not any(text.startswith("a picture of") for text in decoded(trainer, ids))
 
 
@@ -289,12 +289,12 @@ def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatc
         scored.append((list(made), references))
         return Scores({"cider": 1.5}, {}, "", caption_statistics(["a"], [["a b"]]))
 
-    monkeypatch.setattr(predictions, "score_captions", score)
+    monkeypatch.setattr(caption_metrics, "score_captions", score)
     ids = [tokenizer(text)["input_ids"] for text in ("a large mass", "", "a cyst", "a cyst")]
     table = np.full((4, 6), -100)
     for row, tokens in enumerate(ids):
         table[row, : len(tokens)] = tokens
-    scores = CaptionScores(tokenizer, ["R0", "R1", "R2", "R3"])
+    scores = CaptionMetrics(tokenizer, ["R0", "R1", "R2", "R3"])
     metrics = scores(EvalPrediction(predictions=table, label_ids=np.array([2, 0, 3, 1])))
     assert scored == [(["", "a cyst", "a large mass", "a cyst"], [["R0"], ["R1"], ["R2"], ["R3"]])]
     assert scores.predictions == scored[0][0]

@@ -14,8 +14,8 @@ from test_trainer import losses, rows_of
 from transformers import BlipImageProcessor, BlipProcessor
 
 from medcap.data.captions import CaptionCollator
-from medcap.modeling.blip import first_token, generation_config
-from medcap.modeling.fast import make_fast
+from medcap.modeling.blip import first_token_id, make_generation_config
+from medcap.modeling.blip_fast import use_fast_modules
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
@@ -31,14 +31,14 @@ for where in ("nowhere", "forward", "backward"):
     own.mkdir(exist_ok=True)
     tokenizer = tiny_tokenizer(own)
     model, processor = tiny_blip(tokenizer), BlipProcessor(BlipImageProcessor(), tokenizer)
-    make_fast(model, processor)
+    use_fast_modules(model, processor)
     torch.manual_seed(0)
     trainer = CaptionTrainer(
         model=add_lora(model, targets="text", r=4, alpha=8, dropout=0.0),
         args=args,
-        captions=generation_config(model, num_beams=1, max_new_tokens=4),
+        generation_config=make_generation_config(model, num_beams=1, max_new_tokens=4),
         train_dataset=rows_of(),
-        data_collator=CaptionCollator(tokenizer, first_token(model), 64),
+        data_collator=CaptionCollator(tokenizer, first_token_id(model), 64),
         processing_class=processor,
     )
     scarce = Scarce(trainer, rows=2 if args.process_index == 1 else 8, where=where)

@@ -1,0 +1,76 @@
+"""Captions of radiology images in a browser: `python app.py`, then http://127.0.0.1:7860.
+
+`settings.json` names base and adapter, each a folder beside this file or a name on the Hub.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from detokenize import detokenize
+from page import make_page
+from peft import PeftModel
+from PIL import Image, ImageOps
+from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Serve the page: on this machine alone, or where Spaces asks for it."""
+    names = f"{SETTINGS['adapter_name']} on {SETTINGS['base_name']}"
+    make_page(SETTINGS["title"], names, read, caption).launch()
+
+
+def caption(image: Image.Image) -> str:
+    """The caption of an RGB picture, written as captions are: "chest X-ray", where the decoder has "chest x - ray"."""
+    model, processor, settings = load()
+    inputs = processor(images=image, text=SETTINGS["prompt"] or None, return_tensors="pt")
+    with torch.inference_mode():  # without the flag BLIP would take positions of another grid for another size
+        ids = model.generate(**inputs, generation_config=settings, interpolate_pos_encoding=True)
+    return detokenize(processor.decode(ids[0], skip_special_tokens=True))
+
+
+@lru_cache(maxsize=1)
+def load() -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
+    """Adapter and base, once."""
+    base = BlipForConditionalGeneration.from_pretrained(place(SETTINGS["base"]), revision=SETTINGS["base_revision"])
+    adapter = place(SETTINGS["adapter"])
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    return model, BlipProcessor.from_pretrained(adapter), GenerationConfig.from_pretrained(adapter)
+
+
+def place(name: str) -> str:
+    """A folder beside this file, or a name on the Hub."""
+    return str(HERE / name) if (HERE / name).is_dir() else name
+
+
+def read(path: str) -> Image.Image:
+    """The picture in a file as RGB; an error of some kind for what is none, or has more pixels than Pillow allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, upright and on white; more than 8 bits are scaled, where `convert("RGB")` would clip them."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))  # (H, W)
+        span = max(values.max() - values.min(), 1e-9)
+        image = Image.fromarray(np.round((values - values.min()) * 255 / span).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+if __name__ == "__main__":
+    main()

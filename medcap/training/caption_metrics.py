@@ -1,0 +1,56 @@
+"""The metrics of an evaluation while training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from medcap.metrics.coco import Meteor, Scores, score_captions
+from medcap.metrics.diversity import describe_captions, sameness
+from medcap.modeling.blip import decode_captions
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionMetrics:
+    """`compute_metrics` of a CaptionTrainer: decodes the generated ids and scores them against `references`.
+
+    `references` is whole captions by row number, never what the tokenizer left of them. The predictions of the last
+    evaluation stay in `predictions`, by row, its scores in `last`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        references: Sequence[str],
+        prompt: str = "",
+        meteor: Meteor | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """`meteor`: a running one spares each evaluation its start; `extra` goes into the signature."""
+        self.meteor, self.extra = meteor, extra
+        self.last: Scores | None = None
+        self.tokenizer, self.references, self.prompt = tokenizer, list(references), prompt
+        self.predictions: list[str] = []
+
+    def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
+        """COCO metrics, the mean words of a caption, their length ratio, and the share of distinct captions."""
+        ids = np.where(evaluated.predictions < 0, self.tokenizer.pad_token_id, evaluated.predictions)  # (n, T)
+        rows = [int(row) for row in np.asarray(evaluated.label_ids).ravel()]
+        captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))
+        self.predictions = [captions[row] for row in sorted(captions)]
+        references = [[self.references[row]] for row in sorted(captions)]
+        self.last = scores = score_captions(self.predictions, references, meteor=self.meteor, extra=self.extra)
+        if same := sameness(self.predictions):
+            logger.warning(same)
+        described = describe_captions(self.predictions)
+        distinct = len(set(self.predictions)) / len(self.predictions)
+        return {
+            **scores.metrics,
+            "mean_words": float(described["mean_words"]),
+            "length_ratio": scores.statistics.length_ratio,
+            "distinct_share": distinct,
+        }

@@ -1,0 +1,415 @@
+"""A folder of one's own: read as it says it is laid out, split without parting patients, and hostile tables named.
+
+pytest tests/data/test_own.py
+"""
+
+import json
+import logging
+import re
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from medcap.data import images
+from medcap.data.layout import DataLayout, _split, complete_splits
+from medcap.data.readers import read_csv, read_hub, read_imagefolder
+from medcap.data.selection import FEATURES, Selection, select_rows
+
+ROWS = [
+    {"file_name": "a/IM 1.dcm", "caption": " CT,\naxial ", "license": "cc-by-4.0", "cuis": "C1;C2", "patient": "p1"},
+    {"file_name": "b.tar.png", "caption": 'said "left"', "license": "in-house", "cuis": "", "patient": "p2"},
+    {"file_name": "1.2.840.10", "caption": "MRI", "license": "", "cuis": "C3", "patient": ""},
+]
+IDS = ["a-IM 1", "b.tar", "1.2.840.10"]
+
+
+def write_csv(path, rows):
+    lines = [",".join(rows[0]), *(",".join('"' + str(v).replace('"', '""') + '"' for v in r.values()) for r in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        write_csv(path, rows)
+    return path
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no image, and never opened")
+
+
+def all_in_train(**keys):
+    return DataLayout(valid_fraction=0, test_fraction=0, **keys)
+
+
+def paths(rows):
+    return [image and image["path"] for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
+def simple_rows(n, patients=None):
+    return [{"file_name": f"{i}.png", "caption": f"c{i}", "patient": f"p{i % (patients or n)}"} for i in range(n)]
+
+
+def ids(data):
+    return {split: rows["image_id"][:] for split, rows in data.items()}
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet", "own.csv"])
+def test_every_table_gives_the_same_rows(tmp_path, name):
+    write_table(tmp_path / name, ROWS)
+    touch(tmp_path, *(row["file_name"] for row in ROWS))
+    form = all_in_train(group_column="patient")
+    data = read_csv(tmp_path / name, form) if name == "own.csv" else read_imagefolder(tmp_path, form)
+    rows = data["train"]
+    assert (list(data), rows.features, str(rows.split)) == (["train"], FEATURES, "train")
+    assert rows["image_id"][:] == IDS
+    assert rows["caption"][:] == [row["caption"] for row in ROWS]
+    assert paths(rows) == [str(tmp_path / row["file_name"]) for row in ROWS]
+    assert rows["cuis"][:] == [["C1", "C2"], [], ["C3"]]
+    assert rows["license"][:] == ["CC BY", "in-house", None]
+    assert rows["group"][:] == ["p1", "p2", None]
+
+
+def test_an_id_column_is_taken_over_and_may_hold_numbers(tmp_path):
+    touch(tmp_path, "x.png", "y.png")
+    rows = [
+        {"file_name": "x.png", "caption": "c", "image_id": 7},
+        {"file_name": "y.png", "caption": 8, "image_id": "b"},
+    ]
+    write_table(tmp_path / "metadata.jsonl", rows)
+    found = read_imagefolder(tmp_path, all_in_train())["train"]
+    assert found["image_id"][:] == ["7", "b"]
+    assert found["caption"][:] == ["c", "8"]
+
+
+def test_columns_of_other_names_are_told(tmp_path):
+    touch(tmp_path, "x.png")
+    write_csv(tmp_path / "t.csv", [{"scan": "x.png", "text": "a"}])
+    rows = read_csv(tmp_path / "t.csv", all_in_train(image_column="scan", caption_column="text"))["train"]
+    assert (rows["image_id"][:], rows["caption"][:]) == (["x"], ["a"])
+
+
+def test_paths_of_a_csv_may_be_absolute_or_climb_and_make_the_same_ids(tmp_path):
+    touch(tmp_path, "pictures/a.png", "data/b.png")
+    names = [str(tmp_path / "pictures" / "a.png"), "../pictures/a.png", "b.png"]
+    found = []
+    for name in names:
+        write_csv(tmp_path / "data" / "t.csv", [{"file_name": name, "caption": "c"}])
+        rows = read_csv(tmp_path / "data" / "t.csv", all_in_train())["train"]
+        found.append((rows["image_id"][0], paths(rows)[0]))
+    first = ("pictures-a", str(tmp_path / "pictures" / "a.png"))
+    assert found == [first, first, ("b", str(tmp_path / "data" / "b.png"))]
+
+
+def test_an_image_that_is_not_there_is_none_and_counted(tmp_path):
+    touch(tmp_path, "0.png")
+    write_csv(tmp_path / "metadata.csv", simple_rows(3))
+    raw = read_imagefolder(tmp_path, all_in_train())
+    assert paths(raw["train"]) == [str(tmp_path / "0.png"), None, None]
+    with pytest.raises(ValueError, match="2 of 3 images of train are missing: 1, 2. At most"):
+        select_rows(raw, ["train"], Selection())
+
+
+def test_backslashes_of_windows_part_folders(tmp_path):
+    touch(tmp_path, "a/b.png")
+    write_csv(tmp_path / "metadata.csv", [{"file_name": r"a\b.png", "caption": "c"}])
+    rows = read_imagefolder(tmp_path, all_in_train())["train"]
+    assert (rows["image_id"][:], paths(rows)) == (["a-b"], [str(tmp_path / "a" / "b.png")])
+
+
+def test_twenty_thousand_rows_are_read_and_no_image_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_open", lambda data: pytest.fail("opened an image"))
+    monkeypatch.setattr(images, "_read_bytes", lambda path: pytest.fail("read an image"))
+    write_csv(tmp_path / "metadata.csv", simple_rows(20_000, patients=5_000))
+    data = read_imagefolder(tmp_path, DataLayout(group_column="patient"))
+    assert sum(len(rows) for rows in data.values()) == 20_000
+    assert 1_600 < len(data["valid"]) < 2_400
+    assert 1_600 < len(data["test"]) < 2_400
+
+
+NAMES = [
+    ("train", "valid", "test"),
+    ("train", "validation", "test"),
+    ("Train", "val", "TEST"),
+    ("train", "dev", "test"),
+]
+
+
+@pytest.mark.parametrize("names", NAMES, ids=" ".join)
+def test_splits_are_told_by_folders_files_or_a_column_under_any_of_their_names(tmp_path, names):
+    def row(name, column=None):
+        return {"file_name": name, "caption": name, **({"split": column} if column else {})}
+
+    for number, name in enumerate(names):
+        write_csv_in = tmp_path / "each" / name
+        write_csv_in.mkdir(parents=True)
+        write_csv(write_csv_in / "metadata.csv", [row(f"{number}.png")])
+    (tmp_path / "csv").mkdir()
+    for number, name in enumerate(names):
+        write_csv(tmp_path / "csv" / f"{name}.csv", [row(f"{name}/{number}.png")])
+    (tmp_path / "one").mkdir()
+    write_csv(tmp_path / "one" / "metadata.csv", [row(f"{name}/{number}.png") for number, name in enumerate(names)])
+    write_csv(tmp_path / "column.csv", [row(f"{name}/{n}.png", name) for n, name in enumerate(names)])
+    expected = {s: [f"{name}-{n}"] for n, (s, name) in enumerate(zip(("train", "valid", "test"), names, strict=True))}
+    assert ids(read_imagefolder(tmp_path / "each", DataLayout())) == expected
+    assert ids(read_imagefolder(tmp_path / "one", DataLayout())) == expected
+    assert ids(read_csv(tmp_path / "csv", DataLayout())) == expected
+    assert ids(read_csv(tmp_path / "column.csv", DataLayout())) == expected
+
+
+def test_a_csv_is_not_split_by_the_folders_of_its_files(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"file_name": f"{top}/x.png", "caption": "c"} for top in ("train", "test")])
+    assert list(read_csv(tmp_path / "t.csv", all_in_train())) == ["train"]
+
+
+def test_no_group_is_in_two_splits_and_the_shares_are_about_those_asked_for(tmp_path):
+    write_csv(tmp_path / "t.csv", simple_rows(3_000, patients=600))
+    data = read_csv(tmp_path / "t.csv", DataLayout(group_column="patient", valid_fraction=0.2, test_fraction=0.1))
+    groups = [set(rows["group"]) for rows in data.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 600
+    assert {split: round(len(rows) / 3_000, 1) for split, rows in data.items()} == {
+        "train": 0.7, "valid": 0.2, "test": 0.1,
+    }  # fmt: skip
+
+
+def test_rows_keep_their_split_when_others_come_and_go(tmp_path):
+    def splits(rows, **keys):
+        write_csv(tmp_path / "t.csv", rows)
+        found = ids(read_csv(tmp_path / "t.csv", DataLayout(**keys)))
+        return {image_id: split for split, there in found.items() for image_id in there}
+
+    rows = simple_rows(400)
+    whole, fewer = splits(rows), splits(rows[100:])
+    assert fewer.items() <= whole.items()
+    assert splits(list(reversed(rows))) == whole
+    assert splits(rows, split_seed=1) != whole
+    more = splits(rows, valid_fraction=0.3)
+    assert {i for i, split in whole.items() if split == "test"} == {i for i, split in more.items() if split == "test"}
+
+
+def test_the_hash_of_the_splits_is_never_changed():
+    """What others have trained on depends on it: blake2b, 8 bytes, of split:seed:group."""
+    shares = {"test": 0.1, "valid": 0.1}
+    found = {i: _split(f"patient {i}", shares, 42) for i in range(30)}
+    assert {i: split for i, split in found.items() if split != "train"} == {5: "test", 25: "test", 27: "test"}
+
+
+def test_a_fraction_of_train_is_not_what_the_split_took_from_it(tmp_path):
+    touch(tmp_path, *(f"{i}.png" for i in range(400)))
+    write_csv(tmp_path / "t.csv", simple_rows(400))
+    raw = read_csv(tmp_path / "t.csv", DataLayout())
+    tenth = select_rows(raw, ["train"], Selection(fraction=0.1))["train"]
+    assert 0.04 < len(tenth) / len(raw["train"]) < 0.2
+
+
+TRAIN = {"image_id": [str(i) for i in range(200)], "group": [None] * 200}
+OTHER = {"image_id": ["x"], "group": [None]}
+LACKING = {
+    "train alone": ({"train": TRAIN}, {"train", "valid", "test"}, True),
+    "train and test": ({"train": TRAIN, "test": OTHER}, {"train", "valid", "test"}, True),
+    "train and valid": ({"train": TRAIN, "valid": OTHER}, {"train", "valid"}, False),
+    "test alone": ({"test": OTHER}, {"test"}, False),
+}
+
+
+@pytest.mark.parametrize(("given", "splits", "parted"), LACKING.values(), ids=LACKING)
+def test_what_is_given_stays_and_valid_is_taken_from_train(given, splits, parted, caplog):
+    def take(table, numbers):
+        return {name: [values[i] for i in numbers] for name, values in table.items()}
+
+    found = complete_splits(given, take, DataLayout(), "here")
+    assert found.keys() == splits
+    assert all(found[split] == given[split] for split in given if split != "train")
+    assert (len(found.get("train", OTHER)["image_id"]) < 200) == (parted or "train" not in given)
+    assert ("here: 200 rows are split into" in caplog.text) == parted
+
+
+def test_that_patients_may_be_parted_is_said_where_no_group_is_named(tmp_path, caplog):
+    write_csv(tmp_path / "t.csv", [*simple_rows(100), {"file_name": "x", "caption": "c", "patient": ""}])
+    read_csv(tmp_path / "t.csv", DataLayout())
+    assert "of one patient may be in several splits; name the patients with group_column" in caplog.text
+    caplog.clear()
+    read_csv(tmp_path / "t.csv", DataLayout(group_column="patient"))
+    assert re.search(
+        r"101 rows are split into .* train, .*, by patient; 1 rows without one are split by image", caplog.text
+    )
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+HOSTILE = {
+    "other columns": (
+        "metadata.csv",
+        b"file_name,text\na.png,x\n",
+        "no column 'caption', it has file_name, text; say which with caption_column",
+    ),
+    "no file names": (
+        "metadata.csv",
+        b"image,caption\na.png,x\n",
+        "no column 'file_name', it has image, caption; say which with image_column",
+    ),
+    "empty": ("metadata.csv", b"", "no column 'file_name', it has none"),
+    "empty lines": ("metadata.jsonl", b"\n\n", "no column 'file_name', it has none"),
+    "Latin-1 in a CSV": ("metadata.csv", "file_name,caption\na.png,\xe9\n".encode("latin-1"), "not in UTF-8"),
+    "UTF-16": ("metadata.csv", "file_name,caption\n".encode("utf-16"), "not in UTF-8"),
+    "Latin-1 in JSON": (
+        "metadata.jsonl",
+        '{"file_name": "a", "caption": "\xe9"}'.encode("latin-1"),
+        "not in UTF-8 .*line 1",
+    ),
+    "no JSON": ("metadata.jsonl", b'{"file_name": "a", "caption": "x"}\n{"file_name": \n', r"not JSON, .*\(line 2\)"),
+    "one big list": ("metadata.jsonl", b'[{"file_name": "a"}]', r"not an object .* but list \(line 1\)"),
+    "a megabyte": (
+        "metadata.jsonl",
+        b'{"file_name": "a", "caption": "' + b"x" * 2**20 + b'"}',
+        r"1048576 characters in one text; at most 131072 .*line 1",
+    ),
+    "a megabyte in a cell": ("metadata.csv", b"file_name,caption\na," + b"x" * 2**20, "field larger than field limit"),
+    "several captions": (
+        "metadata.jsonl",
+        b'{"file_name": "a", "caption": ["x", "y"]}',
+        "caption must be one text, and is a list or an object in row 1",
+    ),
+    "damaged parquet": ("metadata.parquet", b"PAR1 and no more", "not a sound parquet file: .*"),
+    "climbs out": (
+        "metadata.csv",
+        b"file_name,caption\na/../../b.png,x\n",
+        r"names of files inside .*, but has 'a/../../b.png' \(row 1\)",
+    ),
+    "climbs out on Windows": ("metadata.csv", b"file_name,caption\n..\\b.png,x\n", r"but has '\.\./b\.png' \(row 1\)"),
+    "absolute": ("metadata.csv", b"file_name,caption\nok.png,x\n/etc/passwd,x\n", r"but has '/etc/passwd' \(row 2\)"),
+    "null character": (
+        "metadata.jsonl",
+        b'{"file_name": "a\\u0000.png", "caption": "x"}',
+        r"but has 'a\\x00.png' \(row 1\)",
+    ),
+    "blank name": ("metadata.jsonl", b'{"file_name": "a", "caption": "x"}\n{"caption": "x"}', r"but has '' \(row 2\)"),
+    "one name twice": (
+        "metadata.csv",
+        b"file_name,caption\nb/a.png,x\nb-a.jpg,x\n",
+        "make no image_id: b-a; keep one of each, or add",
+    ),
+    "an unknown split": (
+        "metadata.csv",
+        b"file_name,caption,split\na,x,train\nb,x,fold1\n",
+        r"must be called train; valid, .*, and some are fold1",
+    ),
+    "a row without a split": (
+        "metadata.csv",
+        b"file_name,caption,split\na,x,train\nb,x,\n",
+        r"and some are \(blank\)",
+    ),
+    "a row outside the split folders": (
+        "metadata.csv",
+        b"file_name,caption\ntrain/a,x\nb/c,x\n",
+        "and some are b; a column split",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_table_that_cannot_be_used_is_one_line_with_file_and_cause(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}") as caught:
+        read_imagefolder(tmp_path, DataLayout())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_bom_and_windows_line_ends_do_not_matter(tmp_path, name):
+    path = write_table(tmp_path / name, simple_rows(2))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_imagefolder(tmp_path, all_in_train())["train"]["caption"][:] == ["c0", "c1"]
+
+
+def test_a_caption_that_lacks_is_left_out_and_counted(tmp_path, caplog):
+    touch(tmp_path, "a", "b")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a", "caption": "x"}\n{"file_name": "b"}\n')
+    data = select_rows(read_imagefolder(tmp_path, all_in_train()), ["train"], Selection())
+    assert data["train"]["image_id"][:] == ["a"]
+    assert "1 of 2 captions of train are blank: b" in caplog.text
+
+
+def test_a_group_column_that_is_not_there_is_named(tmp_path):
+    write_csv(tmp_path / "t.csv", simple_rows(2))
+    with pytest.raises(
+        ValueError, match="no column 'pat', it has file_name, caption, patient; say which with group_co"
+    ):
+        read_csv(tmp_path / "t.csv", DataLayout(group_column="pat"))
+
+
+def test_two_tables_of_one_split_raise(tmp_path):
+    for name in ("metadata.csv", "metadata.jsonl"):
+        write_table(tmp_path / name, simple_rows(2))
+    with pytest.raises(ValueError, match=r"two of one kind, .*metadata\.csv and .*metadata\.jsonl: keep one"):
+        read_imagefolder(tmp_path, DataLayout())
+    for name in ("val", "dev"):
+        write_table(tmp_path / "splits" / name / "metadata.csv", simple_rows(2))
+    with pytest.raises(ValueError, match="two of one kind"):
+        read_imagefolder(tmp_path / "splits", DataLayout())
+
+
+def test_a_folder_without_tables_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"no metadata\.csv, .* in .*, nor in a train/, validation/ or test/"):
+        read_imagefolder(tmp_path, DataLayout())
+    with pytest.raises(ValueError, match=r"no CSV at .*: give the file, or a folder with train\.csv"):
+        read_csv(tmp_path, DataLayout())
+
+
+WRONG_FORMATS = {
+    "unknown": ({"data_format": "coco"}, "data_format is 'coco'; allowed are auto, rocov2, imagefolder, csv, hub"),
+    "below 0": ({"valid_fraction": -0.1}, "valid_fraction is -0.1; allowed is 0 to below 1"),
+    "all of it": ({"test_fraction": 1}, "test_fraction is 1; allowed"),
+    "not a number": ({"test_fraction": float("nan")}, "test_fraction is nan; allowed"),
+    "nothing left": ({"valid_fraction": 0.5, "test_fraction": 0.5}, "are 0.5 and 0.5, and must leave something"),
+}
+
+
+@pytest.mark.parametrize(("keys", "message"), WRONG_FORMATS.values(), ids=WRONG_FORMATS)
+def test_a_format_out_of_range_raises(keys, message):
+    with pytest.raises(ValueError, match=message):
+        DataLayout(**keys)
+
+
+def write_parquet(folder, n, splits=("train",), **columns):
+    folder.mkdir()
+    for split in splits:
+        table = {"scan": [{"bytes": b"no image", "path": None}] * n, "text": [f"c{i}" for i in range(n)], **columns}
+        rows = datasets.Dataset.from_dict(table).cast_column("scan", datasets.Image(decode=False))
+        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_data_set_of_the_hub_is_read_under_the_columns_told_and_split_by_group(tmp_path):
+    name = write_parquet(tmp_path / "hub", 200, patient=[i % 50 for i in range(200)])
+    data = read_hub(name, DataLayout(image_column="scan", caption_column="text", group_column="patient"), "nothing")
+    assert data.keys() == {"train", "valid", "test"}
+    assert [str(rows.split) for rows in data.values()] == list(data)
+    assert all(rows.features == FEATURES for rows in data.values())
+    groups = [set(rows["group"]) for rows in data.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 50
+    rows = sorted((row["image_id"], row["caption"]) for part in data.values() for row in part.remove_columns("image"))
+    assert rows == sorted((f"train-{i:06d}", f"c{i}") for i in range(200))
+    assert select_rows(data, ["valid"], Selection())["valid"].num_rows == len(data["valid"])
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_data_set_of_the_hub_with_other_columns_raises(tmp_path):
+    name = write_parquet(tmp_path / "hub", 2, splits=["test"])
+    line = "hub, split test: no column 'image', it has scan, text; say which with image_column"
+    with pytest.raises(ValueError, match=line):
+        read_hub(name, DataLayout(), "nothing")

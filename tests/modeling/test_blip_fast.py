@@ -1,0 +1,169 @@
+"""The faster parts say what BLIP's own say: in training, in evaluation, with bytes, features and gradients.
+
+Traps 1, 7, 14, 21, 22. pytest tests/modeling/test_fast.py
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import BlipForConditionalGeneration
+
+from medcap.modeling import loss
+from medcap.modeling.blip import load_blip, make_generation_config
+from medcap.modeling.blip_fast import BitDropout, attend
+from medcap.modeling.lora import add_lora
+from medcap.modeling.loss import head_loss
+
+SIDE, PADS = 32, 3
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base):
+    """The base as transformers loads it."""
+    return BlipForConditionalGeneration.from_pretrained(tiny_base).eval()
+
+
+def batch_of(model, rows=3, length=9):
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, model.config.text_config.vocab_size, (rows, length), generator=random)
+    mask = torch.ones_like(ids)
+    mask[1, -PADS:] = 0
+    pixels = torch.randn(rows, 3, SIDE, SIDE, generator=random)
+    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
+
+
+def labels_of(batch):
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, 0] = -100
+    return labels
+
+
+def test_logits_are_blips(plain, loaded):
+    batch = batch_of(plain)
+    with torch.no_grad():
+        found, expected = loaded[0](**batch).logits, plain(**batch).logits
+    assert expected.std() > 1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_loss_and_its_gradient_are_blips(plain, blip):
+    batch = batch_of(plain)
+    results = []
+    for model in (plain, blip[0]):
+        weight = model.text_decoder.bert.encoder.layer[0].crossattention.self.value.weight
+        made = model(**batch, labels=labels_of(batch)).loss
+        results.append((made.detach(), *torch.autograd.grad(made, [weight])))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
+
+
+def test_no_logits_come_with_a_loss(loaded):
+    batch = batch_of(loaded[0])
+    assert loaded[0](**batch, labels=labels_of(batch)).logits is None
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_bytes_are_normalised_once(loaded, level):
+    """Divided by 255 twice, every level would be black and all pictures alike."""
+    model, processor = loaded
+    images = torch.full((1, 3, SIDE, SIDE), level, dtype=torch.uint8)
+    pixels = processor.image_processor(images=images[0].permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]
+    assert -1.8 < pixels.mean() < 2.2
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.vision_model(images).last_hidden_state, model.vision_model(pixels).last_hidden_state, atol=1e-4,
+            rtol=1e-5,
+        )  # fmt: skip
+
+
+def test_features_stand_for_their_picture(loaded):
+    batch = batch_of(loaded[0])
+    with torch.no_grad():
+        features = loaded[0].vision_model(batch["pixel_values"]).last_hidden_state
+        assert torch.equal(loaded[0](**{**batch, "pixel_values": features}).logits, loaded[0](**batch).logits)
+
+
+def test_transformers_own_generate_still_works(plain, loaded):
+    pixels = batch_of(plain)["pixel_values"]
+    captions = make_generation_config(plain, num_beams=3, max_new_tokens=8)
+    asked = {"pixel_values": pixels, "generation_config": captions}
+    assert torch.equal(loaded[0].generate(**asked), plain.generate(**asked))
+
+
+def test_another_size_sees_the_same_with_interpolated_positions(plain, tiny_base):
+    resized, _ = load_blip(str(tiny_base), image_size=48)
+    batch = {**batch_of(plain), "pixel_values": torch.randn(3, 3, 48, 48)}
+    with torch.no_grad():
+        expected = plain(**batch, interpolate_pos_encoding=True).logits
+        torch.testing.assert_close(resized.eval()(**batch).logits, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows", [4, 1000])
+def test_the_heads_loss_is_torchs(monkeypatch, smoothing, rows):
+    """Also where the tokens are more than one piece holds."""
+    monkeypatch.setattr(loss, "ROWS", rows)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50).requires_grad_(False)
+    labels, hidden = torch.randint(50, (11,)), torch.randn(11, 16)
+    results = []
+    for cross_entropy in (head_loss, torchs_loss):
+        leaf = hidden.clone().requires_grad_()
+        made = cross_entropy(leaf, head, labels, smoothing)
+        (3 * made).backward()
+        results.append((made.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+def torchs_loss(hidden, head, labels, smoothing):
+    return F.cross_entropy(head(hidden), labels, reduction="sum", label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_and_its_gradient_are_torchs(masked):
+    """On a CPU it is another formula than in float32: to what bfloat16 rounds, they agree."""
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, length, 16) for length in (5, 7, 7)]
+    mask = torch.zeros(2, 1, 5, 7).masked_fill(torch.rand(2, 1, 5, 7) < 0.3, -1e4) if masked else None
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        query, key, value = (part.to(dtype).requires_grad_() for part in parts)
+        made = attend(query, key, value, mask, 0.0)
+        results.append([made, *torch.autograd.grad(made.float().square().sum(), [query, key, value])])
+    for exact, rounded in zip(*results, strict=True):
+        assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
+def test_bits_drop_the_share_that_is_asked_for_and_keep_the_mean(p):
+    torch.manual_seed(0)
+    ones = torch.ones(400, 1001, dtype=torch.bfloat16)  # not a multiple of what a word decides
+    dropped = BitDropout(p)(ones)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.003)
+    assert kept.float().mean(1).std() < 0.03  # and not in stripes
+    assert kept.float().mean(0).std() < 0.03
+    assert set(dropped[kept].tolist()) == {torch.tensor(1 / (1 - p)).bfloat16().item()}
+
+
+def test_bits_are_drawn_by_the_seed_and_anew_each_time():
+    dropout, ones = BitDropout(0.5), torch.ones(64, 64, dtype=torch.bfloat16)
+    torch.manual_seed(3)
+    first, second = dropout(ones), dropout(ones)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(ones), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_in_float32_is_torchs_and_none_in_evaluation():
+    ones = torch.ones(8, 8)
+    torch.manual_seed(3)
+    found = BitDropout(0.5)(ones)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.nn.Dropout(0.5)(ones))
+    assert torch.equal(BitDropout(0.5).eval()(ones.bfloat16()), ones.bfloat16())
+
+
+def test_lora_drops_out_by_bits(blip):
+    adapted = add_lora(blip[0], targets="attention", r=4, alpha=8, dropout=0.1)
+    kinds = {type(module) for name, module in adapted.named_modules() if name.endswith("lora_dropout.default")}
+    assert kinds == {BitDropout}

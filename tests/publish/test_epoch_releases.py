@@ -1,0 +1,393 @@
+"""A run that pushes: every epoch is a revision that anyone can use, however the Hub behaves, and training never stops.
+
+One run of six epochs on a Hub that works, one of three on a Hub that fails 30 % of all requests.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import write_recipe
+from safetensors.torch import load as load_weights
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from medcap.cli import main
+from medcap.data.detokenize import detokenize
+from medcap.data.images import load_image
+from medcap.data.rocov2 import load_rocov2
+from medcap.publish import hub_client
+from medcap.publish.epoch_releases import EpochPushes, epoch_releases, push_run
+from medcap.publish.hub_client import Destination, HubUnreachableError
+
+TOKEN = "oidc-my-own-token-12345"
+BASE, REPO = "someone/tiny-base", "someone/captions"
+EPOCHS, STEPS = 6, 3  # steps of an epoch: 12 images in batches of 4
+
+
+@dataclass
+class Pushed:
+    """What a command left, said, and ended with."""
+
+    folder: Path
+    recipe: Path
+    status: int
+    stdout: str
+    stderr: str
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def fill(hub, tiny_base):
+    """A Hub with the base and with a token of the user's; returns its recipes' common keys."""
+    hub.reset()
+    hub.add_token(TOKEN)
+    hub.add_repository(BASE, files(tiny_base))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings():
+    """A token, and pauses that nobody waits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        sleep = time.sleep
+        patch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
+        yield
+
+
+def call(run, *words):
+    """Status, stdout and stderr of a `main` in this process."""
+    status = 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            run(list(map(str, words)))
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def make_recipe(folder, phantoms, **keys):
+    common = {
+        "data_dir": str(phantoms), "model_name_or_path": BASE, "output_dir": str(folder / "run"), "image_size": 48,
+        "lora_target_modules": "text", "lora_r": 8, "num_train_epochs": EPOCHS, "precision": "fp32",
+        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.02, "num_beams": 2,
+        "max_new_tokens": 16, "use_cpu": True, "seed": 5, "push_to_hub": True, "hub_model_id": REPO,
+        "greater_is_better": False,  # the worst CIDEr: so the best epoch is not the last one by chance
+    }  # fmt: skip
+    return write_recipe(folder / "recipe.yaml", **{**common, **keys})
+
+
+def train(train_script, folder, phantoms, **keys):
+    recipe = make_recipe(folder, phantoms, **keys)
+    return Pushed(folder / "run", recipe, *call(train_script.main, "--config", recipe))
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, train_script, tiny_base, phantoms, tmp_path_factory):
+    """Six epochs, with the Hub as it was when they ended in `hub`; not to be written to."""
+    fill(hub, tiny_base)
+    return train(train_script, tmp_path_factory.mktemp("pushed"), phantoms)
+
+
+def captions(content):
+    return {row["ID"]: row["Caption"] for row in csv.DictReader(io.StringIO(content.decode()))}
+
+
+def test_six_epochs_leave_six_revisions_and_the_best_as_main(pushed, hub):
+    assert pushed.status == 0, pushed.stderr
+    assert pushed.stdout.splitlines()[-1] == f"{hub.url}/{REPO}"
+    repository = hub.repositories["model", REPO]
+    assert repository.private
+    assert set(repository.branches) == {"main", *(f"epoch-{n}" for n in range(1, EPOCHS + 1))}
+    lines = [json.loads(line) for line in (pushed.folder / "metrics.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines, 1):
+        found = repository.files(f"epoch-{number}")
+        assert found == files(pushed.folder / "pushes" / f"epoch-{number}")
+        step = pushed.folder / f"checkpoint-{STEPS * number}" / "adapter_model.safetensors"
+        assert same_weights(load_weights(found["adapter_model.safetensors"]), load_file(step))
+        scores = json.loads(found["metrics.json"])
+        assert (scores["split"], scores["n"]) == ("valid", 6)
+        assert scores["metrics"] == {name: line[f"eval_{name}"] for name in scores["metrics"]}
+    best = min(range(1, EPOCHS + 1), key=lambda number: lines[number - 1]["eval_cider"])
+    kept = repository.files()
+    assert kept["adapter_model.safetensors"] == (pushed.folder / "adapter/adapter_model.safetensors").read_bytes()
+    for name in ("adapter_model.safetensors", "predictions.csv", "metrics.json"):
+        assert kept[name] == repository.files(f"epoch-{best}")[name]
+    assert f'release = "{BASE}", "{REPO}"' in kept["README.md"].decode()
+
+
+def same_weights(found, expected):
+    return found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
+
+
+# What a stranger would write: transformers and peft alone, in a process that has no cache.
+STRANGER = """
+import json, sys
+from pathlib import Path
+sys.modules["medcap"] = None  # importing it would fail
+import torch
+from peft import AutoPeftModel, PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText, BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+
+base, repo, folder, *revisions = sys.argv[1:]
+processor = BlipProcessor.from_pretrained(repo)
+pictures = [Image.open(path) for path in sorted(Path(folder).glob("*.png"))]
+
+def captions(model, revision):
+    config = GenerationConfig.from_pretrained(repo, revision=revision)
+    said = {}
+    for path in sorted(Path(folder).glob("*.png")):
+        pixels = processor(images=Image.open(path), return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            ids = model.generate(pixel_values=pixels, generation_config=config, interpolate_pos_encoding=True)
+        said[path.stem] = processor.decode(ids[0], skip_special_tokens=True)
+    return said
+
+made = {}
+for revision in revisions:
+    blip = BlipForConditionalGeneration.from_pretrained(base)
+    made[revision] = captions(PeftModel.from_pretrained(blip, repo, revision=revision).eval(), revision)
+made["transformers"] = captions(AutoModelForImageTextToText.from_pretrained(repo).eval(), "main")
+made["AutoPeftModel"] = captions(AutoPeftModel.from_pretrained(repo).eval(), "main")
+print(json.dumps(made))
+"""
+
+
+def test_each_revision_gives_a_stranger_the_captions_evaluated_at_that_epoch(pushed, hub, phantoms, tmp_path):
+    for row in load_rocov2(phantoms, splits=["valid"])["valid"]:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        load_image(row["image"]).save(tmp_path / "images" / f"{row['image_id']}.png")
+    revisions = ["main", *(f"epoch-{n}" for n in range(1, EPOCHS + 1))]
+    words = [sys.executable, "-c", STRANGER, BASE, REPO, str(tmp_path / "images"), *revisions]
+    alone = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(words, env=alone, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    evaluated = {name: captions(hub.repositories["model", REPO].files(name)["predictions.csv"]) for name in revisions}
+    evaluated |= {"transformers": evaluated["main"], "AutoPeftModel": evaluated["main"]}
+    restored = {name: {key: detokenize(text) for key, text in said.items()} for name, said in made.items()}
+    assert restored == evaluated
+    assert len({tuple(said.values()) for said in evaluated.values()}) > 3  # or the revisions could be one
+
+
+def test_the_run_folder_says_all_and_no_more(pushed):
+    assert {path.name for path in pushed.folder.iterdir()} == {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "pushes", "release-1",
+        *(f"checkpoint-{STEPS * n}" for n in range(1, EPOCHS + 1)),
+    }  # fmt: skip
+    assert [path.name for path in epoch_releases(pushed.folder)] == [f"epoch-{n}" for n in range(1, EPOCHS + 1)]
+    assert len(list((pushed.folder / "pushes").iterdir())) == EPOCHS
+    recipe = yaml.safe_load((pushed.folder / "recipe.yaml").read_text())
+    assert (recipe["push_to_hub"], recipe["hub_model_id"]) == (True, REPO)  # who goes on with the run pushes too
+
+
+def test_the_token_is_nowhere(pushed, hub):
+    written = [path for path in pushed.folder.rglob("*") if path.is_file()]
+    sent = [
+        content
+        for name in hub.repositories["model", REPO].branches
+        for content in hub.repositories["model", REPO].files(name).values()
+    ]
+    assert not any(TOKEN.encode() in content for content in (*(path.read_bytes() for path in written), *sent))
+    assert TOKEN not in pushed.stdout + pushed.stderr
+    assert len(written) > 60
+
+
+def test_publishing_what_is_there_already_sends_main_alone(pushed, hub, tmp_path):
+    shutil.copytree(pushed.folder, tmp_path / "run")
+    before = {name: oid for name, oid in hub.repositories["model", REPO].branches.items() if name != "main"}
+    hub.requests.clear()
+    status, out, err = call(main, "publish", tmp_path / "run", "--repo-id", REPO)
+    assert (status, out) == (0, f"{hub.url}/{REPO}\n"), err
+    assert not any("PUT" in request or "commit/epoch" in request for request in hub.requests)
+    assert {name: oid for name, oid in hub.repositories["model", REPO].branches.items() if name != "main"} == before
+
+
+def test_evaluate_compares_a_published_revision_with_its_base_from_the_hub_alone(pushed, hub, phantoms, tmp_path):
+    words = ["--data", phantoms, "--split", "valid", "--out", tmp_path / "eval", "--nearest", 0]
+    words += ["--model", REPO, "--revision", "epoch-2", "--baseline", BASE]
+    status, out, err = call(main, "evaluate", *words)
+    assert status == 0, err
+    comparison = json.loads((tmp_path / "eval" / "comparison.json").read_text())
+    names = ["captions-epoch-2", "tiny-base (baseline)"]
+    assert [row["name"] for row in comparison["systems"]][:2] == names
+    assert all(name in out for name in names)
+    released = hub.repositories["model", REPO].files("epoch-2")
+    ours, base = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("eval", "eval/baseline"))
+    assert (tmp_path / "eval" / "predictions.csv").read_bytes() == released["predictions.csv"]
+    scores = json.loads(released["metrics.json"])
+    assert (ours["metrics"], ours["signature"]) == (scores["metrics"], scores["signature"])
+    assert ours["signature"] == base["signature"]
+    assert ours["metrics"] != base["metrics"]
+
+
+def test_a_run_that_goes_on_pushes_what_lacks(pushed, hub, train_script, tiny_base, tmp_path):
+    """After a crash in the fifth epoch, once that was released and before its checkpoint; and the Hub forgot all."""
+    run, last = tmp_path / "run", EPOCHS - 2
+    shutil.copytree(pushed.folder, run)
+    for number in range(last + 1, EPOCHS + 1):
+        shutil.rmtree(run / f"checkpoint-{STEPS * number}")
+    shutil.rmtree(run / "pushes" / f"epoch-{EPOCHS}")
+    (run / "pushes" / f"epoch-{last + 1}" / "adapter_model.safetensors").write_bytes(b"of another training")
+    (run / "pushes" / f"epoch-{last + 1}.run").mkdir()
+    kept = hub.repositories.pop(("model", REPO))
+    words = ["--config", run / "recipe.yaml", "--output_dir", run, "--resume_from_checkpoint", "last"]
+    status, _, err = call(train_script.main, *words)
+    again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
+    assert status == 0, err
+    assert set(again.branches) == set(kept.branches)
+    for name in kept.branches:
+        for file in ("adapter_model.safetensors", "predictions.csv"):
+            assert again.files(name)[file] == kept.files(name)[file], (name, file)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_run_killed_while_it_pushes_is_completed_by_the_same_command(
+    pushed, hub, train_script, tmp_path, monkeypatch, caplog, released
+):
+    """With the adapter there, and main and the last epoch not yet on the Hub: nothing is trained again."""
+    run = tmp_path / "run"
+    shutil.copytree(pushed.folder, run)
+    if not released:
+        (run / "release-1").rename(run / "release-1.part")
+    kept = hub.repositories.pop(("model", REPO))
+    monkeypatch.setattr(train_script, "make_model", None)  # a call would fail
+    status, out, err = call(train_script.main, "--config", run / "recipe.yaml", "--output_dir", run)
+    again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
+    assert status == 0, err
+    assert out == f"{hub.url}/{REPO}\n"
+    assert caplog.messages == [f"{run} is trained; what the Hub lacks of it is pushed"]
+    assert set(again.branches) == set(kept.branches)
+    for name in kept.branches:
+        assert again.files(name)["adapter_model.safetensors"] == kept.files(name)["adapter_model.safetensors"]
+    assert [path.name for path in run.glob("release-*")] == ["release-1"]
+
+
+def complete(hub, run, epochs):
+    """Whether the Hub holds every epoch of the run, and its adapter as main."""
+    repository = hub.repositories["model", REPO]
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    return repository.files()["adapter_model.safetensors"] == adapter and all(
+        repository.files(f"epoch-{n}") == files(run / "pushes" / f"epoch-{n}") for n in range(1, epochs + 1)
+    )
+
+
+def trained(run, epochs):
+    """Whether training finished."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return len(lines) == epochs and (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def last_line(text):
+    """The one line of an error; there is no traceback."""
+    assert "Traceback" not in text
+    assert TOKEN not in text
+    return text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("tries", [8, 1])  # with one there is no way through
+def test_a_hub_that_fails_30_percent_of_all_requests_gets_everything(
+    hub, tries, train_script, tiny_base, phantoms, tmp_path, monkeypatch
+):
+    fill(hub, tiny_base)
+    monkeypatch.setattr(hub_client, "TRIES", tries)
+    hub.fail_share(0.3, seed=0)
+    # the base is no matter of pushing, and comes from a folder
+    done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=3)
+    assert trained(done.folder, 3)
+    assert hub.failed > 2
+    if done.status == 1:
+        assert f"complete it with: medcap publish {done.folder} --repo-id {REPO}" in last_line(done.stderr)
+        monkeypatch.setattr(hub_client, "TRIES", 8)
+        for _ in range(5):
+            status, _, err = call(main, "publish", done.folder, "--repo-id", REPO)
+            assert "Traceback" not in err
+            if status == 0:
+                break
+        assert status == 0, err
+    else:
+        assert done.status == 0
+    assert complete(hub, done.folder, 3)
+
+
+def test_a_hub_that_always_fails_does_not_stop_training_and_publish_completes(
+    hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
+):
+    fill(hub, tiny_base)
+    monkeypatch.setattr(hub_client, "TRIES", 2)
+    hub.fail(503, times=None, message=f"not you, {TOKEN}")
+    done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=2)
+    assert trained(done.folder, 2)
+    assert done.status == 1
+    said = last_line(done.stderr)
+    assert "503" in said
+    assert "it lacks epoch-1, epoch-2, main; complete it with: medcap publish" in said
+    hub.faults.clear()
+    status, _, err = call(main, *said.partition("complete it with: medcap ")[2].split())
+    assert status == 0, err
+    assert complete(hub, done.folder, 2)
+
+
+BAD_TOKENS = {"none": (None, "there is no token"), "read only": ("hf_" + "R" * 34, "may only read")}
+
+
+@pytest.mark.parametrize(("token", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_a_token_that_cannot_push_is_found_before_training(
+    token, message, hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
+):
+    fill(hub, tiny_base)
+    hub.add_token("hf_" + "R" * 34, role="read")
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    done = train(train_script, tmp_path, phantoms)
+    assert (done.status, done.stdout) == (1, "")
+    assert message in last_line(done.stderr)
+    assert not done.folder.exists()
+    assert not any(BASE in request for request in hub.requests)  # not even the base was fetched
+
+
+def test_a_repository_of_other_work_is_found_before_training(hub, train_script, tiny_base, phantoms, tmp_path):
+    fill(hub, tiny_base)
+    hub.add_repository(REPO, {"model.safetensors": b"precious"}, private=True)
+    done = train(train_script, tmp_path, phantoms)
+    assert done.status == 1
+    assert "is other work; name another repository" in last_line(done.stderr)
+    assert not done.folder.exists()
+
+
+def test_the_way_to_complete_a_push_asks_for_the_same_repository(hub, pushed, tiny_base, monkeypatch):
+    fill(hub, tiny_base)
+    monkeypatch.setattr(hub_client, "TRIES", 1)
+    hub.fail(503, "/commit/epoch-2", times=None)
+    to = Destination(REPO, private=False, overwrite=True)
+    with pytest.raises(HubUnreachableError) as raised:
+        push_run(pushed.folder, pushed.folder / "release-1", to, pushed={"epoch-3"})
+    said = f"it lacks epoch-2, epoch-4, epoch-5, epoch-6, main; complete it with: medcap publish {pushed.folder}"
+    assert str(raised.value).endswith(f"{said} --repo-id {REPO} --public --overwrite")
+    assert set(hub.repositories["model", REPO].branches) == {"main", "epoch-1", "epoch-2"}
+
+
+def test_an_epoch_that_could_not_be_released_is_said_at_the_end_and_not_before(hub, pushed, tiny_base, tmp_path):
+    fill(hub, tiny_base)
+
+    def no_room(folder):
+        raise OSError("No space left on device")
+
+    pushes = EpochPushes(tmp_path, Destination(REPO), no_room, None, [])
+    pushes.on_evaluate(None, TrainerState(epoch=1.0), None)
+    with pytest.raises(OSError, match="has no revision of epoch-1: No space left on device"):
+        pushes.finish(pushed.folder / "release-1")
+    assert hub.repositories["model", REPO].files() == files(pushed.folder / "release-1")
+    assert list((tmp_path / "pushes").iterdir()) == []

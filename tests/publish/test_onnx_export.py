@@ -1,0 +1,82 @@
+"""The ONNX models say what the adapter says, or they are not written.
+
+pytest tests/publish/test_onnx.py
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from onnxruntime import InferenceSession
+from transformers import BlipForConditionalGeneration
+
+from medcap.cli import main
+from medcap.inference import load_captioner
+from medcap.modeling.blip import resize_positions
+from medcap.publish import onnx_export
+from medcap.publish.merge import some_pictures
+from medcap.publish.onnx_export import MODELS, NEEDED, ONNX_FILES, write_onnx
+from medcap.publish.release import build_release
+
+
+@pytest.fixture(scope="module")
+def models(trained_run, tmp_path_factory):
+    """Of an adapter at 48 px on a base of 32; not to be written to."""
+    return build_release(trained_run.folder, tmp_path_factory.mktemp("onnx") / "models", write=write_onnx)
+
+
+def test_the_folder_is_whole_and_names_no_place_on_this_machine(models, trained_run, tiny_base):
+    names = {path.name for path in models.iterdir()}
+    assert set(NEEDED) <= names <= ONNX_FILES
+    libraries = Path(torch.__file__).parents[1]  # where each line of the exported code stands
+    for path in models.iterdir():
+        for place in (trained_run.folder, tiny_base, libraries, Path(onnx_export.__file__).parent):
+            assert str(place).encode() not in path.read_bytes(), path.name
+
+
+def test_batch_and_length_are_free(models):
+    encoder, decoder = (InferenceSession(models / name) for name in MODELS)
+    for rows, length in ((1, 1), (3, 9)):
+        features = encoder.run(None, {"pixel_values": torch.rand(rows, 3, 48, 48).numpy()})[0]
+        ids = torch.ones(rows, length, dtype=torch.int64).numpy()
+        assert decoder.run(None, {"input_ids": ids, "features": features})[0].shape[:2] == (rows, length)
+
+
+def test_the_program_of_the_card_runs_by_onnxruntime_alone(models, trained_run, tmp_path):
+    card = ModelCard.load(models / "README.md")
+    program = re.search(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)[1]
+    picture = some_pictures(trained_run.folder / "adapter")[0][0]
+    for path in models.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    picture.save(tmp_path / "image.png")
+    alone = f"import sys\nsys.modules['medcap'] = sys.modules['peft'] = None\n{program}"
+    done = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    greedy = load_captioner(
+        str(trained_run.folder / "adapter"), generation={"num_beams": 1, "no_repeat_ngram_size": 0}, restore=False
+    )
+    assert done.stdout.strip() == greedy.caption([picture])[0] != ""
+
+
+def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_base, tmp_path, monkeypatch, capsys):
+    def base_alone(adapter):
+        model = BlipForConditionalGeneration.from_pretrained(tiny_base).eval()
+        resize_positions(model, 48)
+        return model
+
+    monkeypatch.setattr(onnx_export, "merge", base_alone)
+    with pytest.raises(SystemExit) as ended:
+        main(["publish", str(trained_run.folder), "--onnx", "--to", str(tmp_path / "out" / "models")])
+    assert ended.value.code == 1
+    assert "error: of picture 1 the ONNX model says" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_missing_extra_is_named(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"onnx is not installed: pip install 'medcap\[onnx\]'"):
+        build_release(trained_run.folder, tmp_path / "models", write=write_onnx)

@@ -1,0 +1,311 @@
+"""A release holds what it must and nothing that must not go out; it appears whole, or not at all.
+
+How it gets to the Hub: test_push.py.
+"""
+
+import json
+import pickle
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import save_file
+
+from medcap.publish import release as releases
+from medcap.publish.release import RELEASE_FILES, build_release, check_release
+
+TOKEN = "hf_" + "aB3" * 12  # has the form of one, and is none
+SCORES = {
+    "bleu_1": 0.337,
+    "bleu_2": 0.25,
+    "bleu_3": 0.17,
+    "bleu_4": 0.1,
+    "meteor": 0.14,
+    "rouge_l": 0.32,
+    "cider": 0.4,
+}
+HUB_BASE = "Salesforce/blip-image-captioning-base"
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def change(path, **keys):
+    write(path, {**json.loads(path.read_text()), **keys})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What training and `medcap evaluate` leave, with all that must stay at home."""
+    run, base = tmp_path / "runs" / "mine", tmp_path / "models" / "tiny base"
+    write(base / "config.json", {"model_type": "blip", "vision_config": {"image_size": 384}})
+    adapter = run / "adapter"
+    lora = {"base_model_name_or_path": str(base), "peft_type": "LORA", "r": 8, "inference_mode": False}
+    mapping = {"base_model_class": "BlipForConditionalGeneration", "parent_library": "transformers.models.blip"}
+    write(adapter / "adapter_config.json", {**lora, "auto_mapping": mapping, "revision": None})
+    save_file({"lora_A.weight": torch.zeros(2, 3)}, adapter / "adapter_model.safetensors", {"format": "pt"})
+    write(adapter / "generation_config.json", {"num_beams": 3})
+    write(adapter / "processor_config.json", {"processor_class": "BlipProcessor"})
+    write(adapter / "tokenizer.json", {"model": {"vocab": {"/": 0, "root": 1, "/root": 2}}})
+    write(adapter / "tokenizer_config.json", {"do_lower_case": True})
+    write(adapter / "README.md", "# Model Card for Model ID\n[More Information Needed]")
+    recipe = {
+        "data_dir": str(tmp_path / "data" / "radiographs"), "prompt": "", "model_name_or_path": str(base),
+        "output_dir": str(run), "image_size": 224, "resume_from_checkpoint": "last", "learning_rate": 1e-4,
+        "accelerator_config": {"file": str(tmp_path / "accelerate.yaml")},
+    }  # fmt: skip
+    write(adapter / "recipe.yaml", yaml.safe_dump(recipe))
+    write(run / "recipe.yaml", yaml.safe_dump(recipe))
+    write(run / "environment.json", {"medcap": "0.1.0", "seed": 0, "data": {"train": {"rows": 254}}})
+    write(run / "metrics.jsonl", '{"epoch": 1.0, "step": 13, "loss": 1.5, "eval_loss": 0.9, "eval_cider": 0.4}\n')
+    write(run / "checkpoint-13" / "optimizer.pt", "")
+    write(run / "samples" / "epoch-1.md", "")
+    evaluation = {
+        "name": "6 epochs", "model": str(adapter), "base": str(base), "split": "test", "n": 2, "metrics": SCORES,
+        "signature": "metrics:coco|n:2",
+    }  # fmt: skip
+    write(run / "eval" / "metrics.json", evaluation)
+    write(run / "eval" / "predictions.csv", "ID,Caption\na,aortic arch/root\nb,ct scan\n")
+    write(run / "eval" / "report.html", "<img>")
+    return run
+
+
+@pytest.fixture
+def release(run, tmp_path):
+    return build_release(run, tmp_path / "release")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_release_holds_the_files_on_the_list_and_no_other(release):
+    assert sorted(path.name for path in release.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.png", "environment.json",
+        "generation_config.json", "metrics.json", "metrics.jsonl", "predictions.csv", "processor_config.json",
+        "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert {path.name for path in release.iterdir()} <= RELEASE_FILES
+
+
+def test_no_file_names_a_place_on_this_machine(release, tmp_path):
+    for path in release.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    recipe = yaml.safe_load((release / "recipe.yaml").read_text())
+    assert (recipe["data_dir"], recipe["output_dir"], recipe["model_name_or_path"]) == (
+        "radiographs",
+        "mine",
+        "tiny-base",
+    )
+    assert recipe["accelerator_config"] == {"file": "accelerate.yaml"}
+    assert (recipe["learning_rate"], recipe["image_size"], recipe["prompt"]) == (1e-4, 224, "")
+    assert "resume_from_checkpoint" not in recipe
+    assert (read(release / "metrics.json")["model"], read(release / "metrics.json")["base"]) == (
+        "adapter",
+        "tiny base",
+    )
+
+
+def test_files_are_the_runs(release, run):
+    for name in ("adapter_model.safetensors", "generation_config.json", "processor_config.json", "tokenizer.json"):
+        assert (release / name).read_bytes() == (run / "adapter" / name).read_bytes()
+    assert (release / "predictions.csv").read_bytes() == (run / "eval" / "predictions.csv").read_bytes()
+    assert read(release / "environment.json") == read(run / "environment.json")
+    changed = {"model": "adapter", "base": "tiny base"}
+    assert read(release / "metrics.json") == {**read(run / "eval" / "metrics.json"), **changed}
+
+
+def test_card_has_the_scores_of_metrics_json_and_is_not_pefts(release):
+    card = ModelCard.load(release / "README.md")
+    assert [result.metric_value for result in card.data.eval_results] == list(SCORES.values())
+    assert card.data.base_model == "tiny-base"
+    assert "More Information Needed" not in card.text
+    assert "on a base made for 384 px" in card.text  # read from the base itself
+    assert "13 | 1.5000 | 0.9000 | 0.4000" in card.text
+
+
+def test_card_is_written_last(run, tmp_path, monkeypatch):
+    there = []
+    render = releases.render_card
+    monkeypatch.setattr(
+        releases, "render_card", lambda facts: [there.extend((tmp_path / "out.part").iterdir()), render(facts)][1]
+    )
+    out = build_release(run, tmp_path / "out")
+    assert {path.name for path in out.iterdir()} - {path.name for path in there} == {"README.md"}
+
+
+def test_a_local_base_is_named_without_its_path_and_a_warning_says_what_that_means(run, tmp_path, caplog):
+    config = read(build_release(run, tmp_path / "release") / "adapter_config.json")
+    assert (config["base_model_name_or_path"], config["inference_mode"], config["r"]) == ("tiny-base", True, 8)
+    assert [record.message for record in caplog.records] == [
+        "the base tiny-base is a local folder: whoever loads this adapter must bring it (or give --base)"
+    ]
+
+
+def test_a_base_on_the_hub_is_named_everywhere(run, tmp_path, caplog):
+    release = build_release(run, tmp_path / "release", base=HUB_BASE, repo_id="someone/captions")
+    assert read(release / "adapter_config.json")["base_model_name_or_path"] == HUB_BASE
+    assert yaml.safe_load((release / "recipe.yaml").read_text())["model_name_or_path"] == HUB_BASE
+    card = ModelCard.load(release / "README.md")
+    assert (card.data.base_model, card.data.model_name) == (HUB_BASE, "captions")
+    assert not caplog.records
+
+
+def test_the_bases_revision_goes_into_the_adapters_config(run, tmp_path):
+    recipe = run / "adapter" / "recipe.yaml"
+    write(recipe, recipe.read_text() + "model_revision: v1\n")
+    change(run / "adapter" / "adapter_config.json", base_model_name_or_path=HUB_BASE)
+    assert read(build_release(run, tmp_path / "release") / "adapter_config.json")["revision"] == "v1"
+
+
+def test_a_run_without_evaluation_has_a_card_without_scores(run, tmp_path):
+    (run / "eval").rename(run / "elsewhere")
+    release = build_release(run, tmp_path / "release")
+    assert not {"metrics.json", "predictions.csv"} & {path.name for path in release.iterdir()}
+    assert "was not evaluated" in (release / "README.md").read_text()
+    scored = build_release(run, tmp_path / "scored", evaluation=run / "elsewhere")
+    assert read(scored / "metrics.json")["metrics"] == SCORES
+
+
+def test_comparison_is_told_in_the_card(run, tmp_path):
+    base = {"name": "without fine-tune", "n": 2, "metrics": dict.fromkeys(SCORES, 0.0123)}
+    systems = [base, {"name": "6 epochs", "n": 2, "metrics": SCORES}]
+    write(tmp_path / "comparison.json", {"systems": systems, "tests": []})
+    release = build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
+    assert "| without fine-tune | 0.0123 |" in (release / "README.md").read_text()
+    assert read(release / "comparison.json") == {"systems": systems, "tests": []}
+
+
+def test_scores_on_rocov2_go_out_in_the_hubs_newer_form_too(run, tmp_path):
+    recipe = run / "adapter" / "recipe.yaml"
+    write(recipe, recipe.read_text().replace("radiographs", "rocov2"))
+    release = build_release(run, tmp_path / "release")
+    entries = yaml.safe_load((release / ".eval_results" / "rocov2.yaml").read_text())
+    assert [entry["value"] for entry in entries] == list(SCORES.values())
+    (release / ".eval_results" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt is no part of a release"):
+        check_release(release)
+
+
+def test_what_codecarbon_counted_is_told(run, tmp_path):
+    write(run / "emissions.csv", "project_name,duration,emissions,energy_consumed\nx,60.5,0.25,0.5\nx,1.5,0.25,0.5\n")
+    assert "Training took 62 s and 1 kWh" in (build_release(run, tmp_path / "release") / "README.md").read_text()
+    assert not (tmp_path / "release" / "emissions.csv").exists()  # it names the machine's place on earth
+
+
+def test_same_run_same_bytes(run, tmp_path):
+    first, second = (build_release(run, tmp_path / name) for name in ("first", "second"))
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == {
+        path.name: path.read_bytes() for path in second.iterdir()
+    }
+
+
+def test_a_release_is_never_written_over(run, release, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in release.iterdir()}
+    with pytest.raises(FileExistsError, match="release exists: a release is never written over"):
+        build_release(run, release)
+    assert {path: path.stat().st_mtime_ns for path in release.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file exists"):
+        build_release(run, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert (build_release(run, tmp_path / "empty") / "README.md").is_file()
+
+
+def test_what_fails_on_the_way_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def fail(facts):
+        raise RuntimeError("no card")
+
+    monkeypatch.setattr(releases, "render_card", fail)
+    with pytest.raises(ValueError, match="mine cannot be used: RuntimeError: no card"):
+        build_release(run, tmp_path / "out" / "release")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def adapter_file(name, content=""):
+    return lambda run: write(run / "adapter" / name, content)
+
+
+def missing(name):
+    return lambda run: (run / name).unlink()
+
+
+def pickled_weights(run):
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(pickle.dumps({"lora": [0.0]}))
+
+
+def pickled_vocabulary(run):
+    (run / "adapter" / "vocab.txt").write_bytes(pickle.dumps({"lora": [0.0]}))
+
+
+def another_adapter(run):
+    other = run.parent / "other"
+    other.mkdir()
+    save_file({"lora_A.weight": torch.ones(2, 3)}, other / "adapter_model.safetensors")
+    change(run / "eval" / "metrics.json", model=str(other))
+
+
+def loads_with_medcap_only(run):
+    change(run / "adapter" / "adapter_config.json", auto_mapping={"parent_library": "medcap.modeling.blip"})
+
+
+REFUSED = {
+    "pickled weights": (adapter_file("adapter_model.bin"), ValueError, r"adapter_model\.bin is pickled"),
+    "an optimizer": (adapter_file("optimizer.pt"), ValueError, r"optimizer\.pt is pickled"),
+    "pickled weights, renamed": (pickled_weights, ValueError, r"adapter_model\.safetensors is not what its name says"),
+    "a pickle, renamed": (pickled_vocabulary, ValueError, r"vocab\.txt is not what its name says"),
+    "not JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not what its name says"),
+    "a token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt holds a Hugging Face token"),
+    "the token of the environment": (
+        adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError, r"tokenizer_config\.json holds a",
+    ),
+    "the user's home": (
+        adapter_file("vocab.txt", "/home/somebody/notes"), ValueError, r"vocab\.txt names /home/somebody/, a place",
+    ),
+    "medcap in the adapter": (loads_with_medcap_only, ValueError, "auto_mapping names medcap"),
+    "scores of another adapter": (another_adapter, ValueError, "holds the scores of .*other, not of .*adapter"),
+    "scores of the base": (
+        lambda run: change(run / "eval" / "metrics.json", model=HUB_BASE, base=HUB_BASE), ValueError,
+        f"holds the scores of {HUB_BASE}",
+    ),
+    "scores of medcap score": (
+        lambda run: write(run / "eval" / "metrics.json", {"metrics": SCORES, "n": 2}), ValueError, "has no 'name'",
+    ),
+    "no weights": (missing("adapter/adapter_model.safetensors"), FileNotFoundError, "safetensors is missing"),
+    "no recipe": (missing("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing: publish takes a run"),
+    "no predictions": (missing("eval/predictions.csv"), FileNotFoundError, r"predictions\.csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_must_not_go_out_is_refused_in_one_line(spoil, error, message, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "oidc-12345")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    spoil(run)
+    with pytest.raises(error, match=message) as raised:
+        build_release(run, tmp_path / "out" / "release")
+    assert "\n" not in str(raised.value)
+    assert TOKEN not in str(raised.value)
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_comparison_without_this_adapter_is_refused(run, tmp_path):
+    write(tmp_path / "comparison.json", {"systems": [{"name": "4 epochs", "metrics": SCORES}], "tests": []})
+    with pytest.raises(ValueError, match=r"comparison\.json has no row of the evaluation .*eval"):
+        build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
+
+
+@pytest.mark.parametrize("names", [{"repo_id": "a/b/c"}, {"base": "no such name"}])
+def test_a_name_that_the_hub_would_not_take_is_refused(names, run, tmp_path):
+    with pytest.raises(ValueError, match="Repo id must"):
+        build_release(run, tmp_path / "release", **names)
+
+
+def test_a_picture_of_the_data_does_not_go_out_under_the_name_of_a_plot(release):
+    Image.new("RGB", (160, 160), "grey").save(release / "curve.png")
+    with pytest.raises(ValueError, match=r"curve\.png is not what matplotlib .* draws"):
+        check_release(release)
