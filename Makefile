@@ -1,4 +1,4 @@
-# Only Python 3.10+ and make are needed. Everything lands in .venv and in the folder that a target names.
+# Needs Python 3.10+ and make. Writes only into .venv and the folder that a target names.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,21 +18,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: $(STAMP)  ## the whole story offline, in minutes; leaves the folder quickstart/
+quickstart: $(STAMP)  ## run the end-to-end demo offline, in minutes; leaves the folder quickstart/
 	$(BIN)/medcap quickstart
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
-bench: $(STAMP)  ## measure speed against plain loops, a quarter of an hour; writes docs/benchmarks.md
+bench: $(STAMP)  ## measure speed against reference loops in 15 minutes; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py --write
 
-quality: $(STAMP)  ## ruff check, ruff format --check, mypy
+quality: $(STAMP)  ## lint, format, types, import order of packages, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --config-file setup.cfg
+	$(BIN)/lint-imports
+	$(BIN)/typos
 
-style: $(STAMP)  ## mend what ruff can mend
+style: $(STAMP)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
