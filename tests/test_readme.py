@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import medcap
 from medcap.cli import make_parser
 from medcap.recipe import read_recipe
 
@@ -83,6 +84,13 @@ def with_existing_recipe(argv: list[str]) -> list[str]:
         else argument
         for argument in argv
     ]  # fmt: skip
+
+
+def test_the_readme_imports_only_public_names() -> None:
+    imports = re.findall(r"^from medcap import (.+)$", (ROOT / "README.md").read_text(), re.M)
+    names = {name for line in imports for name in line.split(", ")}
+    assert names
+    assert names <= set(medcap.__all__)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
