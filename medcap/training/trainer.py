@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -15,7 +13,6 @@ from accelerate.utils.memory import clear_device_cache
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 from transformers import EvalPrediction, GenerationConfig
 from transformers.trainer_utils import EvalLoopOutput
@@ -24,7 +21,7 @@ from medcap.data.captions import IGNORED
 from medcap.modeling.beam_search import generate_ids
 from medcap.modeling.blip import prompt_ids
 from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder
-from medcap.training.checkpoints import checkpoints
+from medcap.training.callbacks import FiniteGradients
 from medcap.training.micro_batches import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
@@ -45,14 +42,14 @@ class CaptionTrainer(ResumableTrainer):
         generation_config: GenerationConfig,
         prompt: str = "",
         features: FeatureCache | None = None,
-        health: TrainingMonitor | None = None,
+        monitor: TrainingMonitor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         """`generation_config`: from `medcap.modeling.blip.make_generation_config`; `prompt`: their given start.
 
-        `features`: where those of the tower are kept; the data sets then give the digest of each image. `health`
-        measures, and its figures go into the log.
+        `features`: where those of the tower are kept; the data sets then give the digest of each image. `monitor`
+        measures throughput for the log.
         """
         self.scores = compute_metrics
         once = None if compute_metrics is None else self._score_once
@@ -66,20 +63,18 @@ class CaptionTrainer(ResumableTrainer):
         blip.text_decoder.label_smoothing = self.args.label_smoothing_factor  # of shifted labels, in training alone
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
         self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
-        self.health = health or TrainingMonitor()
-        self.add_callback(self.health)  # after those that read what it has measured
+        self.monitor = monitor or TrainingMonitor()
+        self.add_callback(self.monitor)  # after those that read what it has measured
+        self.add_callback(FiniteGradients(self))
         self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)  # the Trainer's own would read every image to learn of lengths
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
         """The micro-batches of one step of this process, and how many labels those of all processes have."""
-        batches = map(self._without_repeats, self.health.waiting(epoch_iterator))
+        batches = map(self._without_repeats, self.monitor.time_batches(epoch_iterator))
         found, labels = super().get_batch_samples(batches, num_batches, device)
-        self.health.count(self._rows(found), 0 if labels is None else labels)
+        self.monitor.count_step(self._rows(found), 0 if labels is None else labels)
         return found, labels
 
     def _rows(self, batches: list[dict[str, torch.Tensor]]) -> int:
@@ -91,8 +86,8 @@ class CaptionTrainer(ResumableTrainer):
         return rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """A line of the log, with the health of the training beside its loss."""
-        super().log({**logs, **self.health.log_figures(self.state)} if "loss" in logs else logs, start_time)
+        """A line of the log, with the throughput beside its loss."""
+        super().log({**logs, **self.monitor.log_figures(self.state)} if "loss" in logs else logs, start_time)
 
     def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Take the labels off rows that are there for the second time.
@@ -179,7 +174,7 @@ class CaptionTrainer(ResumableTrainer):
                 for part in split_batch(inputs, size):
                     losses.append(super().training_step(model, part, num_items_in_batch))
                     if not torch.isfinite(losses[-1]):
-                        self._stop(f"the loss became {losses[-1].item()}", part["row"].tolist())
+                        self.stop_non_finite(f"the loss became {losses[-1].item()}", part["row"].tolist())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self.accelerator.distributed_type in TOGETHER:
                 raise
@@ -202,35 +197,6 @@ class CaptionTrainer(ResumableTrainer):
             sys.stderr,
         )
         return half
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Raise FloatingPointError for gradients that are not finite; in float16 the scaler leaves such a step out."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
-            self._stop(f"the norm of the gradients became {float(norm)}", self.rows_of_step)
-        self.rows_of_step = []
-        return norm
-
-    def _stop(self, what: str, rows: Sequence[int]) -> NoReturn:
-        ids = ", ".join(str(self.train_dataset[row]["image_id"]) for row in rows)
-        raise FloatingPointError(
-            f"{what} at step {self.state.global_step + 1}, image_id {ids}; no weight was changed. {self._advice()}"
-        )
-
-    def _advice(self) -> str:
-        what = "lower learning_rate, or leave out what is wrong, and"
-        if not (last := checkpoints(Path(self.args.output_dir))):
-            return f"There is no checkpoint yet: {what} start again in another output_dir"
-        return f"{last[0].name} is as it was: {what} go on from there with --allow_changes"
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Raise FloatingPointError before weights that are not finite are evaluated, or become a checkpoint."""
-        if self.control.should_evaluate or self.control.should_save:
-            for name, weight in self.model.named_parameters():
-                if weight.requires_grad and not weight.isfinite().all():
-                    step = self.state.global_step
-                    raise FloatingPointError(f"{name} is not finite after step {step}. {self._advice()}")
-        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As the Trainer's, but `loss` is the mean over all labels, on whatever batches and however many processes.
