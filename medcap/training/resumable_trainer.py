@@ -12,8 +12,8 @@ from torch import nn
 from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from medcap.io import PARTIAL, commit_folder, remove, write_text
-from medcap.logs import named_errors, one_line
+from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
+from medcap.logs import error_line, named_errors
 from medcap.training.callbacks import StepSeed
 from medcap.training.checkpoints import STATE, checkpoints, is_for_a_stop, rotate, step_of, stopped_in, write_checksums
 from medcap.training.sampler import LengthSampler
@@ -92,7 +92,7 @@ class ResumableTrainer(Seq2SeqTrainer):
                 commit_folder(part, final)
         except Exception as error:  # safetensors and torch have their own for a full disk
             shutil.rmtree(part, ignore_errors=True)
-            raise OSError(f"{final} could not be written: {one_line(error)}; {self._how_to_go_on()}") from error
+            raise OSError(f"{final} could not be written: {error_line(error)}; {self._how_to_go_on()}") from error
         self._tidy(final)
         self.superseded = [final] if self.undone else []
         self.accelerator.wait_for_everyone()
@@ -107,7 +107,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             for path in self.superseded:
                 if path != final:
-                    remove(path)
+                    remove_folder(path)
             rotate(Path(self.args.output_dir), self.checkpoint_limit, self.state.best_global_step)
 
     def _write_checkpoint(self, part: Path) -> None:
