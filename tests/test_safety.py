@@ -135,7 +135,9 @@ def test_a_recipe_runs_nothing_and_unfolds_nothing(marker, tmp_path):
         read_yaml(recipe)
     lines = ["prompt: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     recipe.write_text("\n".join(lines))
-    with pytest.raises(RecipeError, match=r"recipe.yaml: aliases \(\*name\) are not allowed in a recipe: write the value"):
+    with pytest.raises(
+        RecipeError, match=r"recipe.yaml: aliases \(\*name\) are not allowed in a recipe: write the value"
+    ):
         read_recipe(["--config", str(recipe)])
     for deep, why in (("[" * 100_000, "more than 1,000 brackets"), ("- " * 5_000, "values are nested too deeply")):
         recipe.write_text(f"prompt:\n  {deep}")
