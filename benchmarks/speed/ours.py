@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,7 +65,8 @@ class MedcapLoop:
     def new_cache(self) -> FeatureCache:
         """Open an empty cache."""
         self.count += 1
-        self.recipe.model.feature_cache = str(self.out / f"features-{self.count}")
+        model = replace(self.recipe.model, feature_cache=str(self.out / f"features-{self.count}"))
+        self.recipe = replace(self.recipe, model=model)
         cache = self.script.open_features(self.recipe, self.data, self.model, self.processor, self.dtype)
         assert cache is not None
         return cache

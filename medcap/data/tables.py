@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from medcap.logs import error_line
+
 _UNFIT_ID = re.compile(r"[/\\]|::|^\s*$")  # an id is part of file names, and of zip:// URLs whose parts :: separates
 
 
@@ -91,7 +93,7 @@ def read_parquet(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
     except FileNotFoundError:
         raise
     except (pyarrow.ArrowInvalid, OSError) as error:  # OSError: what is damaged behind the first bytes
-        raise ValueError(f"{path}: not a sound parquet file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not a sound parquet file: {error_line(error)}") from error
 
 
 def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:

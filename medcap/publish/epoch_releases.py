@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from medcap.evaluation.predictions import write_predictions
 from medcap.io import write_json
-from medcap.logs import redacted_line
+from medcap.logs import error_line
 from medcap.metrics.diversity import describe_captions
 from medcap.publish.hub_client import MAIN, Destination, push_release
 from medcap.publish.release import build_release
@@ -66,7 +66,7 @@ class EpochPushes(TrainerCallback):
         try:
             self._write_release(epoch)
         except Exception as error:
-            self.lost.append(f"epoch-{epoch}: {redacted_line(error)}")
+            self.lost.append(f"epoch-{epoch}: {error_line(error)}")
             logger.warning("no release of epoch-%s; training goes on", self.lost[-1])
         self._push_on()
 
@@ -110,7 +110,7 @@ class EpochPushes(TrainerCallback):
                 push_release(waiting[0], self.to, revision=waiting[0].name)
                 self.pushed.add(waiting[0].name)
         except Exception as error:
-            logger.warning("%s. Training goes on, and the push is tried again later", redacted_line(error))
+            logger.warning("%s. Training goes on, and the push is tried again later", error_line(error))
 
     def finish(self, release: Path) -> str:
         """Push what is left of the epochs, and `release` as main; returns its address.

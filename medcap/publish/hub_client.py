@@ -21,7 +21,7 @@ from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from medcap import __version__
-from medcap.logs import redacted_line
+from medcap.logs import error_line
 from medcap.publish.release import RELEASE_FILES, check_release
 from medcap.recipe import Recipe
 
@@ -158,11 +158,11 @@ def _refusal(what: str, error: Exception) -> OSError:
     if refused:
         advice = "set HF_TOKEN, or log in with `hf auth login`, to a token that may write there"
         return OSError(f"{what}: {_reason(error)}; {advice}")
-    return (HubUnreachableError if _may_pass(error) else OSError)(f"{what}: {redacted_line(error)}")
+    return (HubUnreachableError if _may_pass(error) else OSError)(f"{what}: {error_line(error)}")
 
 
 def _reason(error: Exception) -> str:
-    return "there is no token" if isinstance(error, LocalTokenNotFoundError) else redacted_line(error)
+    return "there is no token" if isinstance(error, LocalTokenNotFoundError) else error_line(error)
 
 
 def _check_role(account: dict[str, Any]) -> None:

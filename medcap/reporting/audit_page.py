@@ -19,6 +19,7 @@ from medcap.data.images import load_image
 from medcap.data.layout import DataLayout
 from medcap.data.load import read_data
 from medcap.io import write_text
+from medcap.logs import error_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
         try:
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # whatever a file that is not what it should be leads to
-            raise ValueError(f"{name}: no tokenizer that can be read: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{name}: no tokenizer that can be read: {error_line(error)}") from error
     try:
         return AutoTokenizer.from_pretrained(BLIP, local_files_only=True, trust_remote_code=False)
     except OSError:

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from medcap.io import remove, write_text
+from medcap.io import remove_folder, write_text
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
@@ -95,7 +95,7 @@ def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
     newest_first = checkpoints(run)
     spare = [path for path in newest_first[:0:-1] if step_of(path) != best_step]
     for path in spare[: max(len(newest_first) - limit, 0) if limit else 0]:
-        remove(path)
+        remove_folder(path)
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, seed_worker
 
-from medcap.io import PARTIAL, commit_folder, remove, write_text
-from medcap.logs import named_errors, one_line
+from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
+from medcap.logs import error_line, named_errors
 from medcap.private_hooks import check_hooks
 from medcap.training.callbacks import ResumeCallback
 from medcap.training.checkpoints import (
@@ -137,7 +137,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             for path in self.superseded:
                 if path != newest:
-                    remove(path)
+                    remove_folder(path)
             rotate(Path(self.args.output_dir), self.checkpoint_limit, self.state.best_global_step)
 
     def stop_non_finite(self, problem: str, rows: Iterable[int]) -> NoReturn:
@@ -185,7 +185,7 @@ class ResumableTrainer(Seq2SeqTrainer):
             shutil.rmtree(part, ignore_errors=True)
             before = [path.name for path in checkpoints(run)][:1]
             advice = f"{before[0]} is unchanged: the same command resumes from it" if before else "there is none yet"
-            raise OSError(f"{final} could not be written: {one_line(error)}; {advice}") from error
+            raise OSError(f"{final} could not be written: {error_line(error)}; {advice}") from error
         self.remove_superseded(final)
         self.superseded = [final] if self.pending else []
         self.accelerator.wait_for_everyone()

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from medcap.io import PARTIAL, commit_folder, remove, staging_folder, write_text
+from medcap.io import PARTIAL, commit_folder, remove_folder, staging_folder, write_text
 from medcap.training.checkpoints import (
     CHECKSUMS,
     checkpoints,
@@ -127,7 +127,7 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path):
 def test_a_removal_that_is_killed_leaves_no_half_folder_under_the_name(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-3").mkdir()
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # as far as it came
-    remove(tmp_path / "checkpoint-3")
+    remove_folder(tmp_path / "checkpoint-3")
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-3.old{PARTIAL}"]
 
 
