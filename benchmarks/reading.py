@@ -156,7 +156,7 @@ def compare(folder: Path, read: int) -> None:
 
 
 def audit_time(folder: Path) -> None:
-    """ImageInfo how long the audit of all images takes, decoding included, and its comparison of hashes alone."""
+    """Print how long the audit of all images takes, decoding included, and its comparison of hashes alone."""
     import datasets
 
     from medcap.data.duplicates import ImageSimilarity
@@ -166,14 +166,14 @@ def audit_time(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     rows = load_rocov2(folder, splits=["train"])["train"]
     started = time.perf_counter()
-    prints = inspect_images(rows)
+    infos = inspect_images(rows, perceptual_hash=True)
     decoded = time.perf_counter()
-    likeness = ImageSimilarity.of([one.phash for one in prints])
+    similarity = ImageSimilarity.of([info.phash for info in infos])
     compared = time.perf_counter()
-    inspect_images(rows)
-    again, n = time.perf_counter() - compared, likeness.kinds.max() + 1
-    print(f"\nfingerprints of {len(rows):,} images: {decoded - started:.0f} s; remembered, {again:.1f} s")
-    print(f"{n:,} hashes compared in {compared - decoded:.1f} s: {len(likeness.pairs):,} pairs are near")
+    inspect_images(rows, perceptual_hash=True)
+    again, n = time.perf_counter() - compared, similarity.hash_ids.max() + 1
+    print(f"\ninspecting {len(rows):,} images: {decoded - started:.0f} s; cached, {again:.1f} s")
+    print(f"{n:,} hashes compared in {compared - decoded:.1f} s: {len(similarity.pairs):,} pairs are near")
 
 
 def main() -> None:
