@@ -224,7 +224,7 @@ def caption(trap: Trap, adapter: Path, data: Path) -> list[str]:
     from medcap.evaluation.split import load_split
     from medcap.inference import caption_dataset, load_captioner
 
-    captioner = load_captioner(str(adapter), generation=dict(trap.generation), restore=trap.restore)
+    captioner = load_captioner(str(adapter), generation=dict(trap.generation), detokenize=trap.restore)
     split = load_split(str(data), "test")
     if trap.leaks:
         return continued(captioner, split.rows)
@@ -248,7 +248,7 @@ def continued(captioner: Any, rows: Any) -> list[str]:
         with torch.inference_mode():
             ids = captioner.model.generate(
                 pixel_values=batch["pixel_values"], input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"], generation_config=captioner.generation,
+                attention_mask=batch["attention_mask"], generation_config=captioner.generation_config,
             )  # fmt: skip
         captions += decode_captions(captioner.processor.tokenizer, ids)
     return captions

@@ -79,6 +79,9 @@ class ModelArguments:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
         default="auto", metadata={"help": "of the computation; auto: bf16 or fp16 where the device is made for it"}
     )
+    model_code: Literal["fast", "plain"] = field(
+        default="fast", metadata={"help": "fast: medcap's faster BLIP modules; plain: those of transformers"}
+    )
     feature_cache: str = field(
         default="auto", metadata={"help": "each image is encoded once: auto, off, or the folder to keep features in"}
     )

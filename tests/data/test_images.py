@@ -225,7 +225,8 @@ def test_what_is_known_is_not_decoded(processor, tmp_path):
     known = {image_digest(str(tmp_path / "a.png")): features}
     entries = [{"bytes": None, "path": str(tmp_path / name)} for name in ("b.png", "c.png")]
     out = ImageTransform(processor, known.get)({"image": entries})
-    assert out["pixel_values"][0] is features
+    assert out["features"] == [features, None]
+    assert out["pixel_values"][0] is None
     assert out["pixel_values"][1].shape == (3, SIDE, SIDE)
     assert out["digest"] == [image_digest(entry) for entry in entries]
 
