@@ -120,8 +120,8 @@ def load_captioner(
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter's configuration names the base and its revision. A base that was a folder is also searched for beside the
-    adapter. Image size, prompt and generation settings are the adapter's by default.
+    An adapter's configuration names the base and its revision. A base that was a folder is also searched for beside
+    the adapter. Image size, prompt and generation settings are the adapter's by default.
 
     Args:
         model: Folder or Hub name.

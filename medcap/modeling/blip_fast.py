@@ -1,7 +1,7 @@
 """BLIP with cached features as input, and faster versions of its modules with the same inputs and outputs.
 
-Modules of a loaded model get another class in place. Weights and their names stay those of the Hub's model, so an adapter
-trained here fits the original model.
+Modules of a loaded model get another class in place. Weights and their names stay those of the Hub's model, so an
+adapter trained here fits the original model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cache of the frozen vision encoder's features: computed once per image, stored on disk.
 
 A cache is a folder of parts. Each process writes one part: NAME.bin has the features, NAME.idx the 16-byte digest of
-each image, in the same order. An image is added to the index after its features are synced to disk, so a killed process
-loses the last few only, and several processes can write to a folder.
+each image, in the same order. An image is added to the index after its features are synced to disk, so a killed
+process loses the last few only, and several processes can write to a folder.
 """
 
 from __future__ import annotations

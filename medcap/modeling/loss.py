@@ -16,8 +16,8 @@ def head_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoot
 
     The same as `F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)` and its
     gradient with respect to `hidden`. The head is frozen, because it is tied to the embeddings, and gets no gradient.
-    The gradient is computed together with the loss, ROWS tokens at a time, as Liger's fused linear cross-entropy does (Hsu et
-    al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
+    The gradient is computed together with the loss, ROWS tokens at a time, as Liger's fused linear cross-entropy does
+    (Hsu et al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
     """
     return _HeadLoss.apply(hidden, head.weight, head.bias, labels, smoothing)
 

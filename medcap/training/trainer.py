@@ -35,8 +35,8 @@ from medcap.training.resumable_trainer import ResumableTrainer
 class CaptionTrainer(ResumableTrainer):
     """Train and evaluate a BLIP captioner on batches of `CaptionCollator`.
 
-    Data sets are sequences of {"pixel_values", "caption"} and optionally "image_id"; the model may be a PEFT model or a
-    plain BlipForConditionalGeneration, which `prepare_blip` then changes in place.
+    Data sets are sequences of {"pixel_values", "caption"} and optionally "image_id"; the model may be a PEFT model or
+    a plain BlipForConditionalGeneration, which `prepare_blip` then changes in place.
 
     `compute_metrics` gets the generated ids (n, T) and, as `label_ids`, row numbers (n,), so that every prediction is
     scored against its complete reference whatever the order and number of processes. Logits and pixels are not
@@ -53,14 +53,16 @@ class CaptionTrainer(ResumableTrainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Initialize the trainer; other arguments are those of `Seq2SeqTrainer`.
+        """Initialize the trainer.
 
         Args:
+            *args: As for `Seq2SeqTrainer`.
             generation_config: From `medcap.modeling.blip.make_generation_config`.
             prompt: Text that every caption continues.
             features: Feature cache; rows then have a "digest" (see `medcap.data.images.ImageTransform`).
             health: Measures throughput; its figures are logged.
             compute_metrics: Scores generated ids, see above.
+            **kwargs: As for `Seq2SeqTrainer`.
         """
         self.scores = compute_metrics
         once = None if compute_metrics is None else self._score_once
@@ -269,7 +271,7 @@ class CaptionTrainer(ResumableTrainer):
         return evaluated
 
     def _score_once(self, evaluated: EvalPrediction) -> dict[str, float]:
-        """Return the main process's scores on every process, so that all agree on the best epoch and early stopping."""
+        """Return the main process's scores on every process, so that all choose the same best epoch."""
         metrics = [self.scores(evaluated) if self.scores and self.is_world_process_zero() else None]
         return broadcast_object_list(metrics)[0]
 

@@ -231,6 +231,16 @@ def test_what_is_known_is_not_decoded(processor, tmp_path):
     assert out["digest"] == [image_digest(entry) for entry in entries]
 
 
+def test_an_uncached_file_is_read_once(processor, tmp_path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+    read, reads = images._read_bytes, []
+    monkeypatch.setattr(images, "_read_bytes", lambda path: reads.append(path) or read(path))
+    entry = {"bytes": None, "path": str(tmp_path / "a.png")}
+    row = ImageTransform(processor, {}.get)({"image": [entry]})
+    assert reads == [entry["path"]]
+    assert torch.equal(row["pixel_values"][0], ImageTransform(processor)({"image": [entry]})["pixel_values"][0])
+
+
 def test_an_image_that_is_not_there_is_named_before_its_features_are_looked_for(processor, tmp_path):
     entry = {"bytes": None, "path": str(tmp_path / "gone.png")}
     with pytest.raises(ValueError, match=r"image_id x7: cannot read image .*gone.png: No such file"):

@@ -304,7 +304,7 @@ def test_room_is_looked_for_first(blip, monkeypatch, caplog, tmp_path):
     assert open_cache("auto", *blip, torch.float32, most) is not None
     assert open_cache("auto", *blip, torch.float32, most + 1) is None
     assert "images need 0.0 GB more" in caplog.text
-    with pytest.raises(ValueError, match="leave it at auto or off"):
+    with pytest.raises(ValueError, match="set it to auto or off"):
         open_cache(str(tmp_path), *blip, torch.float32, most + 1)
 
 
