@@ -228,7 +228,7 @@ def caption(trap: Trap, adapter: Path, data: Path) -> list[str]:
     from medcap.evaluation.split import load_split
     from medcap.inference import caption_dataset, load_captioner
 
-    captioner = load_captioner(str(adapter), generation=dict(trap.generation), restore=trap.detokenized)
+    captioner = load_captioner(str(adapter), generation=dict(trap.generation), detokenize=trap.detokenized)
     split = load_split(str(data), "test")
     if trap.leaks:
         return caption_with_leak(captioner, split.rows)
@@ -252,7 +252,7 @@ def caption_with_leak(captioner: Any, rows: Any) -> list[str]:
         with torch.inference_mode():
             ids = captioner.model.generate(
                 pixel_values=batch["pixel_values"], input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"], generation_config=captioner.generation,
+                attention_mask=batch["attention_mask"], generation_config=captioner.generation_config,
             )  # fmt: skip
         captions += decode_captions(captioner.processor.tokenizer, ids)
     return captions

@@ -84,7 +84,7 @@ def _phantoms() -> list[Image.Image]:
 
 def check_captions(what: str, made: Sequence[str], adapter: Path, pictures: Sequence[Image.Image]) -> None:
     """Raise ValueError unless the captions that `what` made of the pictures are those of the adapter."""
-    expected = load_captioner(str(adapter), precision="fp32", restore=False).caption(pictures)
+    expected = load_captioner(str(adapter), precision="fp32", detokenize=False).caption(pictures)
     for number, (said, wanted) in enumerate(zip(made, expected, strict=True), 1):
         if said != wanted:
             raise ValueError(f"of picture {number} {what} says {said!r}, the adapter {wanted!r}: nothing was written")
@@ -99,5 +99,5 @@ def plain_captions(model: Path, pictures: Sequence[Image.Image], prompt: str = "
         inputs = processor(images=picture, text=prompt or None, return_tensors="pt")
         with torch.inference_mode():
             ids = blip.generate(**inputs, generation_config=settings)
-        captions += decode_captions(processor.tokenizer, ids, prompt, restore=False)
+        captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
     return captions

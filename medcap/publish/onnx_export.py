@@ -120,5 +120,5 @@ def onnx_captions(
         pixels = processor(images=picture, return_tensors="np").pixel_values
         features = torch.from_numpy(encoder.run(None, {"pixel_values": pixels})[0])
         ids = search.generate(input_ids=given, encoder_hidden_states=features, generation_config=settings)
-        captions += decode_captions(processor.tokenizer, ids, prompt, restore=False)
+        captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
     return captions

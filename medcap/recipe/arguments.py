@@ -64,6 +64,9 @@ class ModelArguments:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
         default="auto", metadata={"help": "precision of the computation"}
     )
+    model_code: Literal["fast", "plain"] = field(
+        default="fast", metadata={"help": "BLIP modules: medcap's faster ones, or those of transformers"}
+    )
     feature_cache: str = field(default="auto", metadata={"help": "cache of encoder features: auto, off, or a folder"})
 
 

@@ -142,7 +142,7 @@ class ResumableTrainer(Seq2SeqTrainer):
 
     def stop_non_finite(self, problem: str, rows: Iterable[int]) -> NoReturn:
         """Raise FloatingPointError that names the step and the image ids of `rows` of the training data."""
-        ids = ", ".join(str(self.train_dataset[row]["image_id"]) for row in rows)
+        ids = ", ".join(str(self.train_dataset[row].get("image_id", row)) for row in rows)
         step = self.state.global_step + 1
         raise FloatingPointError(f"{problem} at step {step}, image_id {ids}; no weight was changed. {self._advice()}")
 

@@ -99,7 +99,7 @@ def test_two_processes_say_everything_once(trained):
     assert stdout.startswith(f"{folder / 'run' / 'adapter'}: the adapter of checkpoint-")
     assert stdout.count("\n") == 1
     once = (
-        "12 training and 6 validation images", "weights learn", "features of the vision tower", "epoch 1: loss",
+        "12 training and 6 validation images", "weights learn", "features of the vision encoder", "epoch 1: loss",
         "epoch 2: loss", "after epoch 1 the validation loss is", "decoding train:   0%", "training:   0%",
     )  # fmt: skip
     assert {text: sum(text in line for line in stderr) for text in once} == dict.fromkeys(once, 1)
