@@ -50,7 +50,7 @@ class CaptionMetrics:
         distinct = len(set(self.predictions)) / len(self.predictions)
         return {
             **scores.metrics,
-            "mean_words": float(described["mean_words"]),
+            "mean_words": described.mean_words,
             "length_ratio": scores.statistics.length_ratio,
             "distinct_share": distinct,
         }

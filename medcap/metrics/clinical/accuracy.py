@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from dataclasses import dataclass
 
 from medcap.metrics.clinical.facts import KINDS, CaptionFacts, extract_facts
 
-SIDES = ("left", "right", "both", "none")
+LATERALITIES = ("left", "right", "both", "none")
 
 
-def score_facts(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """What the predictions say against what the references say, read by the same rules (`extract_facts`).
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Micro-averaged precision, recall and F1, 0 to 1 (0 where undefined), and the number of facts in each text."""
 
-    For each of `KINDS` micro-averaged `precision`, `recall` and `f1`, 0 to 1 (0 where there is nothing to divide by),
-    of `said` facts in the predictions and `true` ones in the references. `sides` is {reference: {prediction: count}}
-    over all captions, each of left, right, both or none; `wrong_side`, 0 to 1 or None without any, is the share of
-    swapped sides in the `one_side` captions where reference and prediction name just one. Raises ValueError when the
-    two differ in length.
+    precision: float
+    recall: float
+    f1: float
+    predicted: int
+    reference: int
+
+
+@dataclass(frozen=True)
+class FactScores:
+    """Agreement of the facts in predictions and references.
+
+    Attributes:
+        kinds: Precision and recall by kind of fact (`KINDS`).
+        sides: Number of captions as {reference: {prediction: n}} over `LATERALITIES`.
+        one_side: Number of captions where reference and prediction each name exactly one side.
+        wrong_side: Fraction of these, 0 to 1, with left and right swapped; None if there are none.
     """
-    pairs = [(extract_facts(said), extract_facts(true)) for said, true in zip(predictions, references, strict=True)]
-    kinds = {kind: micro([(said[kind], true[kind]) for said, true in pairs]) for kind in KINDS}
-    sides = {row: dict.fromkeys(SIDES, 0) for row in SIDES}
-    for said, true in pairs:
-        sides[_side(true)][_side(said)] += 1
+
+    kinds: dict[str, PrecisionRecall]
+    sides: dict[str, dict[str, int]]
+    one_side: int
+    wrong_side: float | None = None
+
+
+def score_facts(predictions: Sequence[str], references: Sequence[str]) -> FactScores:
+    """Compare the facts of each prediction with those of its reference, both extracted by `extract_facts`.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    pairs = [(extract_facts(text), extract_facts(true)) for text, true in zip(predictions, references, strict=True)]
+    kinds = {kind: micro_average([(facts[kind], true[kind]) for facts, true in pairs]) for kind in KINDS}
+    sides = {row: dict.fromkeys(LATERALITIES, 0) for row in LATERALITIES}
+    for facts, true in pairs:
+        sides[_side(true)][_side(facts)] += 1
     swapped = sides["left"]["right"] + sides["right"]["left"]
     one_side = swapped + sides["left"]["left"] + sides["right"]["right"]
-    return {
-        "kinds": kinds,
-        "sides": sides,
-        "one_side": one_side,
-        "wrong_side": swapped / one_side if one_side else None,
-    }
+    return FactScores(kinds, sides, one_side, swapped / one_side if one_side else None)
 
 
 def _side(facts: CaptionFacts) -> str:
@@ -39,15 +59,15 @@ def _side(facts: CaptionFacts) -> str:
     return "both" if len(named) == 2 else next(iter(named), "none")
 
 
-def micro(pairs: Iterable[tuple[Set[str], Set[str]]]) -> dict[str, float]:
-    """Precision, recall and F1, 0 to 1, of sets of what was `said` and what is `true`, pooled over all pairs."""
-    right = said = true = 0
-    for left, there in pairs:
-        right, said, true = right + len(left & there), said + len(left), true + len(there)
-    return {
-        "precision": right / said if said else 0.0,
-        "recall": right / true if true else 0.0,
-        "f1": 2 * right / (said + true) if said + true else 0.0,
-        "said": said,
-        "true": true,
-    }
+def micro_average(pairs: Iterable[tuple[Set[str], Set[str]]]) -> PrecisionRecall:
+    """Pool pairs of (predicted, reference) sets, and return their precision, recall and F1."""
+    hits = predicted = reference = 0
+    for left, right in pairs:
+        hits, predicted, reference = hits + len(left & right), predicted + len(left), reference + len(right)
+    return PrecisionRecall(
+        precision=hits / predicted if predicted else 0.0,
+        recall=hits / reference if reference else 0.0,
+        f1=2 * hits / (predicted + reference) if predicted + reference else 0.0,
+        predicted=predicted,
+        reference=reference,
+    )

@@ -1,36 +1,50 @@
-"""The data set's own concepts, looked for in captions by their names."""
+"""Concept F1: the data set's concepts, found in captions by their names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from medcap.data.concepts import MODALITIES
-from medcap.metrics.clinical.accuracy import micro
+from medcap.metrics.clinical.accuracy import PrecisionRecall, micro_average
 from medcap.metrics.clinical.facts import extract_facts
 
 WHAT = (
-    "Names of the data set's concepts matched as strings in the prediction, against the image's own concepts. No "
-    "MedCAT: not comparable with the concept F1 of ImageCLEFmedical."
+    "Names of the data set's concepts matched as strings in the prediction, against the concepts of the image. Does "
+    "not use MedCAT: not comparable with the concept F1 of ImageCLEFmedical."
 )
+
+
+@dataclass(frozen=True)
+class ConceptScores(PrecisionRecall):
+    """Agreement of the concepts in predictions with those of the images; `what` states how they were found."""
+
+    what: str = WHAT
 
 
 def concept_f1(
     predictions: Sequence[str], cuis: Sequence[Sequence[str]], names: Mapping[str, str]
-) -> dict[str, float | str]:
-    """Concepts named in `predictions` against the `cuis` of each image; `names` is {CUI: canonical name}.
+) -> ConceptScores:
+    """Compare the concepts named in each prediction with those of its image.
 
-    Micro-averaged `precision`, `recall`, `f1`, 0 to 1, with the counts `said` and `true`, and `what` this is. A
-    concept without a name can only be missed; what the references themselves reach is about the most one can. Raises
-    ValueError when predictions and concepts differ in number.
+    A concept without a name is always missed. The score of the references is a practical upper bound.
+
+    Args:
+        predictions: n captions.
+        cuis: The n images' concepts.
+        names: Canonical name by CUI.
+
+    Raises:
+        ValueError: Predictions and images differ in number.
     """
     lookup = _lookup(names)
     pairs = [(concepts_in(text, lookup), set(own)) for text, own in zip(predictions, cuis, strict=True)]
-    return {**micro(pairs), "what": WHAT}
+    return ConceptScores(**asdict(micro_average(pairs)))
 
 
 def concepts_in(text: str, lookup: Mapping[tuple[str, ...], Sequence[str]]) -> set[str]:
-    """The CUIs named in `text`: the longest name at each place, and the modality by its words."""
+    """Return the CUIs named in `text`: the longest name at each position, and the modality by its terms."""
     found = {cui for cui, modality in MODALITIES.items() if modality in extract_facts(text)["modality"]}
     tokens, longest = _tokens(text), max(map(len, lookup), default=0)
     start = 0
@@ -51,16 +65,16 @@ def _lookup(names: Mapping[str, str]) -> dict[tuple[str, ...], list[str]]:
 
 
 def synonyms(name: str) -> set[str]:
-    """What a caption may call the concept `name`: without brackets and "structure of", and with commas turned round.
+    """Return the spellings of a concept: without brackets, without "structure of", with inverted commas.
 
-    "Pneumonia, Viral" gives also "Viral Pneumonia", "Structure of pelvis" also "pelvis".
+    "Pneumonia, Viral" also gives "Viral Pneumonia", "Structure of pelvis" also gives "pelvis".
     """
     bare = re.sub(r"\s*[(\[][^)\]]*[)\]]", "", name)
     core = re.sub(
         r"^(?:entire|structure of(?: the)?)\s+|\s+(?:structure|region)(?: of)?$", "", bare, flags=re.IGNORECASE
     )
-    turned = " ".join(reversed(re.split(r",\s*", core)))
-    return {name, bare, core, turned}
+    inverted = " ".join(reversed(re.split(r",\s*", core)))
+    return {name, bare, core, inverted}
 
 
 def _tokens(text: str) -> tuple[str, ...]:
@@ -68,7 +82,7 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 def _singular(word: str) -> str:
-    """Rough, but the same on both sides: masses -> mass, arteries -> artery, nodules -> nodule, thrombus as it is."""
+    """Strip an English plural, roughly but alike in names and captions: masses, arteries, nodules, but not thrombus."""
     if word.endswith("sses"):
         return word[:-2]
     if len(word) > 4 and word.endswith("ies"):
