@@ -31,7 +31,7 @@ from transformers import BlipProcessor, GenerationConfig, TrainerCallback, set_s
 from medcap.evaluation.scoring import signature_pairs
 from medcap.metrics.coco import Meteor
 from medcap.modeling.precision import precision_name
-from medcap.publish.epoch_releases import EpochPushes, push_run, run_release
+from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_release
 from medcap.publish.hub_client import Destination, push_destination
 from medcap.recipe import Recipe, read_recipe
 from medcap.training.caption_metrics import CaptionMetrics
@@ -104,7 +104,7 @@ def fit(
     checkpoint: str | None = None,
     to: Destination | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> tuple[CaptionTrainer, EpochPushes | None]:
+) -> tuple[CaptionTrainer, EpochReleaseCallback | None]:
     """Write the run's folder: epochs, from `checkpoint` on where there is one, and the adapter; pushed to `to`."""
     run, pushes, is_main = Path(recipe.training.output_dir), None, recipe.training.process_index == 0
     if is_main:
@@ -118,7 +118,7 @@ def fit(
             save = functools.partial(
                 save_adapter, model=adapted, processor=processor, generation_config=generation_config, recipe=recipe
             )
-            pushes = EpochPushes(run, to, save, scores, data["valid"]["image_id"])
+            pushes = EpochReleaseCallback(run, to, save, scores, data["valid"]["image_id"])
             trainer.add_callback(pushes)
         for callback in callbacks:
             trainer.add_callback(callback)

@@ -81,10 +81,10 @@ def card_metadata(facts: CardData) -> ModelCardData:
     """The front matter: what the Hub lists and finds a model by; test scores only where there was an evaluation."""
     return ModelCardData(
         base_model=facts.base,
-        base_model_relation="adapter" if facts.form == "adapter" else "finetune",
+        base_model_relation="adapter" if facts.format == "adapter" else "finetune",
         datasets=[ROCOV2] if facts.is_rocov2 else None,
         language="en",
-        library_name=LIBRARIES.get(facts.form),
+        library_name=LIBRARIES.get(facts.format),
         license="cc-by-nc-4.0" if facts.is_rocov2 else "other",
         metrics=list(dict.fromkeys(HUB_METRICS.values())),
         model_name=facts.name if facts.evaluation else None,  # it stands in model-index

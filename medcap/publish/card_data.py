@@ -16,7 +16,7 @@ class CardData:
 
     `curve` is the lines of metrics.jsonl, `evaluation` a metrics.json, `comparison` a comparison.json, `energy` what
     codecarbon counted. `repo_id` is the name that the release gets on the Hub, if that is known already; `plots` the
-    pictures that lie beside the card. `form`: what is released, an adapter or a whole model.
+    pictures that lie beside the card. `format`: what is released, an adapter or a whole model.
     """
 
     base: str
@@ -30,14 +30,14 @@ class CardData:
     energy: Mapping[str, float] | None = None
     repo_id: str | None = None
     plots: Sequence[str] = ()
-    form: Literal["adapter", "merged", "onnx"] = "adapter"
+    format: Literal["adapter", "merged", "onnx"] = "adapter"
 
     @property
     def name(self) -> str:
         """What the release is called."""
         if self.repo_id is not None:
             return self.repo_id.split("/")[-1]
-        return f"{last_part(self.base)}-{'lora' if self.form == 'adapter' else self.form}-{last_part(self.data)}"
+        return f"{last_part(self.base)}-{'lora' if self.format == 'adapter' else self.format}-{last_part(self.data)}"
 
     @property
     def data(self) -> str:
@@ -58,7 +58,7 @@ class CardData:
     def interpolates(self) -> bool:
         """Whether the positions must be interpolated at every call: a merged model has those of its own size."""
         size = self.recipe.get("image_size")
-        return self.form == "adapter" and size is not None and size != self.base_image_size
+        return self.format == "adapter" and size is not None and size != self.base_image_size
 
     @property
     def systems(self) -> list[dict[str, Any]]:

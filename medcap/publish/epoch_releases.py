@@ -1,7 +1,7 @@
-"""Every epoch on the Hub: a release of each is written into the run, and pushed while training goes on.
+"""Releases of every epoch, written into the run folder and pushed to the Hub during training.
 
-The folders RUN/pushes/epoch-N are written once and are all there is to remember: what the Hub has of them is asked of
-the Hub. So whoever comes later, a run that goes on or `medcap publish RUN`, pushes what lacks and no more.
+The folders RUN/pushes/epoch-N are the only state; the Hub is asked which of them it already holds. A resumed run or
+`medcap publish RUN` therefore pushes only what is missing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from medcap.training.caption_metrics import CaptionMetrics
 logger = logging.getLogger(__name__)
 
 
-class EpochPushes(TrainerCallback):
-    """Writes a release after each evaluation, and pushes it in a thread; nothing that fails here stops training.
+class EpochReleaseCallback(TrainerCallback):
+    """Write a release after each evaluation and push it in a background thread; failures never stop training.
 
-    `save(folder)` writes the adapter as it is now; `scores` holds the last evaluation, of the images `ids`.
+    `save(folder)` writes the current adapter; `scores` holds the last evaluation of the images `ids`.
     """
 
     def __init__(
@@ -41,113 +41,115 @@ class EpochPushes(TrainerCallback):
     ) -> None:
         self.run, self.to, self.save, self.scores, self.ids = run, to, save, scores, list(ids)
         self.pushed: set[str] = set()
-        self.lost: list[str] = []
+        self.failed: list[str] = []
         self.thread: threading.Thread | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget epochs after the checkpoint, which will be trained again, and go on with pushing the others."""
+        """Remove releases of epochs after the checkpoint, which are trained again, and resume the uploads."""
         if not state.is_world_process_zero:
             return
-        disable_progress_bars()  # of uploads, which would be drawn into that of training
+        disable_progress_bars()  # upload bars would overlap the progress bar of training
         for folder in epoch_releases(self.run):
             if epoch_number(folder) > (state.epoch or 0):
                 shutil.rmtree(folder)
-        self._push_on()
+        self._start_upload()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the release of this epoch, before its checkpoint: whatever is gone on with has one."""
+        """Write the release of this epoch; this runs before its checkpoint, so every checkpoint has a release."""
         epoch = math.ceil(state.epoch or 0)
         if not state.is_world_process_zero or epoch == 0:
             return
         try:
             self._write_release(epoch)
         except Exception as error:
-            self.lost.append(f"epoch-{epoch}: {error_line(error)}")
-            logger.warning("no release of epoch-%s; training goes on", self.lost[-1])
-        self._push_on()
+            self.failed.append(f"epoch-{epoch}: {error_line(error)}")
+            logger.warning("no release of epoch-%s; training continues", self.failed[-1])
+        self._start_upload()
 
     def _write_release(self, epoch: int) -> None:
-        """Make the run look as it would if it had ended now, and release that."""
+        """Write a run folder as if training had ended now, and build the release of it."""
         target = self.run / EPOCHS / f"epoch-{epoch}"
         if target.exists():
             return
-        now = target.with_name(f"{target.name}.run")
-        shutil.rmtree(now, ignore_errors=True)
+        snapshot = target.with_name(f"{target.name}.run")
+        shutil.rmtree(snapshot, ignore_errors=True)
         try:
-            now.mkdir(parents=True)
-            self.save(now / "adapter")
+            snapshot.mkdir(parents=True)
+            self.save(snapshot / "adapter")
             for name in ("environment.json", "metrics.jsonl"):
                 if (self.run / name).is_file():
-                    shutil.copyfile(self.run / name, now / name)
-            self._write_evaluation(now / "eval", f"epoch {epoch}")
-            build_release(now, target)  # its card names no repository: there, the name alone means another epoch
+                    shutil.copyfile(self.run / name, snapshot / name)
+            self._write_evaluation(snapshot / "eval", f"epoch {epoch}")
+            build_release(snapshot, target)  # without repo_id: on the Hub the bare name is the best epoch
         finally:
-            shutil.rmtree(now, ignore_errors=True)
+            shutil.rmtree(snapshot, ignore_errors=True)
 
     def _write_evaluation(self, folder: Path, name: str) -> None:
-        """The evaluation that has just been, in the files of `medcap evaluate`."""
+        """Write the last evaluation in the files of `medcap evaluate`."""
         captions, scored = self.scores.predictions, self.scores.last
-        assert scored is not None, "on_evaluate comes after compute_metrics"
+        assert scored is not None, "on_evaluate runs after compute_metrics"
         folder.mkdir()
         write_predictions(folder / "predictions.csv", dict(zip(self.ids, captions, strict=True)))
         result = {"name": name, "split": "valid", "n": len(captions), "metrics": scored.metrics}
-        said = {"signature": scored.signature, "captions": describe_captions(captions)}
-        write_json(folder / "metrics.json", {**result, **said})
+        details = {"signature": scored.signature, "captions": describe_captions(captions)}
+        write_json(folder / "metrics.json", {**result, **details})
 
-    def _push_on(self) -> None:
-        """Start a thread for what is still to be pushed; one that runs already looks for more before it ends."""
+    def _start_upload(self) -> None:
+        """Start a thread that pushes the pending releases; a running one checks for new releases before it ends."""
         if self.thread is None or not self.thread.is_alive():
-            self.thread = threading.Thread(target=self._push_waiting, daemon=True)  # it must not outlive a failed run
+            self.thread = threading.Thread(target=self._upload_pending, daemon=True)  # ends with a failed run
             self.thread.start()
 
-    def _push_waiting(self) -> None:
+    def _upload_pending(self) -> None:
         try:
-            while waiting := [path for path in epoch_releases(self.run) if path.name not in self.pushed]:
-                push_release(waiting[0], self.to, revision=waiting[0].name)
-                self.pushed.add(waiting[0].name)
+            while pending := [path for path in epoch_releases(self.run) if path.name not in self.pushed]:
+                push_release(pending[0], self.to, revision=pending[0].name)
+                self.pushed.add(pending[0].name)
         except Exception as error:
-            logger.warning("%s. Training goes on, and the push is tried again later", error_line(error))
+            logger.warning("%s. Training continues; the push is retried later", error_line(error))
 
     def finish(self, release: Path) -> str:
-        """Push what is left of the epochs, and `release` as main; returns its address.
+        """Push the pending epochs, and `release` as main; return its URL.
 
-        Raises OSError, one line, when the Hub does not have all of it then.
+        Raises:
+            OSError: A revision is still missing on the Hub.
         """
         if self.thread is not None:
             self.thread.join()
-        address = push_run(self.run, release, self.to, pushed=self.pushed)
-        if self.lost:
-            raise OSError(f"{address} has no revision of {self.lost[0]}")
-        return address
+        url = push_run(self.run, release, self.to, pushed=self.pushed)
+        if self.failed:
+            raise OSError(f"{url} has no revision of {self.failed[0]}")
+        return url
 
 
 def push_run(
     run: Path, release: Path, to: Destination, *, pushed: Collection[str] = (), api: HfApi | None = None
 ) -> str:
-    """Push every epoch of `run` that is not `pushed` as its own revision, and `release` as main; returns its address.
+    """Push every epoch of `run` that is not in `pushed` as its own revision, and `release` as main; return its URL.
 
-    Raises OSError, one line that says what lacks and how to complete it.
+    Raises:
+        OSError: A push failed; the message lists the missing revisions and the command that completes them.
     """
-    waiting = {path.name: path for path in epoch_releases(run) if path.name not in pushed}
-    waiting[MAIN] = release
-    for revision, folder in list(waiting.items()):
+    pending = {path.name: path for path in epoch_releases(run) if path.name not in pushed}
+    pending[MAIN] = release
+    for revision, folder in list(pending.items()):
         try:
-            address = push_release(folder, to, revision=revision, api=api)
+            url = push_release(folder, to, revision=revision, api=api)
         except OSError as error:
             options = " --public" * (not to.private) + " --overwrite" * to.overwrite
-            how = f"complete it with: medcap publish {run} --repo-id {to.repo_id}{options}"
-            raise type(error)(f"{error}; it lacks {', '.join(waiting)}; {how}") from None
-        del waiting[revision]
-    return address
+            command = f"medcap publish {run} --repo-id {to.repo_id}{options}"
+            raise type(error)(f"{error}; missing: {', '.join(pending)}; complete it with: {command}") from None
+        del pending[revision]
+    return url
 
 
 def run_release(run: Path, to: Destination) -> Path:
-    """The release of a run's adapter for `to`: the last one that was built of it, or a new one."""
-    made = releases(run)
-    if made and (made[-1] / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes():
-        return made[-1]
+    """Return the latest release of the run's adapter; build one for `to` if the adapter has none."""
+    existing = releases(run)
+    if existing and (existing[-1] / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes():
+        return existing[-1]
     return build_release(run, next_release(run), repo_id=to.repo_id)

@@ -1,8 +1,7 @@
-"""A release to the Hub: whole or loudly not, over a network that fails, and over nobody else's work.
+"""Upload of a release to the Hub, with retries and a checksum comparison afterwards.
 
-huggingface_hub does the requests. It tries some of them again by itself, and others (whoami, create, branch, commit)
-not at all; and it takes the server's word for what has arrived. So every step here is tried again as long as that may
-help, and what the Hub lists afterwards is compared with the folder.
+huggingface_hub sends the requests. It retries only some of them (not whoami, create, branch, commit) and does not
+verify an upload. Each step is therefore retried here, and the files on the Hub are compared with the local folder.
 """
 
 from __future__ import annotations
@@ -28,28 +27,30 @@ from medcap.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 MAIN = "main"
-MARK = "medcap"  # a tag of every card that medcap writes: a repository with it may be written to
-ATTRIBUTES = ".gitattributes"  # which the Hub puts into every repository
+MEDCAP_TAG = "medcap"  # tag of every card that medcap writes; marks a repository that medcap may write to
+GITATTRIBUTES = ".gitattributes"  # created by the Hub in every repository
 
-TRIES = 8  # of each step
-LONGEST = 600.0  # seconds after which a step is not tried again
-SILENCE = 60.0  # seconds to wait for an answer; huggingface_hub would wait for ever
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # of another moment, or of two commits at once
+MAX_ATTEMPTS = 8  # per step
+MAX_RETRY_SECONDS = 600.0  # no new attempt of a step after this time
+REQUEST_TIMEOUT = 60.0  # seconds; huggingface_hub has no timeout by default
+TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: two commits at the same time
+
+TOKEN_ADVICE = "set HF_TOKEN, or log in with `hf auth login`, to a token with write permission"
 
 Result = TypeVar("Result")
 
 
 class HubUnreachableError(OSError):
-    """The Hub cannot be reached, or fails: later it may do what was asked for."""
+    """The Hub is unreachable or returns server errors; a later attempt may succeed."""
 
 
-class _DiffersError(ConnectionError):
-    """What the Hub lists after an upload is not what was sent."""
+class _VerificationError(ConnectionError):
+    """The files on the Hub differ from the uploaded files."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository of the Hub: made private, or public; `overwrite` whatever it holds."""
+    """A repository on the Hub. With `overwrite`, files that medcap did not write are replaced too."""
 
     repo_id: str
     private: bool = True
@@ -57,81 +58,97 @@ class Destination:
 
 
 def check_access(to: Destination, api: HfApi | None = None) -> str:
-    """Find out, before anything is trained for it, whether `to` can be pushed to; returns its whole name.
+    """Check before training that `to` can be pushed to; create the repository if it does not exist.
 
-    The repository is made if need be. Raises OSError, one line without any token, when there is no token or one that
-    may not write there, or when the repository is other work; HubUnreachableError when that cannot be told now.
+    Returns:
+        The repository's full name, namespace included.
+
+    Raises:
+        OSError: There is no token, the token cannot write there, or the repository was not made by medcap.
+        HubUnreachableError: The Hub did not answer; access is not known.
     """
     api = api or HfApi()
     try:
-        _check_role(patiently(api.whoami))
-        return patiently(lambda: _open(api, to))
-    except Exception as error:  # the client raises errors of all kinds
-        raise _refusal(f"{to.repo_id} cannot be pushed to", error) from None
+        _check_role(retry(api.whoami))
+        return retry(lambda: _open_repository(api, to))
+    except Exception as error:  # the client raises errors of many types
+        raise _hub_error(f"{to.repo_id} cannot be pushed to", error) from None
 
 
 def push_destination(recipe: Recipe) -> Destination | None:
-    """Where the recipe wants its epochs pushed to, if anywhere; OSError now when the token cannot do that then."""
-    wanted = recipe.training
-    if not wanted.push_to_hub:
+    """Return the repository that the recipe pushes its epochs to, or None.
+
+    Raises:
+        OSError: The token cannot write there. An unreachable Hub is only a warning.
+    """
+    training = recipe.training
+    if not training.push_to_hub:
         return None
-    name = wanted.hub_model_id or Path(wanted.output_dir).name
-    to = Destination(name, private=wanted.hub_private_repo is not False, overwrite=wanted.hub_overwrite)
+    name = training.hub_model_id or Path(training.output_dir).name
+    to = Destination(name, private=training.hub_private_repo is not False, overwrite=training.hub_overwrite)
     try:
-        return dataclasses.replace(to, repo_id=check_access(to)) if wanted.process_index == 0 else to
+        return dataclasses.replace(to, repo_id=check_access(to)) if training.process_index == 0 else to
     except HubUnreachableError as error:
-        logger.warning("%s. Training goes on, and pushes when it can", error)
+        logger.warning("%s. Training continues; the push is retried later", error)
         return to
 
 
 def push_release(release: Path, to: Destination, *, revision: str = MAIN, api: HfApi | None = None) -> str:
-    """Make the branch `revision` of `to` hold `release`, by one commit if it does not yet; returns its address.
+    """Upload `release` to the branch `revision` in one commit, unless the branch already holds the same files.
 
-    Repository and branch are made if need be. Files of earlier releases go, others stay unless `to.overwrite`.
-    Raises ValueError for what must not go out, OSError, one line without any token, when the Hub does not take it, and
-    of these HubUnreachableError where trying again later may help.
+    Repository and branch are created if they do not exist. Files of earlier releases are deleted; other files are
+    deleted only with `to.overwrite`.
+
+    Returns:
+        The URL of the repository or of the branch.
+
+    Raises:
+        ValueError: The folder holds a file that must not be published.
+        OSError: The Hub refuses the upload. The message contains no token.
+        HubUnreachableError: The Hub is unreachable; a later attempt may succeed.
     """
     check_release(release)
     api = api or HfApi()
     try:
-        name = patiently(lambda: _open(api, to))
+        name = retry(lambda: _open_repository(api, to))
         if revision != MAIN:
-            patiently(lambda: api.create_branch(name, branch=revision, exist_ok=True))
-        patiently(lambda: _upload(api, release, name, revision, to.overwrite))
+            retry(lambda: api.create_branch(name, branch=revision, exist_ok=True))
+        retry(lambda: _upload(api, release, name, revision, to.overwrite))
         if revision == MAIN and not to.private:
-            patiently(lambda: api.update_repo_settings(name, private=False))
-    except Exception as error:  # the client raises errors of all kinds
-        # `from None`: what the client says may quote its request, and the token with it
-        raise _refusal(f"{to.repo_id} was not pushed", error) from None
+            retry(lambda: api.update_repo_settings(name, private=False))
+    except Exception as error:  # the client raises errors of many types
+        # `from None`: the client's error may quote its request headers and the token
+        raise _hub_error(f"{to.repo_id} was not pushed", error) from None
     return f"{api.endpoint}/{name}" + ("" if revision == MAIN else f"/tree/{revision}")
 
 
-def patiently(step: Callable[[], Result]) -> Result:
-    """Do `step`, again and again with growing pauses while it fails in a way that may pass."""
+def retry(step: Callable[[], Result]) -> Result:
+    """Call `step` until it succeeds; transient errors are retried with exponential backoff and jitter."""
     started = time.monotonic()
-    for attempt in range(1, TRIES + 1):
-        get_session().timeout = SILENCE  # each time: the client makes itself a new session after some errors
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        get_session().timeout = REQUEST_TIMEOUT  # each time: the client replaces its session after some errors
         try:
             return step()
         except Exception as error:
-            if attempt == TRIES or not _may_pass(error) or time.monotonic() - started > LONGEST:
+            timed_out = time.monotonic() - started > MAX_RETRY_SECONDS
+            if attempt == MAX_ATTEMPTS or timed_out or not _is_transient(error):
                 raise
-            time.sleep(_pause(attempt, error))
+            time.sleep(_backoff_seconds(attempt, error))
     raise AssertionError("the last attempt returns or raises")
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help: not where the Hub understood and refused."""
+def _is_transient(error: Exception) -> bool:
+    """Whether a retry may help: not after the Hub refused a valid request."""
     if (status := _status(error)) is not None:
-        # an upload is wrapped in a RuntimeError; 400 says there that other bytes arrived than were announced
-        return status in PASSING or (status == 400 and isinstance(error, RuntimeError))
+        # upload errors are wrapped in a RuntimeError; 400 then means that the bytes did not match their checksum
+        return status in TRANSIENT_STATUSES or (status == 400 and isinstance(error, RuntimeError))
     if isinstance(error, OfflineModeIsEnabled):
         return False
     return isinstance(error, (HTTPError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError))
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The status of the Hub's answer that `error` is about, if it is about one."""
+    """Return the HTTP status that caused `error`, or None."""
     response = _response(error)
     return None if response is None else int(response.status_code)
 
@@ -144,60 +161,53 @@ def _response(error: BaseException | None) -> Any:
     return None
 
 
-def _pause(attempt: int, error: Exception) -> float:
-    """Seconds until the next attempt: 1, 2, 4, ... 32, each of them more or less, or as long as the Hub asks for."""
-    asked = getattr(_response(error), "headers", {}).get("Retry-After", "")
-    if asked.isdigit():
-        return min(float(asked), 300.0) + random.random()
+def _backoff_seconds(attempt: int, error: Exception) -> float:
+    """Return the server's Retry-After (at most 300 s), else 1, 2, 4, ... 32 s with 50 % jitter."""
+    retry_after = getattr(_response(error), "headers", {}).get("Retry-After", "")
+    if retry_after.isdigit():
+        return min(float(retry_after), 300.0) + random.random()
     return min(2.0 ** (attempt - 1), 32.0) * random.uniform(0.5, 1.5)
 
 
-def _refusal(what: str, error: Exception) -> OSError:
-    """The error to raise: in one line what, why, and what to do where that is known."""
-    refused = isinstance(error, LocalTokenNotFoundError) or _status(error) in (401, 403)
-    if refused:
-        advice = "set HF_TOKEN, or log in with `hf auth login`, to a token that may write there"
-        return OSError(f"{what}: {_reason(error)}; {advice}")
-    return (HubUnreachableError if _may_pass(error) else OSError)(f"{what}: {error_line(error)}")
-
-
-def _reason(error: Exception) -> str:
-    return "there is no token" if isinstance(error, LocalTokenNotFoundError) else error_line(error)
+def _hub_error(message: str, error: Exception) -> OSError:
+    """Return the one-line error to raise, with advice where the token is the cause."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return OSError(f"{message}: there is no token; {TOKEN_ADVICE}")
+    if _status(error) in (401, 403):
+        return OSError(f"{message}: {error_line(error)}; {TOKEN_ADVICE}")
+    return (HubUnreachableError if _is_transient(error) else OSError)(f"{message}: {error_line(error)}")
 
 
 def _check_role(account: dict[str, Any]) -> None:
-    """Raise PermissionError for a token that can only read."""
+    """Raise PermissionError for a token without write permission."""
     token = account.get("auth", {}).get("accessToken", {})
     fine = token.get("fineGrained", {})
     scopes = [fine.get("global", []), *(scope.get("permissions", []) for scope in fine.get("scoped", []))]
-    may_write = any("write" in permission for scope in scopes for permission in scope)
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not may_write):
-        raise PermissionError(
-            f"the token of {account.get('name')} may only read; set HF_TOKEN, or log in with `hf auth login`, to one "
-            "that may write there"
-        )
+    can_write = any("write" in permission for scope in scopes for permission in scope)
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not can_write):
+        raise PermissionError(f"the token of {account.get('name')} is read-only; {TOKEN_ADVICE}")
 
 
-def _open(api: HfApi, to: Destination) -> str:
-    """Make the repository, or see that one that exists may be written to; returns its whole name."""
+def _open_repository(api: HfApi, to: Destination) -> str:
+    """Create the repository, or check that medcap may write to the existing one; return its full name."""
     name = api.create_repo(to.repo_id, private=to.private, exist_ok=True).repo_id
-    found = api.model_info(name)
-    held = sorted({file.rfilename for file in found.siblings or []} - {ATTRIBUTES})
-    if held and MARK not in (found.tags or []) and not to.overwrite:
+    info = api.model_info(name)
+    existing = sorted({file.rfilename for file in info.siblings or []} - {GITATTRIBUTES})
+    if existing and MEDCAP_TAG not in (info.tags or []) and not to.overwrite:
         raise ValueError(
-            f"the repository holds {held[0]} and no card of medcap's: it is other work; name another repository, or "
-            "replace what it holds with --overwrite (in a recipe hub_overwrite: true)"
+            f"the repository contains {existing[0]} and was not made by medcap; use another name, or replace its "
+            "contents with --overwrite (in a recipe hub_overwrite: true)"
         )
-    if to.private and not found.private:
+    if to.private and not info.private:
         raise ValueError(
-            "the repository exists and is public; name another one, or publish with --public (in a recipe "
+            "the repository exists and is public; use another name, or publish with --public (in a recipe "
             "hub_private_repo: false)"
         )
     return name
 
 
 def _upload(api: HfApi, release: Path, name: str, revision: str, overwrite: bool) -> None:
-    """One commit, unless the branch holds the release already; raises _DiffersError when it does not hold it then."""
+    """Upload `release` in one commit unless the branch already holds it, then verify the checksums."""
     if not _differences(api, release, name, revision, overwrite):
         return
     api.upload_folder(
@@ -207,13 +217,13 @@ def _upload(api: HfApi, release: Path, name: str, revision: str, overwrite: bool
         commit_message=f"Release of medcap {__version__}",
         delete_patterns="*" if overwrite else sorted(RELEASE_FILES),
     )
-    if wrong := _differences(api, release, name, revision, overwrite):
-        raise _DiffersError(f"{wrong[0]} is not on the Hub as it was sent")
+    if differing := _differences(api, release, name, revision, overwrite):
+        raise _VerificationError(f"{differing[0]} on the Hub differs from the uploaded file")
 
 
 def _differences(api: HfApi, release: Path, name: str, revision: str, overwrite: bool) -> list[str]:
-    """The files in which the branch is not the release, by size and checksum."""
-    found = api.verify_repo_checksums(name, revision=revision, local_dir=release)
-    others = {path for path in found.missing_paths if path != ATTRIBUTES}  # there and not here
-    stale = others if overwrite else others & RELEASE_FILES
-    return sorted({*(wrong["path"] for wrong in found.mismatches), *found.extra_paths, *stale})
+    """Return the files in which the branch differs from `release`, by size and checksum."""
+    result = api.verify_repo_checksums(name, revision=revision, local_dir=release)
+    remote_only = {path for path in result.missing_paths if path != GITATTRIBUTES}
+    stale = remote_only if overwrite else remote_only & RELEASE_FILES
+    return sorted({*(mismatch["path"] for mismatch in result.mismatches), *result.extra_paths, *stale})

@@ -1,4 +1,4 @@
-"""FeatureEncoder and decoder as ONNX, proven to say what the adapter says: needs the extra `onnx`."""
+"""Export to ONNX: vision encoder and text decoder with captions identical to the adapter's (extra `onnx`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from medcap.modeling.blip import decode_captions, prompt_ids
 from medcap.publish.card_data import CardData
-from medcap.publish.merge import check_captions, merge, some_pictures
+from medcap.publish.merge import check_captions, check_images, merge
 from medcap.publish.release import RELEASE_FILES, check_files, write_card, write_files
 from medcap.publish.run_paths import WEIGHTS
 
@@ -26,33 +26,36 @@ ONNX_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | set(MODELS)
 NEEDED = (*MODELS, "generation_config.json", "processor_config.json", "README.md")
 
 
-def write_onnx(folder: Path, run: Path, evaluation: Path | None, facts: CardData, places: Collection[str]) -> None:
-    """Write the run's model into `folder`: encoder.onnx, decoder.onnx, and what goes with an adapter.
+def write_onnx(folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]) -> None:
+    """Write encoder.onnx, decoder.onnx and the other files of a release into `folder`.
 
-    Beam search over the two, run by onnxruntime, must give the adapter's captions of a few pictures word for word.
-    For `build_release`; ValueError also for captions that differ, and where the extra is not installed.
+    Beam search with onnxruntime must generate exactly the adapter's captions for a few images. This is a `Writer` for
+    `build_release`.
+
+    Raises:
+        ValueError: A caption differs, or the extra `onnx` is not installed.
     """
-    if lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise ValueError(f"{lacking[0]} is not installed: pip install 'medcap[onnx]'")
-    adapter, facts = run / "adapter", replace(facts, form="onnx")
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise ValueError(f"{missing[0]} is not installed: pip install 'medcap[onnx]'")
+    adapter, card_data = run / "adapter", replace(card_data, format="onnx")
     model = merge(adapter)
     export(model, folder)
-    write_files(folder, adapter, evaluation, facts)
-    pictures, source = some_pictures(adapter)
-    said = onnx_captions(folder, model, pictures, facts.recipe.get("prompt", ""))
-    check_captions("the ONNX model", said, adapter, pictures)
-    sys.stderr.write(f"the captions of {len(pictures)} pictures ({source}) are the adapter's, word for word\n")
-    write_card(folder, facts)
-    check_files(folder, NEEDED, ONNX_FILES, places)
+    write_files(folder, adapter, evaluation, card_data)
+    images, source = check_images(adapter)
+    captions = onnx_captions(folder, model, images, card_data.recipe.get("prompt", ""))
+    check_captions("the ONNX model", captions, adapter, images)
+    sys.stderr.write(f"the captions of {len(images)} images ({source}) are identical to the adapter's\n")
+    write_card(folder, card_data)
+    check_files(folder, NEEDED, ONNX_FILES, local_paths)
 
 
 class _Encoder(nn.Module):
     def __init__(self, model: BlipForConditionalGeneration) -> None:
         super().__init__()
-        self.tower = model.vision_model
+        self.vision_encoder = model.vision_model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.tower(pixel_values=pixel_values).last_hidden_state
+        return self.vision_encoder(pixel_values=pixel_values).last_hidden_state
 
 
 class _Decoder(nn.Module):
@@ -67,11 +70,11 @@ class _Decoder(nn.Module):
 def export(model: BlipForConditionalGeneration, folder: Path) -> None:
     """Write encoder.onnx (pixel_values to features) and decoder.onnx (input_ids, features to logits) into `folder`.
 
-    Batch and length of a caption are free, the size of the image is not. No keys and values are kept: every step reads
-    the whole caption again.
+    Batch size and caption length are dynamic, the image size is fixed. There is no key/value cache: every step
+    processes the full prefix.
     """
-    size, longest = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
-    rows, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=longest)
+    size, max_length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+    rows, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=max_length)
     pixels, ids = torch.zeros(2, 3, size, size), torch.ones(2, 7, dtype=torch.int64)
     features = _Encoder(model)(pixels)
     _write(_Encoder(model), {"pixel_values": (pixels, {0: rows})}, "features", folder / MODELS[0])
@@ -90,35 +93,35 @@ def _write(module: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, An
         verbose=False,
     )
     assert program is not None
-    for node in program.model.graph:  # each tells in which file of this machine its line of code stands
+    for node in program.model.graph:  # metadata contains source paths of this machine
         node.metadata_props.clear()
         node.doc_string = None
     program.save(path, external_data=False)
 
 
 def onnx_captions(
-    folder: Path, model: BlipForConditionalGeneration, pictures: Sequence[Image.Image], prompt: str = ""
+    folder: Path, model: BlipForConditionalGeneration, images: Sequence[Image.Image], prompt: str = ""
 ) -> list[str]:
-    """Captions as the decoder leaves them: the search is transformers' own, every number comes from onnxruntime.
+    """Caption with transformers' beam search over onnxruntime; the captions are not detokenized.
 
-    `model` lends its search, and no weight.
+    Only `generate` of `model` is used, none of its weights.
     """
     from onnxruntime import InferenceSession
 
     encoder, decoder = (InferenceSession(folder / name) for name in MODELS)
-    processor, settings = BlipProcessor.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
-    settings.use_cache = False
+    processor, generation_config = BlipProcessor.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
+    generation_config.use_cache = False
 
     def logits(input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
         inputs = {"input_ids": input_ids.numpy(), "features": encoder_hidden_states.numpy()}
         return CausalLMOutputWithCrossAttentions(logits=torch.from_numpy(decoder.run(None, inputs)[0]))
 
-    search, given = model.text_decoder, prompt_ids(model, processor.tokenizer, prompt, 1)
-    search.forward = logits
+    text_decoder, start_ids = model.text_decoder, prompt_ids(model, processor.tokenizer, prompt, 1)
+    text_decoder.forward = logits
     captions = []
-    for picture in pictures:
-        pixels = processor(images=picture, return_tensors="np").pixel_values
+    for image in images:
+        pixels = processor(images=image, return_tensors="np").pixel_values
         features = torch.from_numpy(encoder.run(None, {"pixel_values": pixels})[0])
-        ids = search.generate(input_ids=given, encoder_hidden_states=features, generation_config=settings)
+        ids = text_decoder.generate(input_ids=start_ids, encoder_hidden_states=features, generation_config=generation_config)
         captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
     return captions

@@ -23,7 +23,7 @@ from medcap.io import new_folder, write_json
 from medcap.logs import error_line, named_errors, token_pattern
 from medcap.publish.card import CardData, hub_results, is_row_of, last_part, render_card
 from medcap.publish.plots import check_plot, read_curve, write_plots
-from medcap.publish.run_paths import WEIGHTS, evaluation_of
+from medcap.publish.run_paths import WEIGHTS, find_evaluation
 from medcap.recipe import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -60,14 +60,14 @@ def build_release(
 ) -> Path:
     """Write the release of the run's adapter as the new folder `to`, and return it.
 
-    `evaluation` is a folder that `medcap evaluate` wrote (None: as `evaluation_of` finds it), `comparison` the file of
+    `evaluation` is a folder that `medcap evaluate` wrote (None: as `find_evaluation` finds it), `comparison` the file of
     `medcap compare`. `base` is the base's name on the Hub, for a run that read it from a folder; `repo_id` the
     release's, for its card. `write` makes another form than an adapter: `write_merged`, `write_onnx`, `write_space`.
     Raises FileExistsError for a `to` that holds something, FileNotFoundError for what is missing, ValueError for what
     must not be published, and what `write` raises; nothing is left behind then.
     """
     with new_folder(to) as part, named_errors(run):
-        evaluation = evaluation or evaluation_of(run)
+        evaluation = evaluation or find_evaluation(run)
         facts, places = read_card_data(run, evaluation, comparison, base, repo_id)
         if facts.base_is_local and write is None:
             logger.warning(
@@ -236,7 +236,7 @@ def _without_places(value: Any) -> Any:
 def write_files(part: Path, adapter: Path, evaluation: Path | None, facts: CardData) -> None:
     """Write all of a release but weights' config and card: what lies beside an adapter, and what was measured."""
     for name in FROM_ADAPTER:
-        if (adapter / name).is_file() and (facts.form == "adapter" or name != WEIGHTS):
+        if (adapter / name).is_file() and (facts.format == "adapter" or name != WEIGHTS):
             shutil.copyfile(adapter / name, part / name)  # without its mode: safetensors writes for the owner alone
     (part / "recipe.yaml").write_text(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True), "utf-8")
     if facts.environment is not None:

@@ -1,4 +1,4 @@
-"""Where things lie in a run: the releases of its epochs, and the evaluation of its adapter."""
+"""Paths inside a run folder: the releases of its epochs, and the evaluation of its adapter."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ EPOCHS = "pushes"  # the folder of the epochs' releases
 
 
 def epoch_releases(run: Path) -> list[Path]:
-    """The releases of the epochs of `run`, the first epoch first."""
-    found = (path for path in (run / EPOCHS).glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name))
-    return sorted(found, key=epoch_number)
+    """Return the releases of the epochs of `run`, in the order of the epochs."""
+    return _numbered(run / EPOCHS, "epoch")
 
 
 def epoch_number(release: Path) -> int:
-    """Which epoch a release of `epoch_releases` is of, from 1."""
-    return _number(release)
+    """Return the epoch of one of `epoch_releases`, counted from 1."""
+    return int(release.name.rpartition("-")[2])
 
 
-def evaluation_of(run: Path) -> Path | None:
-    """Where the adapter of `run` was evaluated: RUN/eval, else the release of the epoch that it is from, if any."""
+def find_evaluation(run: Path) -> Path | None:
+    """Return the folder with the adapter's scores: RUN/eval, else the release of the epoch with the same weights."""
     if (run / "eval" / "metrics.json").is_file():
         return run / "eval"
     adapter = run / "adapter" / WEIGHTS
@@ -33,16 +32,16 @@ def evaluation_of(run: Path) -> Path | None:
 
 
 def releases(run: Path) -> list[Path]:
-    """The releases of the adapter of `run`, the last one last."""
-    found = (path for path in run.glob("release-*") if re.fullmatch(r"release-\d+", path.name))
-    return sorted(found, key=_number)
+    """Return the releases of the adapter of `run`, oldest first."""
+    return _numbered(run, "release")
 
 
 def next_release(run: Path) -> Path:
-    """A folder that no release has yet: what is pushed stays as it was pushed."""
-    made = releases(run)
-    return run / f"release-{_number(made[-1]) + 1 if made else 1}"
+    """Return an unused folder name for a new release; earlier releases are not changed."""
+    existing = releases(run)
+    return run / f"release-{epoch_number(existing[-1]) + 1 if existing else 1}"
 
 
-def _number(release: Path) -> int:
-    return int(release.name.rpartition("-")[2])
+def _numbered(folder: Path, prefix: str) -> list[Path]:
+    found = (path for path in folder.glob(f"{prefix}-*") if re.fullmatch(rf"{prefix}-\d+", path.name))
+    return sorted(found, key=epoch_number)

@@ -1,4 +1,4 @@
-"""A Space: a folder with a page that captions pictures, which runs as it is with `python app.py`."""
+"""A Gradio Space that captions images; it also runs locally with `python app.py`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from medcap.publish.card import card_metadata
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.release import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
 
-PAGES = Path(__file__).parent / "space_app"
-GRADIO = "6.31.0"  # what the page was looked at with
+APP_FOLDER = Path(__file__).parent / "space_app"
+GRADIO = "6.31.0"  # the tested version
 OWN_FILES = ("app.py", "page.py", "detokenize.py", "truecasing.py", "settings.json", "requirements.txt", "README.md")
 BASE_FILES = ("config.json", "model.safetensors", *FROM_ADAPTER)
 SPACE_FILES = frozenset(
@@ -29,75 +29,78 @@ SPACE_FILES = frozenset(
 )
 
 
-def write_space(folder: Path, run: Path, evaluation: Path | None, facts: CardData, places: Collection[str]) -> None:
-    """Write a Space with the release of the run's adapter in it into `folder`.
+def write_space(folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]) -> None:
+    """Write a Space that contains the release of the run's adapter into `folder`.
 
-    A base that is a folder here comes along; one on the Hub is fetched by the page. For `build_release`;
-    FileNotFoundError also for a base without weights.
+    A local base is copied into the Space; a base on the Hub is downloaded by the app. This is a `Writer` for
+    `build_release`.
+
+    Raises:
+        FileNotFoundError: A local base has no weights.
     """
     (folder / "adapter").mkdir()
-    write_release(folder / "adapter", run, evaluation, facts, places)
-    if facts.base_is_local:
+    write_release(folder / "adapter", run, evaluation, card_data, local_paths)
+    if card_data.base_is_local:
         _copy_base(Path(PeftConfig.from_pretrained(run / "adapter").base_model_name_or_path or ""), folder / "base")
     for name in ("app.py", "page.py"):
-        shutil.copyfile(PAGES / name, folder / name)
+        shutil.copyfile(APP_FOLDER / name, folder / name)
     (folder / "truecasing.py").write_text(inspect.getsource(truecasing), encoding="utf-8")
     (folder / "detokenize.py").write_text(_detokenize_source(), encoding="utf-8")
-    write_json(folder / "settings.json", _settings(facts))
+    write_json(folder / "settings.json", _settings(card_data))
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(facts), encoding="utf-8")
-    check_files(folder, OWN_FILES, SPACE_FILES, places)
+    (folder / "README.md").write_text(_readme(card_data), encoding="utf-8")
+    check_files(folder, OWN_FILES, SPACE_FILES, local_paths)
 
 
 def _detokenize_source() -> str:
-    """The source of `medcap.data.detokenize` for use without medcap: with truecasing.py beside it."""
+    """Return the source of `medcap.data.detokenize` with its medcap imports replaced; needs truecasing.py."""
     source = inspect.getsource(detokenization).replace("from medcap.data.truecasing import", "from truecasing import")
-    imported, function = "from medcap.data.captions import clean_caption\n", inspect.getsource(clean_caption)
-    return source.replace(imported, "").replace("\nHYPHEN =", f"\n\n{function}\n\nHYPHEN =", 1)
+    statement, function = "from medcap.data.captions import clean_caption\n", inspect.getsource(clean_caption)
+    return source.replace(statement, "").replace("\nHYPHEN =", f"\n\n{function}\n\nHYPHEN =", 1)
 
 
 def _copy_base(base: Path, to: Path) -> None:
     if not (base / "model.safetensors").is_file():
-        raise FileNotFoundError(f"{base} holds no model.safetensors, which a Space takes along: give --base")
+        raise FileNotFoundError(f"{base} contains no model.safetensors to copy into the Space; name a base on the Hub with --base")
     to.mkdir()
     for name in BASE_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, to / name)
 
 
-def _settings(facts: CardData) -> dict[str, Any]:
+def _settings(card_data: CardData) -> dict[str, Any]:
     return {
-        "title": f"Captions by {facts.name}",
+        "title": f"Captions by {card_data.name}",
         "adapter": "adapter",
-        "adapter_name": facts.name,
-        "base": "base" if facts.base_is_local else facts.base,
-        "base_name": last_part(facts.base),
-        "base_revision": None if facts.base_is_local else facts.recipe.get("model_revision"),
-        "prompt": facts.recipe.get("prompt", ""),
+        "adapter_name": card_data.name,
+        "base": "base" if card_data.base_is_local else card_data.base,
+        "base_name": last_part(card_data.base),
+        "base_revision": None if card_data.base_is_local else card_data.recipe.get("model_revision"),
+        "prompt": card_data.recipe.get("prompt", ""),
     }
 
 
 def _requirements() -> str:
-    """The packages of the page, at the versions that made the adapter's captions here; gradio comes with the Space."""
+    """Return the app's requirements, pinned to the installed versions."""
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in ("peft", "torch", "transformers")]
     return "\n".join([f"gradio=={GRADIO}", "numpy", "pillow", *pinned]) + "\n"
 
 
-def _readme(facts: CardData) -> str:
-    """The Space's metadata, and what it is."""
+def _readme(card_data: CardData) -> str:
+    """Return the README.md of the Space, with its YAML metadata."""
     front = {
-        "title": facts.name,
+        "title": card_data.name,
         "sdk": "gradio",
         "sdk_version": GRADIO,
         "app_file": "app.py",
-        "license": card_metadata(facts).license,
-        "short_description": "Radiology captions for research, no medical device",
-        **({} if facts.base_is_local else {"models": [facts.base]}),
+        "license": card_metadata(card_data).license,
+        "short_description": "Radiology captions for research, not a medical device",
+        **({} if card_data.base_is_local else {"models": [card_data.base]}),
     }
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
-        "Captions of radiology images, for research. **Not a medical device.** Do not upload pictures of patients.\n\n"
+        "Captions of radiology images, for research. **Not a medical device.** Do not upload images of patients.\n\n"
         "    pip install -r requirements.txt\n    python app.py\n\n"
-        "`settings.json` names base and adapter, each a folder here or a name on the Hub. What the adapter is, and\n"
-        "what it was trained on, stands in `adapter/README.md`.\n"
+        "`settings.json` names the base and the adapter, each a folder in this Space or a name on the Hub. The model\n"
+        "card is in `adapter/README.md`.\n"
     )

@@ -227,7 +227,7 @@ def test_the_hubs_newer_form_has_the_scores_of_data_that_is_on_the_hub():
 
 
 def test_a_merged_model_is_no_adapter():
-    card = render_card(facts(form="merged"))
+    card = render_card(facts(format="merged"))
     found = ModelCard(card).data
     assert (found.library_name, found.get("base_model_relation")) == ("transformers", "finetune")
     assert "peft" not in program(card)

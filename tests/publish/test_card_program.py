@@ -49,18 +49,18 @@ def make_run(tiny_base, tmp_path_factory):
 def test_the_program_of_the_card_runs_and_says_what_medcap_says(image_size, prompt, make_run, tiny_base, tmp_path):
     run = make_run(image_size, prompt)
     here = build_release(run, tmp_path / "release")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    picture.save(here / "image.png")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    image.save(here / "image.png")
     (here / tiny_base.name).symlink_to(tiny_base)  # the base that a reader brings
     shown = re.search(r"^```python\n(.*?)^```$", (here / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
     said = run_alone(shown, here)
 
     captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
-    expected = captioner.caption([picture])[0]
+    expected = captioner.caption([image])[0]
     assert detokenize(said).removeprefix(detokenize(prompt.strip())).strip() == expected
     with captioner.model.disable_adapter():
-        assert expected not in ("", captioner.caption([picture])[0])  # it is the adapter's
-    assert said == plain(tiny_base, run / "adapter", picture, prompt, image_size != 32)
+        assert expected not in ("", captioner.caption([image])[0])  # it is the adapter's
+    assert said == plain(tiny_base, run / "adapter", image, prompt, image_size != 32)
 
 
 def run_alone(text, folder):
@@ -71,10 +71,10 @@ def run_alone(text, folder):
     return done.stdout.strip()
 
 
-def plain(base, adapter, picture, prompt, interpolate):
+def plain(base, adapter, image, prompt, interpolate):
     """What transformers and peft say when they are asked by hand."""
     model = PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), adapter).eval()
     processor = BlipProcessor.from_pretrained(adapter)
-    inputs = processor(images=picture, text=prompt or None, return_tensors="pt")
+    inputs = processor(images=image, text=prompt or None, return_tensors="pt")
     ids = model.generate(**inputs, num_beams=2, max_new_tokens=12, interpolate_pos_encoding=interpolate)
     return processor.decode(ids[0], skip_special_tokens=True).strip()

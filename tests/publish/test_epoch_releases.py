@@ -27,7 +27,7 @@ from medcap.data.detokenize import detokenize
 from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.publish import hub_client
-from medcap.publish.epoch_releases import EpochPushes, epoch_releases, push_run
+from medcap.publish.epoch_releases import EpochReleaseCallback, epoch_releases, push_run
 from medcap.publish.hub_client import Destination, HubUnreachableError
 
 TOKEN = "oidc-my-own-token-12345"
@@ -303,7 +303,7 @@ def test_a_hub_that_fails_30_percent_of_all_requests_gets_everything(
     hub, tries, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
     fill(hub, tiny_base)
-    monkeypatch.setattr(hub_client, "TRIES", tries)
+    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", tries)
     hub.fail_share(0.3, seed=0)
     # the base is no matter of pushing, and comes from a folder
     done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=3)
@@ -311,7 +311,7 @@ def test_a_hub_that_fails_30_percent_of_all_requests_gets_everything(
     assert hub.failed > 2
     if done.status == 1:
         assert f"complete it with: medcap publish {done.folder} --repo-id {REPO}" in last_line(done.stderr)
-        monkeypatch.setattr(hub_client, "TRIES", 8)
+        monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 8)
         for _ in range(5):
             status, _, err = call(main, "publish", done.folder, "--repo-id", REPO)
             assert "Traceback" not in err
@@ -327,21 +327,21 @@ def test_a_hub_that_always_fails_does_not_stop_training_and_publish_completes(
     hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
     fill(hub, tiny_base)
-    monkeypatch.setattr(hub_client, "TRIES", 2)
+    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     hub.fail(503, times=None, message=f"not you, {TOKEN}")
     done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=2)
     assert trained(done.folder, 2)
     assert done.status == 1
     said = last_line(done.stderr)
     assert "503" in said
-    assert "it lacks epoch-1, epoch-2, main; complete it with: medcap publish" in said
+    assert "missing: epoch-1, epoch-2, main; complete it with: medcap publish" in said
     hub.faults.clear()
     status, _, err = call(main, *said.partition("complete it with: medcap ")[2].split())
     assert status == 0, err
     assert complete(hub, done.folder, 2)
 
 
-BAD_TOKENS = {"none": (None, "there is no token"), "read only": ("hf_" + "R" * 34, "may only read")}
+BAD_TOKENS = {"none": (None, "there is no token"), "read only": ("hf_" + "R" * 34, "is read-only")}
 
 
 @pytest.mark.parametrize(("token", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
@@ -363,18 +363,18 @@ def test_a_repository_of_other_work_is_found_before_training(hub, train_script, 
     hub.add_repository(REPO, {"model.safetensors": b"precious"}, private=True)
     done = train(train_script, tmp_path, phantoms)
     assert done.status == 1
-    assert "is other work; name another repository" in last_line(done.stderr)
+    assert "was not made by medcap; use another name" in last_line(done.stderr)
     assert not done.folder.exists()
 
 
 def test_the_way_to_complete_a_push_asks_for_the_same_repository(hub, pushed, tiny_base, monkeypatch):
     fill(hub, tiny_base)
-    monkeypatch.setattr(hub_client, "TRIES", 1)
+    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 1)
     hub.fail(503, "/commit/epoch-2", times=None)
     to = Destination(REPO, private=False, overwrite=True)
     with pytest.raises(HubUnreachableError) as raised:
         push_run(pushed.folder, pushed.folder / "release-1", to, pushed={"epoch-3"})
-    said = f"it lacks epoch-2, epoch-4, epoch-5, epoch-6, main; complete it with: medcap publish {pushed.folder}"
+    said = f"missing: epoch-2, epoch-4, epoch-5, epoch-6, main; complete it with: medcap publish {pushed.folder}"
     assert str(raised.value).endswith(f"{said} --repo-id {REPO} --public --overwrite")
     assert set(hub.repositories["model", REPO].branches) == {"main", "epoch-1", "epoch-2"}
 
@@ -385,7 +385,7 @@ def test_an_epoch_that_could_not_be_released_is_said_at_the_end_and_not_before(h
     def no_room(folder):
         raise OSError("No space left on device")
 
-    pushes = EpochPushes(tmp_path, Destination(REPO), no_room, None, [])
+    pushes = EpochReleaseCallback(tmp_path, Destination(REPO), no_room, None, [])
     pushes.on_evaluate(None, TrainerState(epoch=1.0), None)
     with pytest.raises(OSError, match="has no revision of epoch-1: No space left on device"):
         pushes.finish(pushed.folder / "release-1")

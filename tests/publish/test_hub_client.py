@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from medcap.publish import hub_client
 from medcap.publish.card import TAGS
-from medcap.publish.hub_client import MARK, Destination, HubUnreachableError, check_access, push_release
+from medcap.publish.hub_client import MEDCAP_TAG, Destination, HubUnreachableError, check_access, push_release
 
 TOKEN, READER = "oidc-my-own-token-12345", "hf_" + "R" * 34  # the first has not even the form of one
 REPO = "someone/captions"
@@ -101,7 +101,7 @@ def test_a_repository_that_medcap_did_not_make_is_left_alone_unless_told_otherwi
     hub.add_repository(REPO, {"model.safetensors": b"precious", "README.md": b"# Mine"}, private=True)
     before = repository(hub).branches.copy()
     for call in (lambda: push_release(release, PRIVATE, revision="epoch-1"), lambda: check_access(PRIVATE)):
-        with pytest.raises(OSError, match="holds README.md and no card of medcap's: .* with --overwrite"):
+        with pytest.raises(OSError, match="contains README.md and was not made by medcap; .* with --overwrite"):
             call()
     assert repository(hub).branches == before
     push_release(release, Destination(REPO, overwrite=True))
@@ -109,13 +109,13 @@ def test_a_repository_that_medcap_did_not_make_is_left_alone_unless_told_otherwi
 
 
 def test_every_card_has_the_mark_by_which_a_repository_is_known():
-    assert MARK in TAGS
+    assert MEDCAP_TAG in TAGS
 
 
 def test_a_public_repository_takes_nothing_that_is_meant_to_be_private(hub, release):
     hub.add_repository(REPO)
     with pytest.raises(
-        OSError, match="the repository exists and is public; name another one, or publish with --public"
+        OSError, match="the repository exists and is public; use another name, or publish with --public"
     ):
         push_release(release, PRIVATE)
     assert repository(hub).files() == {}
@@ -159,7 +159,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(("kind", "where", "more"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_that_passes_does_not_stop_a_push(kind, where, more, hub, release, pauses, monkeypatch):
-    monkeypatch.setattr(hub_client, "SILENCE", 0.15 if kind == "late" else 10.0)
+    monkeypatch.setattr(hub_client, "REQUEST_TIMEOUT", 0.15 if kind == "late" else 10.0)
     hub.fail(kind, where, **more)
     push_release(release, PRIVATE, revision="epoch-1")
     assert hub.failed == more.get("times", 1)
@@ -182,8 +182,8 @@ def test_a_hub_that_keeps_failing_is_given_up_in_one_line(hub, release, pauses):
     with pytest.raises(HubUnreachableError, match=f"^{REPO} was not pushed: .*503") as raised:
         push_release(release, PRIVATE)
     assert "\n" not in str(raised.value)
-    assert hub.failed == hub_client.TRIES
-    assert len(pauses) == hub_client.TRIES - 1
+    assert hub.failed == hub_client.MAX_ATTEMPTS
+    assert len(pauses) == hub_client.MAX_ATTEMPTS - 1
     assert all(0.5 * 2**n <= pause <= 1.5 * 2**n for n, pause in enumerate(pauses[:6]))
     hub.faults.clear()
     push_release(release, PRIVATE)
@@ -191,7 +191,7 @@ def test_a_hub_that_keeps_failing_is_given_up_in_one_line(hub, release, pauses):
 
 
 def test_a_hub_that_is_not_there_is_given_up_in_one_line(hub, release, monkeypatch):
-    monkeypatch.setattr(hub_client, "TRIES", 2)
+    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     nowhere = HfApi(endpoint="http://127.0.0.1:9")
     with pytest.raises(HubUnreachableError, match=f"{REPO} was not pushed: "):
         push_release(release, PRIVATE, api=nowhere)
@@ -199,7 +199,7 @@ def test_a_hub_that_is_not_there_is_given_up_in_one_line(hub, release, monkeypat
 
 def test_time_alone_ends_a_push_too(hub, release, monkeypatch, pauses):
     hub.fail(503, "POST .*/commit/", times=None)
-    monkeypatch.setattr(hub_client, "LONGEST", -1.0)
+    monkeypatch.setattr(hub_client, "MAX_RETRY_SECONDS", -1.0)
     with pytest.raises(HubUnreachableError):
         push_release(release, PRIVATE)
     assert (hub.failed, pauses) == (1, [])
@@ -213,10 +213,10 @@ def test_a_token_that_can_write_is_found_good(hub):
 
 BAD_TOKENS = {
     "none": (None, "there is no token; set HF_TOKEN, or log in with `hf auth login`"),
-    "read only": (READER, "the token of someone may only read; set HF_TOKEN"),
+    "read only": (READER, "the token of someone is read-only; set HF_TOKEN"),
     "unknown": ("hf_" + "U" * 34, "Invalid user token.*; set HF_TOKEN"),
     "somebody else's": ("hf_" + "S" * 34, "You don't have the rights to write to someone/captions.*; set HF_TOKEN"),
-    "fine-grained, reads": ("hf_" + "F" * 34, "the token of someone may only read"),
+    "fine-grained, reads": ("hf_" + "F" * 34, "the token of someone is read-only"),
 }
 
 
@@ -247,7 +247,7 @@ QUOTING = [
 
 @pytest.mark.parametrize(("status", "where"), QUOTING)
 def test_an_error_that_quotes_the_token_is_shown_without_it(status, where, hub, release, monkeypatch, capfd, caplog):
-    monkeypatch.setattr(hub_client, "TRIES", 2)
+    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     caplog.set_level(logging.DEBUG, "medcap")
     quoted = f"denied: Bearer {TOKEN} and {READER}"
     hub.fail(status, where, times=None, message=quoted, headers={"X-Request-Id": TOKEN})

@@ -22,10 +22,10 @@ from medcap.publish import merge as merging
 from medcap.publish.merge import (
     MERGED_FILES,
     NEEDED,
-    PICTURES,
+    NUM_CHECKED_IMAGES,
     check_captions,
     plain_captions,
-    some_pictures,
+    check_images,
     write_merged,
 )
 from medcap.publish.release import build_release
@@ -87,13 +87,13 @@ def test_no_file_names_a_place_on_this_machine(model, trained_run, tiny_base):
 
 
 def test_captions_are_compared_on_the_datas_test_images_and_on_phantoms_where_they_are_gone(trained_run, tmp_path):
-    pictures, source = some_pictures(trained_run.folder / "adapter")
-    assert (len(pictures), source) == (6, "test images of data")
+    images, source = check_images(trained_run.folder / "adapter")
+    assert (len(images), source) == (6, "test images of data")
     shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
     path = tmp_path / "adapter" / "recipe.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "data_dir": str(tmp_path / "gone")}))
-    pictures, source = some_pictures(tmp_path / "adapter")
-    assert len({picture.tobytes() for picture in pictures}) == PICTURES
+    images, source = check_images(tmp_path / "adapter")
+    assert len({image.tobytes() for image in images}) == NUM_CHECKED_IMAGES
     assert source.startswith("phantoms")
 
 
@@ -103,10 +103,10 @@ def test_a_model_that_says_something_else_is_refused_in_one_line(model, trained_
     name = "text_decoder.bert.encoder.layer.1.output.dense.weight"
     weights[name] = torch.zeros_like(weights[name])
     save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
-    pictures, _ = some_pictures(trained_run.folder / "adapter")
-    made = plain_captions(tmp_path / "other", pictures)
-    with pytest.raises(ValueError, match="of picture 1 the merged model says '.*', the adapter '.*'") as raised:
-        check_captions("the merged model", made, trained_run.folder / "adapter", pictures)
+    images, _ = check_images(trained_run.folder / "adapter")
+    made = plain_captions(tmp_path / "other", images)
+    with pytest.raises(ValueError, match="image 1: the merged model generates '.*', the adapter '.*'") as raised:
+        check_captions("the merged model", made, trained_run.folder / "adapter", images)
     assert "\n" not in str(raised.value)
 
 
@@ -115,7 +115,7 @@ def test_a_merge_that_lost_the_adapter_leaves_nothing_behind(trained_run, tmp_pa
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(trained_run.folder), "--merge", "--to", str(tmp_path / "out" / "model")])
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("medcap: error: of picture 1 the merged model says")
+    assert capsys.readouterr().err.startswith("medcap: error: image 1: the merged model generates")
     assert list((tmp_path / "out").iterdir()) == []
 
 

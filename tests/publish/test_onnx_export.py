@@ -1,6 +1,6 @@
 """The ONNX models say what the adapter says, or they are not written.
 
-pytest tests/publish/test_onnx.py
+pytest tests/publish/test_onnx_export.py
 """
 
 import re
@@ -18,7 +18,7 @@ from medcap.cli import main
 from medcap.inference import load_captioner
 from medcap.modeling.blip import resize_positions
 from medcap.publish import onnx_export
-from medcap.publish.merge import some_pictures
+from medcap.publish.merge import check_images
 from medcap.publish.onnx_export import MODELS, NEEDED, ONNX_FILES, write_onnx
 from medcap.publish.release import build_release
 
@@ -34,7 +34,7 @@ def test_the_folder_is_whole_and_names_no_place_on_this_machine(models, trained_
     assert set(NEEDED) <= names <= ONNX_FILES
     libraries = Path(torch.__file__).parents[1]  # where each line of the exported code stands
     for path in models.iterdir():
-        for place in (trained_run.folder, tiny_base, libraries, Path(onnx_export.__file__).parent):
+        for place in (trained_run.folder, tiny_base, libraries, Path(onnx_export.__file__).parents[1]):
             assert str(place).encode() not in path.read_bytes(), path.name
 
 
@@ -49,17 +49,17 @@ def test_batch_and_length_are_free(models):
 def test_the_program_of_the_card_runs_by_onnxruntime_alone(models, trained_run, tmp_path):
     card = ModelCard.load(models / "README.md")
     program = re.search(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)[1]
-    picture = some_pictures(trained_run.folder / "adapter")[0][0]
+    image = check_images(trained_run.folder / "adapter")[0][0]
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    picture.save(tmp_path / "image.png")
+    image.save(tmp_path / "image.png")
     alone = f"import sys\nsys.modules['medcap'] = sys.modules['peft'] = None\n{program}"
     done = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     greedy = load_captioner(
         str(trained_run.folder / "adapter"), generation={"num_beams": 1, "no_repeat_ngram_size": 0}, detokenize=False
     )
-    assert done.stdout.strip() == greedy.caption([picture])[0] != ""
+    assert done.stdout.strip() == greedy.caption([image])[0] != ""
 
 
 def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_base, tmp_path, monkeypatch, capsys):
@@ -72,7 +72,7 @@ def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_b
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(trained_run.folder), "--onnx", "--to", str(tmp_path / "out" / "models")])
     assert ended.value.code == 1
-    assert "error: of picture 1 the ONNX model says" in capsys.readouterr().err
+    assert "error: image 1: the ONNX model generates" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -16,17 +16,17 @@ from peft import PeftModel
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig, pipeline
 
 base, repo, path = sys.argv[1:]
-picture, settings = Image.open(path), GenerationConfig.from_pretrained(repo)
+image, settings = Image.open(path), GenerationConfig.from_pretrained(repo)
 processor = BlipProcessor.from_pretrained(repo)
 model = PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), repo).eval()
 asked = {"generation_config": settings, "interpolate_pos_encoding": True}
 with torch.inference_mode():
-    ids = model.generate(pixel_values=processor(images=picture, return_tensors="pt").pixel_values, **asked)
+    ids = model.generate(pixel_values=processor(images=image, return_tensors="pt").pixel_values, **asked)
 found = {"peft": processor.decode(ids[0], skip_special_tokens=True)}
 ways = {"alone": {}, "text": {"text": ""}, "settings": {"text": "", "generate_kwargs": asked}}
 for name, words in ways.items():
     try:
-        found[name] = pipeline("image-text-to-text", model=repo)(images=picture, **words)
+        found[name] = pipeline("image-text-to-text", model=repo)(images=image, **words)
     except Exception as error:
         found[name] = f"{type(error).__name__}: {error}"[:600]
 print(json.dumps(found))

@@ -32,7 +32,7 @@ def app(space, monkeypatch):
     """The Space's code as a module."""
     monkeypatch.syspath_prepend(space)
     yield importlib.import_module("app")
-    for name in ("app", "page", "surface", "terms"):
+    for name in ("app", "page", "detokenize", "truecasing"):
         del sys.modules[name]
 
 
@@ -75,7 +75,7 @@ def test_the_page_says_what_the_adapter_says_where_medcap_is_not(space, trained_
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
     Image.fromarray(rng.integers(30000, 60000, (40, 50), dtype=np.uint16)).save(tmp_path / "16-bit.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     paths = [tmp_path / name for name in ("rgb.png", "16-bit.png", "text.png")]
     done = subprocess.run(
         [sys.executable, "-c", ALONE, *map(str, paths)], cwd=space, capture_output=True, text=True, check=False
@@ -83,7 +83,7 @@ def test_the_page_says_what_the_adapter_says_where_medcap_is_not(space, trained_
     assert done.returncode == 0, done.stderr
     captioner = load_captioner(str(trained_run.folder / "adapter"))
     said = captioner.caption([Image.open(path) for path in paths[:2]])
-    assert done.stdout.splitlines() == [*said, "This file is no picture that can be read.", "Choose a picture first."]
+    assert done.stdout.splitlines() == [*said, "This file cannot be read as an image.", "Choose an image file first."]
 
 
 def test_what_the_page_shows_is_text_and_no_html():
@@ -103,14 +103,14 @@ def test_the_page_writes_captions_as_captions_are_written(app, monkeypatch):
     assert app.caption(Image.new("RGB", (8, 8))) == "X-ray"
 
 
-def test_what_is_no_picture_is_said_to_be_none_and_shows_none(app, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+def test_what_is_no_image_is_said_to_be_none_and_shows_none(app, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
     Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")  # 196 million pixels in 24 KB
     for path in (tmp_path / "text.png", tmp_path / "bomb.png", tmp_path):
-        assert answer(str(path), app.read, app.caption) == (None, "This file is no picture that can be read.")
+        assert answer(str(path), app.read, app.caption) == (None, "This file cannot be read as an image.")
 
 
-PICTURES = {
+IMAGES = {
     "grey": Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)),
     "16 bits": Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)),
     "flat, 16 bits": Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)),
@@ -119,6 +119,6 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
-def test_the_page_sees_pictures_as_medcap_does(picture, app):
-    assert app.to_rgb(picture).tobytes() == to_rgb(picture).tobytes()
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+def test_the_page_sees_images_as_medcap_does(image, app):
+    assert app.to_rgb(image).tobytes() == to_rgb(image).tobytes()

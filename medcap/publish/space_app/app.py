@@ -1,6 +1,6 @@
-"""Captions of radiology images in a browser: `python app.py`, then http://127.0.0.1:7860.
+"""Caption radiology images in a browser: run `python app.py` and open http://127.0.0.1:7860.
 
-`settings.json` names base and adapter, each a folder beside this file or a name on the Hub.
+`settings.json` names the base and the adapter, each a folder next to this file or a name on the Hub.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ SETTINGS = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Serve the page: on this machine alone, or where Spaces asks for it."""
+    """Serve the page, on localhost or on the address that Spaces sets."""
     names = f"{SETTINGS['adapter_name']} on {SETTINGS['base_name']}"
     make_page(SETTINGS["title"], names, read, caption).launch()
 
 
 def caption(image: Image.Image) -> str:
-    """The caption of an RGB picture, written as captions are: "chest X-ray", where the decoder has "chest x - ray"."""
-    model, processor, settings = load()
+    """Caption an RGB image; the caption is detokenized ("chest X-ray" instead of "chest x - ray")."""
+    model, processor, generation_config = load()
     inputs = processor(images=image, text=SETTINGS["prompt"] or None, return_tensors="pt")
-    with torch.inference_mode():  # without the flag BLIP would take positions of another grid for another size
-        ids = model.generate(**inputs, generation_config=settings, interpolate_pos_encoding=True)
+    with torch.inference_mode():  # BLIP needs the flag for a size other than the base's
+        ids = model.generate(**inputs, generation_config=generation_config, interpolate_pos_encoding=True)
     return detokenize(processor.decode(ids[0], skip_special_tokens=True))
 
 
 @lru_cache(maxsize=1)
 def load() -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
-    """Adapter and base, once."""
-    base = BlipForConditionalGeneration.from_pretrained(place(SETTINGS["base"]), revision=SETTINGS["base_revision"])
-    adapter = place(SETTINGS["adapter"])
+    """Load base and adapter once."""
+    base = BlipForConditionalGeneration.from_pretrained(resolve(SETTINGS["base"]), revision=SETTINGS["base_revision"])
+    adapter = resolve(SETTINGS["adapter"])
     model = PeftModel.from_pretrained(base, adapter).eval()
     return model, BlipProcessor.from_pretrained(adapter), GenerationConfig.from_pretrained(adapter)
 
 
-def place(name: str) -> str:
-    """A folder beside this file, or a name on the Hub."""
+def resolve(name: str) -> str:
+    """Return a folder next to this file, or the name on the Hub unchanged."""
     return str(HERE / name) if (HERE / name).is_dir() else name
 
 
 def read(path: str) -> Image.Image:
-    """The picture in a file as RGB; an error of some kind for what is none, or has more pixels than Pillow allows."""
+    """Open a file as RGB; raises for an unreadable file or more pixels than Pillow allows."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
@@ -60,7 +60,7 @@ def read(path: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, upright and on white; more than 8 bits are scaled, where `convert("RGB")` would clip them."""
+    """Convert to 8-bit RGB, upright and on white; higher bit depths are rescaled, `convert("RGB")` would clip them."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image).astype(np.float64))  # (H, W)

@@ -1,4 +1,4 @@
-"""A page that captions pictures: what it shows, whoever makes the captions. Needs gradio, and no medcap."""
+"""The Gradio page of the Space and of `medcap demo`. Must not import medcap: a Space runs without it."""
 
 from __future__ import annotations
 
@@ -9,46 +9,48 @@ from typing import Any
 from PIL import Image
 
 NOTICE = (
-    "Research software. Not a medical device: not for diagnosis, treatment or triage, nor for any decision about a "
-    "patient. Captions can name the wrong organ, the wrong side or a finding that is not there. "
-    "Do not upload pictures of patients."
+    "Research software. Not a medical device: do not use it for diagnosis, treatment, triage or any other decision "
+    "about a patient. Captions can state the wrong organ, the wrong side or a finding that is not present. "
+    "Do not upload images of patients."
 )
 
 
 def make_page(
     title: str, names: str, read: Callable[[str], Image.Image], caption: Callable[[Image.Image], str]
 ) -> Any:
-    """Return gradio's Blocks: a file, a button, the picture as the model sees it, and its caption.
+    """Return the Gradio Blocks: file upload, button, model input and caption. Uploads are deleted within two hours.
 
-    `read` opens a file as RGB; `names` says which model it is. What is uploaded is removed within two hours.
+    Args:
+        title: Heading of the page.
+        names: Description of the model, shown below the notice.
+        read: Opens a file as an RGB image; raises an exception for an unreadable file.
+        caption: Captions an RGB image.
     """
     import gradio
 
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gradio.HTML(heading(title, names))
-        file = gradio.File(
-            label="Picture", type="filepath"
-        )  # gradio's own Image fails on what is none, without a word
+        file = gradio.File(label="Image file", type="filepath")  # gradio.Image gives no message for unreadable files
         button = gradio.Button("Caption", variant="primary")
-        picture = gradio.Image(label="What the model sees", interactive=False)
+        image = gradio.Image(label="Model input", interactive=False)
         text = gradio.Textbox(label="Caption", interactive=False)
-        button.click(lambda path: answer(path, read, caption), inputs=file, outputs=[picture, text])
+        button.click(lambda path: answer(path, read, caption), inputs=file, outputs=[image, text])
     return blocks
 
 
 def heading(title: str, names: str) -> str:
-    """Title, notice and model as HTML, in which a name is only ever text."""
+    """Return title, notice and model as HTML, with all names escaped."""
     return f"<h1>{html.escape(title)}</h1><p><b>{html.escape(NOTICE)}</b></p><p>{html.escape(names)}</p>"
 
 
 def answer(
     path: str | None, read: Callable[[str], Image.Image], caption: Callable[[Image.Image], str]
 ) -> tuple[Image.Image | None, str]:
-    """The picture in a file and its caption, or None and what is wrong with the file."""
+    """Return the image in a file and its caption, or None and an error message."""
     if path is None:
-        return None, "Choose a picture first."
+        return None, "Choose an image file first."
     try:
-        picture = read(path)
-    except Exception:  # decoders raise errors of all kinds
-        return None, "This file is no picture that can be read."
-    return picture, caption(picture)
+        image = read(path)
+    except Exception:  # image decoders raise many types of errors
+        return None, "This file cannot be read as an image."
+    return image, caption(image)
