@@ -216,7 +216,10 @@ class Samples(TrainerCallback):
         if not state.is_world_process_zero:
             return
         rows = zip(self.ids, self.references, self.scores.predictions, strict=False)
-        blocks = [f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n" for image_id, reference, prediction in rows]
+        blocks = [
+            f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n"
+            for image_id, reference, prediction in rows
+        ]
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
         write_text(path, "\n".join([f"# After epoch {state.epoch:g}\n", *blocks]))
