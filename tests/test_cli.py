@@ -192,7 +192,7 @@ def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys
     assert status == 0
     assert [json.loads(line)["image"] for line in out.splitlines()] == [str(tmp_path / "several.tif")]
     assert "broken.png" in caplog.text
-    assert "Left out" in caplog.text
+    assert "Skipped" in caplog.text
     status, out, err = run(
         ["caption", str(tmp_path / "several.tif"), "--model", str(tiny_base), "--frame", "2"], capsys
     )
