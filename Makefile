@@ -1,14 +1,14 @@
-# Only Python 3.10+ and make are needed. Everything lands in .venv and in the folder that a target names.
+# Needs Python 3.10+ and make. Writes only into .venv* and the folder that a target names.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test bench quality style clean
+.PHONY: help setup quickstart test test-oldest test-newest bench quality style clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## create .venv and install medcap with what its tests need
 
@@ -18,24 +18,38 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: $(STAMP)  ## the whole story offline, in minutes; leaves the folder quickstart/
+quickstart: $(STAMP)  ## run the end-to-end demo offline, in minutes; leaves the folder quickstart/
 	$(BIN)/medcap quickstart
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
-bench: $(STAMP)  ## measure speed against plain loops, a quarter of an hour; writes docs/benchmarks.md
+test-oldest:  ## run the tests with the lowest versions that pyproject.toml allows, in .venv-oldest
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	.venv-oldest/bin/python -m pytest -n auto --dist worksteal
+
+# torch stays at the version of constraints.txt: a newer one is a CUDA build of several gigabytes
+test-newest:  ## run the tests with the newest versions that pyproject.toml allows, in .venv-newest
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		-e '.[dev]' "$$(grep ^torch== constraints.txt)"
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal
+
+bench: $(STAMP)  ## measure speed against reference loops in 15 minutes; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py --write
 
-quality: $(STAMP)  ## ruff check, ruff format --check, mypy
+quality: $(STAMP)  ## lint, format, types, import order of packages, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --config-file setup.cfg
+	$(BIN)/lint-imports
+	$(BIN)/typos
 
-style: $(STAMP)  ## mend what ruff can mend
+style: $(STAMP)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv, quickstart/ and caches
-	rm -rf $(VENV) quickstart build dist .mypy_cache .ruff_cache .pytest_cache .coverage
+clean:  ## remove the virtual environments, quickstart/ and caches
+	rm -rf $(VENV) .venv-oldest .venv-newest quickstart build dist .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-"""How fast is medcap? The seed's way, a careful plain loop and medcap, in turn, in one run.
+"""Measure the speed and memory of medcap, of a reference loop and of the original project.
 
     python benchmarks/bench.py [--out bench] [--rounds 3] [--write]
 
-Builds BLIP-base of its published shape with random weights and pictures and captions of ROCOv2's sizes in --out, where
-both are kept. Prints tables; with --write they become docs/benchmarks.md. About a quarter of an hour on two cores.
+Creates BLIP-base with random weights, and images and captions of ROCOv2's sizes, in --out, and reuses them. Prints
+tables; --write also writes docs/benchmarks.md. Takes about 15 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import transformers
 from speed.document import render
 from speed.generation import measure_beams, measure_generation, measure_loading
 from speed.shapes import write_base, write_data
-from speed.training import CACHED, FIRST, PLAIN, measure_floor, measure_steps, run_for_memory
+from speed.training import CACHED, FIRST, PLAIN, measure_peak, measure_steps, run_for_memory
 
 from medcap import __version__
 
@@ -37,7 +37,7 @@ IMAGES = 60
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on and with."""
+    """Return the device and the versions of the libraries."""
     model = next(
         (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
     )
@@ -48,24 +48,24 @@ def machine() -> dict[str, Any]:
 
 
 def peak_kilobytes() -> int:
-    """Greatest resident size of this process. (`ru_maxrss` survives exec: it would be that of the parent.)"""
+    """Return the peak resident memory of this process. `ru_maxrss` survives exec and would include the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def measure_memory(out: Path) -> dict[str, float]:
-    """Peak resident bytes of each way of training, each in a process of its own."""
+    """Return the peak resident bytes of each training method, each measured in a new process."""
     peaks = {}
     for name in (*PLAIN, FIRST, CACHED):
         sys.stderr.write(f"memory: {name}\n")
-        words = [sys.executable, __file__, "--out", str(out), "--memory", name]
-        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-        peaks[name] = 1024 * float(done.stdout.split()[-1])
+        argv = [sys.executable, __file__, "--out", str(out), "--memory", name]
+        process = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True)
+        peaks[name] = 1024 * float(process.stdout.split()[-1])
     return peaks
 
 
 def main() -> None:
-    """Measure, print, and with --write also write the document."""
+    """Measure, print the tables, and write the document with --write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -82,7 +82,7 @@ def main() -> None:
         results: dict[str, Any] = {"machine": machine(), "rounds": args.rounds}
         for name, measure in (
             ("steps", lambda: measure_steps(base, data, out, args.rounds)),
-            ("floor", lambda: measure_floor(base)),
+            ("peak", lambda: measure_peak(base)),
             ("loading", lambda: measure_loading(base, data, out, args.rounds)),
             ("generation", lambda: measure_generation(base, data, args.rounds)),
             ("beams", lambda: measure_beams(base, data)),

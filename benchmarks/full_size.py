@@ -1,10 +1,10 @@
-"""Does a recipe of BLIP-base's real size run? Two steps and eight captions, with random weights, at two image sizes.
+"""Run a recipe at BLIP-base's size with random weights: two steps and eight captions at two image sizes.
 
     python benchmarks/full_size.py --files FOLDER --out NEW_FOLDER
 
-FOLDER holds the base's own config.json, preprocessor_config.json and vocab.txt (the Hub's: 30,522 tokens, no [DEC]).
-NEW_FOLDER gets a checkpoint of about 1 GB, phantoms, and a run for each size. Captions of random weights are noise:
-what is shown is that shapes, positions, first token and memory fit, and what a step costs here.
+FOLDER contains config.json, preprocessor_config.json and vocab.txt of the base on the Hub (30,522 tokens, without
+[DEC]). NEW_FOLDER receives a checkpoint of about 1 GB, synthetic data, and one run per image size. This tests shapes,
+position embeddings, first token and memory, and measures the time; captions of random weights are meaningless.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_checkpoint(files: Path, out: Path) -> None:
-    """Write a BLIP of the given config with random weights, and the processor as the Hub has it."""
+    """Write a BLIP checkpoint with random weights and the Hub's processor."""
     config = BlipConfig.from_pretrained(files)
-    assert config.vision_config.initializer_range > 1e-3, "random weights of 1e-10 would see nothing"
+    assert config.vision_config.initializer_range > 1e-3, "with weights of 1e-10 the vision encoder returns a constant"
     torch.manual_seed(0)
     BlipForConditionalGeneration(config).save_pretrained(out)
     tokenizer = BertTokenizer(str(files / "vocab.txt"), model_max_length=512)
@@ -38,7 +38,7 @@ def write_checkpoint(files: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Write checkpoint and phantoms, train and evaluate at each size, and print what came out."""
+    """Write checkpoint and data, train and evaluate at each size, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -49,13 +49,13 @@ def main() -> None:
     for size in (224, 384):
         run, started = args.out / f"run-{size}", time.monotonic()
         shutil.rmtree(run, ignore_errors=True)
-        words = ["--config", args.recipe, "--data_dir", args.out / "data", "--model_name_or_path", args.out / "base"]
-        words += ["--output_dir", run, "--image_size", size, "--train_fraction", 1, "--max_steps", 2]
-        words += ["--max_eval_samples", 8, "--logging_steps", 1]
-        subprocess.run([sys.executable, str(ROOT / "scripts/train.py"), *map(str, words)], check=True)
+        argv = ["--config", args.recipe, "--data_dir", args.out / "data", "--model_name_or_path", args.out / "base"]
+        argv += ["--output_dir", run, "--image_size", size, "--train_fraction", 1, "--max_steps", 2]
+        argv += ["--max_eval_samples", 8, "--logging_steps", 1]
+        subprocess.run([sys.executable, str(ROOT / "scripts/train.py"), *map(str, argv)], check=True)
         line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        seen = {key: round(line[key], 4) for key in ("step", "loss", "eval_loss", "eval_bleu_1", "eval_cider")}
-        print(f"{size} px: {seen}, {time.monotonic() - started:.0f} s in all", flush=True)
+        metrics = {key: round(line[key], 4) for key in ("step", "loss", "eval_loss", "eval_bleu_1", "eval_cider")}
+        print(f"{size} px: {metrics}, {time.monotonic() - started:.0f} s in total", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How near the estimate of memory comes to what is seen: dry runs of BLIP-base and BLIP-large with random weights.
+"""Compare the memory estimate with the measured peak, in dry runs of BLIP-base and BLIP-large with random weights.
 
     python benchmarks/memory.py --out NEW_FOLDER [--only large-4bit]
 
-Needs about 4 GB of RAM, 3 GB of disk and, on two CPU cores, a minute or two for each row.
+Needs about 4 GB of RAM, 3 GB of disk space and, on two CPU cores, one to two minutes per row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CASES = {
 
 
 def main() -> None:
-    """ImageInfo for each case the line that a dry run says of memory."""
+    """Print the memory line of the dry run of each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
@@ -37,16 +37,16 @@ def main() -> None:
     for name in args.only:
         shape, settings = CASES[name]
         base = write_base(args.out / shape, shape)
-        words = ["--config", RECIPE, "--data_dir", args.out / "data", "--model_name_or_path", base, "--dry_run"]
-        words += ["--output_dir", args.out / "run", "--use_cpu", "true", "--precision", "fp32", "--image_size", "224"]
-        words += ["--gradient_accumulation_steps", "1", "--per_device_eval_batch_size", "2", "--num_beams", "1"]
-        words += ["--dataloader_num_workers", "0", "--max_new_tokens", "8"]
-        words += [word for key, value in settings.items() for word in (f"--{key}", value)]
-        said = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, words)],
+        argv = ["--config", RECIPE, "--data_dir", args.out / "data", "--model_name_or_path", base, "--dry_run"]
+        argv += ["--output_dir", args.out / "run", "--use_cpu", "true", "--precision", "fp32", "--image_size", "224"]
+        argv += ["--gradient_accumulation_steps", "1", "--per_device_eval_batch_size", "2", "--num_beams", "1"]
+        argv += ["--dataloader_num_workers", "0", "--max_new_tokens", "8"]
+        argv += [word for key, value in settings.items() for word in (f"--{key}", value)]
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, argv)],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
-        for line in (said.stderr + said.stdout).splitlines():
+        for line in (process.stderr + process.stdout).splitlines():
             if line.startswith("memory: "):
                 print(f"{name}: {line.removeprefix('memory: ')}", flush=True)
 

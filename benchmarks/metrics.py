@@ -1,13 +1,12 @@
-"""BLEU, ROUGE-L and CIDEr by pycocoevalcap and by medcap.metrics.statistics: the same numbers, and what they cost.
+"""Compare BLEU, ROUGE-L and CIDEr of pycocoevalcap and medcap: equal scores, time and memory.
 
     python benchmarks/metrics.py
     python benchmarks/metrics.py --predictions predictions.csv --references captions.csv
 
-Without options 8,000 pairs of captions are made up. The CSVs have the columns ID and Caption; the images of
-predictions.csv are scored, tokenised once (the only step that needs Java). Both scorers take turns in one process
-after a warm-up. Seconds are the processor's, which other programs do not lengthen. Peak memory is above what was held
-before scoring, each scorer in a process of its own, as Linux tells it. About two minutes on 2 cores.
-Exit status 1 when the numbers differ by more than 1e-12.
+Without options, 8,000 pairs of captions are generated. The CSV files have the columns ID and Caption; the images of
+predictions.csv are scored. Tokenization, the only step that needs Java, runs once. The scorers alternate in one
+process after a warm-up. Times are CPU times. Peak memory is the increase during scoring, measured in a new process per
+scorer (Linux only). Takes about two minutes on two CPU cores. Exit status 1 if scores differ by more than 1e-12.
 """
 
 import argparse
@@ -30,112 +29,116 @@ from pycocoevalcap.rouge.rouge import Rouge
 from medcap.metrics.coco import tokenize
 from medcap.metrics.statistics import Statistics, bootstrap, caption_statistics, paired_test
 
-ROUNDS, PAIRS, IMAGES = 5, 8_000, 10_000
-Scores = dict[str, np.ndarray]  # the corpus score, then each image's
+ROUNDS, PAIRS, RESAMPLED = 5, 8_000, 10_000
+Scores = dict[str, np.ndarray]  # corpus score followed by the score of each image
 
 
-def made_up(n: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
-    """Predictions that are worse copies of their references: about 20 words, rare and frequent as in a language."""
+def random_captions(n: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Return `n` references of about 20 words with natural word frequencies, and predictions with errors."""
     rng = random.Random(seed)
-    words = [f"w{rank}" for rank in range(8_000)]
-    chances = [1 / (rank + 3) for rank in range(len(words))]
+    vocab = [f"w{rank}" for rank in range(8_000)]
+    weights = [1 / (rank + 3) for rank in range(len(vocab))]
 
-    def copied(caption: list[str]) -> str:
-        return " ".join(rng.choice(words) if rng.random() < 0.3 else word for word in caption if rng.random() < 0.8)
+    def with_errors(caption: list[str]) -> str:
+        return " ".join(rng.choice(vocab) if rng.random() < 0.3 else word for word in caption if rng.random() < 0.8)
 
-    captions = [rng.choices(words, chances, k=int(rng.gammavariate(3, 7)) + 1) for _ in range(n)]
-    return [copied(caption) for caption in captions], [[" ".join(caption)] for caption in captions]
+    captions = [rng.choices(vocab, weights, k=int(rng.gammavariate(3, 7)) + 1) for _ in range(n)]
+    return [with_errors(caption) for caption in captions], [[" ".join(caption)] for caption in captions]
 
 
 def read(predictions: Path, references: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the tokenized predictions and the references of the same images."""
     columns = []
     for path in (predictions, references):
         with path.open(encoding="utf-8", newline="") as file:
             columns.append({row["ID"]: row["Caption"] for row in csv.DictReader(file)})
-    wanted = tokenize([columns[1][image] for image in columns[0]])
-    return tokenize(list(columns[0].values())), [[caption] for caption in wanted]
+    selected = tokenize([columns[1][image] for image in columns[0]])
+    return tokenize(list(columns[0].values())), [[caption] for caption in selected]
 
 
-def stock(predictions: list[str], references: list[list[str]]) -> Scores:
-    """Scores of pycocoevalcap itself."""
+def pycocoevalcap_scores(predictions: list[str], references: list[list[str]]) -> Scores:
+    """Return the scores of pycocoevalcap."""
     gts, res = dict(enumerate(references)), {image: [text] for image, text in enumerate(predictions)}
     bleu, bleus = Bleu(4).compute_score(gts, res, verbose=0)
-    found = {f"bleu_{n + 1}": (bleu[n], bleus[n]) for n in range(4)}
-    found |= {"rouge_l": Rouge().compute_score(gts, res), "cider": Cider().compute_score(gts, res)}
-    return {name: np.append(corpus, per_image) for name, (corpus, per_image) in found.items()}
+    scores = {f"bleu_{n + 1}": (bleu[n], bleus[n]) for n in range(4)}
+    scores |= {"rouge_l": Rouge().compute_score(gts, res), "cider": Cider().compute_score(gts, res)}
+    return {name: np.append(corpus, per_image) for name, (corpus, per_image) in scores.items()}
 
 
-def ours(predictions: list[str], references: list[list[str]]) -> Scores:
-    counted = caption_statistics(predictions, references)
-    corpus, per_image = counted.corpus(), counted.per_image()
+def medcap_scores(predictions: list[str], references: list[list[str]]) -> Scores:
+    """Return the scores of medcap."""
+    counts = caption_statistics(predictions, references)
+    corpus, per_image = counts.corpus(), counts.per_image()
     return {name: np.append(corpus[name], per_image[name]) for name in corpus}
 
 
 def seconds(*calls: Callable[[], object]) -> list[list[float]]:
-    """CPU seconds of each round of each call, in turns, after one round that does not count."""
+    """Return the CPU seconds of each call in each round; the calls alternate after a warm-up round."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(ROUNDS + 1):
-        for call, taken in zip(calls, times, strict=True):
+        for call, measured in zip(calls, times, strict=True):
             started = time.process_time()
             call()
-            taken.append(time.process_time() - started)
-    return [taken[1:] for taken in times]
+            measured.append(time.process_time() - started)
+    return [measured[1:] for measured in times]
 
 
-def _held(key: str) -> float:
+def _resident_megabytes(key: str) -> float:
     return int(re.findall(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
 
 
-def _peak(score: Callable[[list[str], list[list[str]]], Scores], *texts: list) -> float:
-    before = _held("VmRSS")
-    score(*texts)
-    return _held("VmHWM") - before
+def _peak_here(score: Callable[[list[str], list[list[str]]], Scores], *captions: list) -> float:
+    before = _resident_megabytes("VmRSS")
+    score(*captions)
+    return _resident_megabytes("VmHWM") - before
 
 
-def peak(score: Callable[[list[str], list[list[str]]], Scores], *texts: list) -> float:
-    """MB above what was held before scoring, in a new process: the highest mark of this one is no longer of use."""
+def peak(score: Callable[[list[str], list[list[str]]], Scores], *captions: list) -> float:
+    """Return the MB that scoring adds to the resident memory of a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (score, *texts))
+        return pool.apply(_peak_here, (score, *captions))
 
 
 def resampling(n: int) -> dict[str, list[float]]:
-    """Seconds for the intervals of one system and the test between two; METEOR's columns are there, with noise."""
+    """Return the seconds of bootstrap intervals and of a paired test, with random METEOR statistics."""
     rng = np.random.default_rng(0)
 
     def system(seed: int) -> Statistics:
-        return replace(caption_statistics(*made_up(n, seed)), meteor=1 + rng.random((n, 6)))
+        return replace(caption_statistics(*random_captions(n, seed)), meteor=1 + rng.random((n, 6)))
 
-    one, other = system(0), system(1)
+    first, second = system(0), system(1)
     names = [f"1,000 resamples of {n:,} captions", f"10,000 trials of {n:,} captions"]
-    times = seconds(lambda: bootstrap(one), lambda: paired_test(one, other))
+    times = seconds(lambda: bootstrap(first), lambda: paired_test(first, second))
     return dict(zip(names, times, strict=True))
 
 
-def shown(times: list[float]) -> str:
+def spread(times: list[float]) -> str:
     return f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", type=Path, help="CSV with the columns ID and Caption")
-    parser.add_argument("--references", type=Path, help="CSV of the same images, or of more")
+    parser.add_argument("--references", type=Path, help="CSV with at least the same images")
     options = parser.parse_args(argv)
     if (options.predictions is None) != (options.references is None):
-        parser.error("--predictions and --references go together")
-    texts = read(options.predictions, options.references) if options.predictions else made_up(PAIRS)
-    right, found = stock(*texts), ours(*texts)
-    apart = max(float(np.abs(right[name] - found[name]).max()) for name in right)
-    slow, fast = seconds(lambda: stock(*texts), lambda: ours(*texts))
-    print(f"{len(texts[0]):,} captions, median of {ROUNDS} rounds (fastest to slowest)\n")
+        parser.error("--predictions and --references must be given together")
+    captions = read(options.predictions, options.references) if options.predictions else random_captions(PAIRS)
+    expected, actual = pycocoevalcap_scores(*captions), medcap_scores(*captions)
+    difference = max(float(np.abs(expected[name] - actual[name]).max()) for name in expected)
+    slow, fast = seconds(lambda: pycocoevalcap_scores(*captions), lambda: medcap_scores(*captions))
+    print(f"{len(captions[0]):,} captions, median of {ROUNDS} rounds (min to max)\n")
     print("| | pycocoevalcap | medcap |\n|---|---|---|")
-    print(f"| BLEU, ROUGE-L, CIDEr | {shown(slow)} | {shown(fast)} |")
-    print(f"| peak memory | {peak(stock, *texts):.0f} MB | {peak(ours, *texts):.0f} MB |")
-    ratios = [theirs / mine for theirs, mine in zip(slow, fast, strict=True)]  # in one round: the load is the same
-    print(f"| times as fast | 1 | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
-    print(f"| greatest difference, corpus or image | | {apart:.1e} |")
-    for name, times in resampling(IMAGES).items():
-        print(f"| {name} | | {shown(times)} |")
-    sys.exit(apart > 1e-12)
+    print(f"| BLEU, ROUGE-L, CIDEr | {spread(slow)} | {spread(fast)} |")
+    print(
+        f"| peak memory | {peak(pycocoevalcap_scores, *captions):.0f} MB | {peak(medcap_scores, *captions):.0f} MB |"
+    )
+    ratios = [baseline / own for baseline, own in zip(slow, fast, strict=True)]  # within a round the load is the same
+    print(f"| speedup | 1 | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
+    print(f"| largest difference, corpus or image | | {difference:.1e} |")
+    for name, times in resampling(RESAMPLED).items():
+        print(f"| {name} | | {spread(times)} |")
+    sys.exit(difference > 1e-12)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How fast are 60,000 images opened and read? medcap's zips against `datasets` and against unpacked files, in one run.
+"""Compare the loading speed of medcap's zip files, of `datasets` and of a plain torch data set on 60,000 images.
 
     python benchmarks/reading.py --out NEW_FOLDER [--images 60000] [--read 4000]
 
-Draws `--images` different JPEGs (500 phantoms in varying light, 112 to 160 pixels a side) in ROCOv2's layout, and the
-same ones unpacked beside a metadata.csv. Every way is measured in processes of its own, three rounds in turn; printed
-are median, least and greatest. The files are in the page cache after the first round: a disk is not measured. Memory
-is the greatest resident size of the process, or of its greatest worker. What is read becomes `pixel_values` of 224
-pixels, as for training.
+Generates different JPEGs (500 synthetic images with varying brightness, 112 to 160 px per side) in ROCOv2's layout,
+and the same files unpacked next to a metadata.csv. Images are converted to `pixel_values` of 224 px, as in training.
+Every measurement runs in a new process; the methods alternate for three rounds. The tables give median, min and max.
+After the first round the files are in the page cache: disks are not measured. Memory is the peak resident memory of
+the process or of its largest worker.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ from tqdm import tqdm
 
 from medcap.phantom.images import draw, random_phantom
 
-WAYS = ("medcap, zip", "imagefolder, files", "plain dataset, files")
-BATCH = 32
+METHODS = ("medcap, zip", "imagefolder, files", "plain dataset, files")
+BATCH_SIZE = 32
 
 
 def write_layout(folder: Path, count: int) -> None:
-    """Write the data set into `folder`: zip, captions, concepts, licences, and the same images unpacked."""
+    """Write the data set to `folder`: zip, captions, concepts, and the same images unpacked."""
     rng = np.random.default_rng(0)
-    planes = [draw(random_phantom(rng), rng, *rng.integers(112, 161, 2)) for _ in tqdm(range(500), desc="phantoms")]
+    planes = [
+        draw(random_phantom(rng), rng, *rng.integers(112, 161, 2)) for _ in tqdm(range(500), desc="synthetic images")
+    ]
     ids = [f"PHANTOM_train_{i:06d}" for i in range(count)]
     (folder / "files").mkdir(parents=True)
     with zipfile.ZipFile(folder / "train_images.zip", "w") as archive:
         for i, image_id in enumerate(tqdm(ids, desc="images", unit="image")):
-            light = 255 * planes[i % 500] ** rng.uniform(0.5, 2) * rng.uniform(0.7, 1)
-            Image.fromarray(light.astype(np.uint8)).save(buffer := io.BytesIO(), "JPEG", quality=90)
+            pixels = 255 * planes[i % 500] ** rng.uniform(0.5, 2) * rng.uniform(0.7, 1)
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer := io.BytesIO(), "JPEG", quality=90)
             archive.writestr(f"train/{image_id}.jpg", buffer.getvalue())
             (folder / "files" / f"{image_id}.jpg").write_bytes(buffer.getvalue())
-    captions = [f"Phantom number {i} in one of many lights." for i in range(count)]
+    captions = [f"Synthetic image {i} with its own brightness." for i in range(count)]
     write_csv(folder / "train_captions.csv", ("ID", "Caption"), zip(ids, captions, strict=True))
     write_csv(folder / "train_concepts.csv", ("ID", "CUIs"), ((i, "C1306645;C0817096") for i in ids))
     names = [f"{image_id}.jpg" for image_id in ids]
@@ -60,7 +62,7 @@ def write_csv(path: Path, header: tuple[str, ...], rows: Any) -> None:
 
 
 class PlainFiles:
-    """What one would write by hand: a list of paths, and the processor on each picture."""
+    """A plain torch data set: a list of paths, and the processor applied to each image."""
 
     def __init__(self, folder: Path, processor: Any) -> None:
         with (folder / "files" / "metadata.csv").open(newline="", encoding="utf-8") as file:
@@ -79,15 +81,15 @@ class PlainFiles:
         }
 
 
-def open_way(way: str, folder: Path, processor: Any) -> Any:
-    """Return the data set of one way, ready for a DataLoader."""
+def open_data(method: str, folder: Path, processor: Any) -> Any:
+    """Return the data set of one method for a DataLoader."""
     from medcap.data.images import with_pixel_values
 
-    if way == "medcap, zip":
+    if method == "medcap, zip":
         from medcap.data.rocov2 import load_rocov2
 
         return with_pixel_values(load_rocov2(folder, splits=["train"])["train"], processor)
-    if way == "imagefolder, files":
+    if method == "imagefolder, files":
         from datasets import load_dataset
 
         options: dict[str, Any] = {"data_dir": str(folder / "files"), "split": "train", "drop_labels": True}
@@ -95,8 +97,8 @@ def open_way(way: str, folder: Path, processor: Any) -> Any:
     return PlainFiles(folder, processor)
 
 
-def measure(way: str, folder: Path, workers: int, read: int) -> dict[str, float]:
-    """Open, read `read` images in batches, and return seconds, images a second and megabytes."""
+def measure(method: str, folder: Path, workers: int, read: int) -> dict[str, float]:
+    """Open the data, read `read` images in batches, and return seconds, images per second and megabytes."""
     import torch
     from torch.utils.data import DataLoader
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -104,59 +106,62 @@ def measure(way: str, folder: Path, workers: int, read: int) -> dict[str, float]
     torch.set_num_threads(1)
     processor = BlipImageProcessorPil(size={"height": 224, "width": 224})
     started = time.perf_counter()
-    data = open_way(way, folder, processor)
+    data = open_data(method, folder, processor)
     opened = time.perf_counter()
     batches = iter(
-        DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=workers, collate_fn=lambda rows: len(rows))
+        DataLoader(data, batch_size=BATCH_SIZE, shuffle=True, num_workers=workers, collate_fn=lambda rows: len(rows))
     )
     next(batches)
-    first, seen, early = time.perf_counter(), BATCH, 0.0
+    first, read_images, quarter = time.perf_counter(), BATCH_SIZE, 0.0
     for count in batches:
-        seen += count
-        if seen >= read:
+        read_images += count
+        if read_images >= read:
             break
-        if not early and seen >= read // 4:
-            early = peak()
-    rate = (seen - BATCH) / (time.perf_counter() - first)
-    return {"open": opened - started, "first": first - opened, "rate": rate, "memory": peak(), "quarter": early}
+        if not quarter and read_images >= read // 4:
+            quarter = peak()
+    rate = (read_images - BATCH_SIZE) / (time.perf_counter() - first)
+    return {"open": opened - started, "first": first - opened, "rate": rate, "memory": peak(), "quarter": quarter}
 
 
 def peak() -> float:
-    """The greatest resident size so far of this process, or of its greatest worker, in MB."""
+    """Return the peak resident memory so far of this process or of its largest worker, in MB."""
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
-def in_process(*words: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure_in_process(*argv: str) -> dict[str, float]:
+    """Run `measure` in a new process."""
+    process = subprocess.run([sys.executable, __file__, *argv], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def spread(values: list[float], digits: int) -> str:
-    middle = statistics.median(values)
-    return f"{middle:,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+    median = statistics.median(values)
+    return f"{median:,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def compare(folder: Path, read: int) -> None:
-    """ImageInfo the table of all ways and workers."""
-    cells = [(way, workers) for workers in (0, 1, 2) for way in WAYS]
-    found: dict[tuple[str, int], list[dict[str, float]]] = {cell: [] for cell in cells}
+    """Print the table of all methods and numbers of workers."""
+    cells = [(method, workers) for workers in (0, 1, 2) for method in METHODS]
+    results: dict[tuple[str, int], list[dict[str, float]]] = {cell: [] for cell in cells}
     for _ in tqdm(range(3), desc="rounds"):
-        for way, workers in cells:
-            found[way, workers].append(
-                in_process("--measure", way, "--out", str(folder), "--workers", str(workers), "--read", str(read))
+        for method, workers in cells:
+            results[method, workers].append(
+                measure_in_process(
+                    "--measure", method, "--out", str(folder), "--workers", str(workers), "--read", str(read)
+                )
             )
-    print("| way | workers | opened in s | first batch in s | images/s | peak MB | after a quarter, MB |")
+    print("| method | workers | open, s | first batch, s | images/s | peak MB | MB after a quarter |")
     print("|---|---:|---:|---:|---:|---:|---:|")
-    for (way, workers), rounds in found.items():
+    for (method, workers), rounds in results.items():
         columns = [
-            spread([one[key] for one in rounds], n)
+            spread([result[key] for result in rounds], n)
             for key, n in (("open", 2), ("first", 2), ("rate", 0), ("memory", 0), ("quarter", 0))
         ]
-        print(f"| {way} | {workers} | {' | '.join(columns)} |")
+        print(f"| {method} | {workers} | {' | '.join(columns)} |")
 
 
 def audit_time(folder: Path) -> None:
-    """ImageInfo how long the audit of all images takes, decoding included, and its comparison of hashes alone."""
+    """Print the time of the perceptual hashes of all images, and of comparing them."""
     import datasets
 
     from medcap.data.duplicates import ImageSimilarity
@@ -166,24 +171,24 @@ def audit_time(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     rows = load_rocov2(folder, splits=["train"])["train"]
     started = time.perf_counter()
-    prints = inspect_images(rows)
+    infos = inspect_images(rows, perceptual_hash=True)
     decoded = time.perf_counter()
-    likeness = ImageSimilarity.of([one.phash for one in prints])
+    similarity = ImageSimilarity.of([info.phash for info in infos])
     compared = time.perf_counter()
-    inspect_images(rows)
-    again, n = time.perf_counter() - compared, likeness.kinds.max() + 1
-    print(f"\nfingerprints of {len(rows):,} images: {decoded - started:.0f} s; remembered, {again:.1f} s")
-    print(f"{n:,} hashes compared in {compared - decoded:.1f} s: {len(likeness.pairs):,} pairs are near")
+    inspect_images(rows, perceptual_hash=True)
+    cached, distinct = time.perf_counter() - compared, similarity.hash_ids.max() + 1
+    print(f"\nperceptual hashes of {len(rows):,} images: {decoded - started:.0f} s; cached: {cached:.1f} s")
+    print(f"comparing {distinct:,} hashes: {compared - decoded:.1f} s, {len(similarity.pairs):,} near-duplicate pairs")
 
 
 def main() -> None:
-    """Draw the data once, then measure."""
+    """Write the data once, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--read", type=int, default=4000, help="images that each measurement reads")
+    parser.add_argument("--read", type=int, default=4000, help="images read by each measurement")
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, args.out, args.workers, args.read)))
@@ -191,7 +196,7 @@ def main() -> None:
     if not args.out.exists():
         write_layout(args.out, args.images)
     print(
-        f"{args.images:,} images; Python {platform.python_version()}, {platform.machine()}, batch {BATCH}\n",
+        f"{args.images:,} images; Python {platform.python_version()}, {platform.machine()}, batch size {BATCH_SIZE}\n",
         flush=True,
     )
     compare(args.out, args.read)

@@ -1,11 +1,10 @@
-"""What each mistake of fine-tuning BLIP costs: the phantom recipe with one of them put back at a time.
+"""Measure the effect of each known pitfall of fine-tuning BLIP: reintroduce it into the phantom recipe.
 
     python benchmarks/traps.py
-    python benchmarks/traps.py --out traps --only black pads
+    python benchmarks/traps.py --out traps --only rescaled-twice padding
 
-Every mistake is put back from outside the package, in a process of its own, with the data, the seeds and the recipe of
-quickstart's "4 epochs". What was made is kept in --out and not made again; docs/traps.md is written from it. About
-twenty minutes on two cores.
+Each pitfall is patched in from outside the package, in a new process, with the data, seed and recipe of quickstart's
+"4 epochs". Results in --out are reused. Writes docs/traps.md. Takes about 20 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -28,56 +27,56 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "traps.md"
 SIZES = {"train": 2000, "valid": 100, "test": 300}
-SMALL = 64  # pixels a side, where the tiny base has 96
-PADDED = 128  # tokens that every caption is padded to
+SMALL = 64  # image size in pixels; the tiny base has 96
+PADDED = 128  # caption length in tokens
 SEED = 0
 Patch = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Trap:
-    """One way to run the recipe: a mistake, or a control that is right and has no `sign`.
+    """A variant of the recipe: a pitfall, or a control without `symptom`.
 
-    `sign` is how to see the mistake in one's own run.
-    `patches` are put on before training, `words` change the recipe, `after` is another variant whose adapter is taken,
-    `against` the control it is compared with.
+    `symptom` tells how to detect the pitfall in a run. `patches` are applied before training, `argv` overrides the
+    recipe, `adapter_of` names the variant whose adapter is used instead of training, `control` the variant to compare
+    with.
     """
 
     title: str
-    sign: str = ""
+    symptom: str = ""
     patches: tuple[Patch, ...] = ()
-    words: tuple[str, ...] = ()
-    after: str | None = None
-    against: str = "right"
+    argv: tuple[str, ...] = ()
+    adapter_of: str | None = None
+    control: str = "correct"
     generation: tuple[tuple[str, int], ...] = ()
-    restore: bool = True
+    detokenized: bool = True
     tokenized: bool = False
     leaks: bool = False
 
 
-def black(script: Any) -> None:
-    """Divide the pixels by 255 once more, as a tensor of 0 to 1 in BlipProcessor is."""
+def rescale_twice(script: Any) -> None:
+    """Divide the pixels by 255 again, as BlipProcessor does with a tensor in 0 to 1."""
     from medcap.data.images import ImageTransform
 
-    plain = ImageTransform.__call__
+    original = ImageTransform.__call__
 
-    def twice(self: Any, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def rescaled(self: Any, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         import torch
 
-        made = plain(self, batch)
-        mean, std = (torch.tensor(values)[:, None, None] for values in _normalisation(self.image_processor))
-        made["pixel_values"] = [(x / 255 / 255 - mean) / std for x in made.get("pixel_values", [])]
-        return made if "image" in batch else plain(self, batch)
+        rows = original(self, batch)
+        mean, std = (torch.tensor(values)[:, None, None] for values in _normalization(self.image_processor))
+        rows["pixel_values"] = [(x / 255 / 255 - mean) / std for x in rows.get("pixel_values", [])]
+        return rows if "image" in batch else original(self, batch)
 
-    ImageTransform.__call__ = twice  # type: ignore[method-assign]
+    ImageTransform.__call__ = rescaled  # type: ignore[method-assign]
 
 
-def _normalisation(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+def _normalization(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
     return processor.image_mean, processor.image_std
 
 
-def first_rows(script: Any) -> None:
-    """Give a smaller picture the first rows of the position embeddings, as BLIP does by itself."""
+def take_first_positions(script: Any) -> None:
+    """Use the first rows of the position embeddings for a smaller image, as BLIP does without interpolation."""
     from torch import nn
 
     from medcap.modeling import blip
@@ -93,8 +92,8 @@ def first_rows(script: Any) -> None:
     blip.resize_positions = resize
 
 
-def cls_first(script: Any) -> None:
-    """Begin the captions of training with [CLS], which generation does not."""
+def start_with_cls(script: Any) -> None:
+    """Start training captions with [CLS]; generation starts with [DEC]."""
     from transformers import BlipProcessor
 
     from medcap.phantom import TINY_BASE
@@ -102,96 +101,101 @@ def cls_first(script: Any) -> None:
     script.first_token_id = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
 
 
-def pads_scored(script: Any) -> None:
-    """Pad every caption to one length, attend to the pads, and learn them."""
+def score_padding(script: Any) -> None:
+    """Pad every caption to one length, attend to the padding and include it in the loss."""
     import torch
     from torch.nn import functional as F
 
     from medcap.data.captions import CaptionCollator
 
-    plain = CaptionCollator._text
+    original = CaptionCollator.__call__
 
-    def padded(self: Any, captions: list[str]) -> dict[str, torch.Tensor]:
-        ids = plain(self, captions)["input_ids"]
-        ids = F.pad(ids, (0, PADDED - ids.shape[1]), value=self.tokenizer.pad_token_id)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    def padded(self: Any, rows: Any) -> dict[str, torch.Tensor]:
+        batch = original(self, rows)
+        if "input_ids" in batch:
+            ids = batch["input_ids"]
+            ids = F.pad(ids, (0, PADDED - ids.shape[1]), value=self.tokenizer.pad_token_id)
+            batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+        return batch
 
-    CaptionCollator._text = padded  # type: ignore[method-assign]
+    CaptionCollator.__call__ = padded  # type: ignore[method-assign]
 
 
-def not_divided(script: Any) -> None:
-    """Take BLIP's mean over each micro-batch, which the Trainer then believes to be divided already."""
+def average_micro_batches(script: Any) -> None:
+    """Use BLIP's mean over each micro-batch, which the Trainer does not divide by the accumulation steps."""
     from medcap.training.trainer import CaptionTrainer
 
-    plain = CaptionTrainer.compute_loss
+    original = CaptionTrainer.compute_loss
 
     def mean(self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        return plain(self, model, inputs, return_outputs, None)
+        return original(self, model, inputs, return_outputs, None)
 
     CaptionTrainer.compute_loss = mean  # type: ignore[method-assign]
 
 
-SELF_ONLY = ("--lora_target_modules", r"text_decoder\.bert\.encoder\.layer\.\d+\.attention\.self\.(query|key)")
-MICRO = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4")
-AT_SMALL = ("--image_size", str(SMALL))
+SELF_ATTENTION = ("--lora_target_modules", r"text_decoder\.bert\.encoder\.layer\.\d+\.attention\.self\.(query|key)")
+MICRO_BATCHES = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4")
+SMALL_IMAGES = ("--image_size", str(SMALL))
 VARIANTS = {
-    "right": Trap("the right way"),
-    "black": Trap(
-        "pictures rescaled twice: black",
-        "`pixel_values.max()` is below 0, where a picture with bright parts reaches about 2",
-        patches=(black,),
+    "correct": Trap("correct recipe"),
+    "rescaled-twice": Trap(
+        "pixel values rescaled twice (black images)",
+        "`pixel_values.max()` is below 0; with bright image regions it should reach about 2",
+        patches=(rescale_twice,),
     ),
-    "small": Trap(f"the right way at {SMALL} px", words=AT_SMALL),
+    "small": Trap(f"correct recipe at {SMALL} px", argv=SMALL_IMAGES),
     "positions": Trap(
-        f"{SMALL} px on a base of 96 px, first rows of its positions",
-        "`interpolate_pos_encoding` is False while `image_size` is not the base's",
-        patches=(first_rows,), words=AT_SMALL, against="small",
+        f"{SMALL} px on a base of 96 px without interpolated position embeddings",
+        "`interpolate_pos_encoding` is False and `image_size` differs from the base's",
+        patches=(take_first_positions,), argv=SMALL_IMAGES, control="small",
     ),
     "cls": Trap(
-        "[CLS] first in training, [DEC] in generation",
-        "`input_ids[:, 0]` of a training batch is not `config.text_config.bos_token_id`", patches=(cls_first,),
+        "captions start with [CLS] in training and [DEC] in generation",
+        "`input_ids[:, 0]` of a training batch is not `config.text_config.bos_token_id`", patches=(start_with_cls,),
     ),
-    "pads": Trap(
-        f"captions padded to {PADDED} tokens, pads attended to and scored",
+    "padding": Trap(
+        f"captions padded to {PADDED} tokens, padding in attention and loss",
         "`(labels == tokenizer.pad_token_id).any()` is True",
-        patches=(pads_scored,),
+        patches=(score_padding,),
     ),
-    "self": Trap(
-        "LoRA on query and key of self-attention alone",
-        "no name among the trainable weights holds `crossattention`", words=SELF_ONLY,
+    "self-attention": Trap(
+        "LoRA only on query and key of self-attention",
+        "no trainable parameter has `crossattention` in its name", argv=SELF_ATTENTION,
     ),
-    "micro": Trap("the right way in micro-batches, 4 x 4", words=MICRO),
+    "micro-batches": Trap("correct recipe in micro-batches, 4 x 4", argv=MICRO_BATCHES),
     "accumulation": Trap(
-        "accumulation not divided, 4 x 4",
+        "loss not divided by the accumulation steps, 4 x 4",
         "loss and gradient norm are `gradient_accumulation_steps` times those of one large batch",
-        patches=(not_divided,), words=MICRO, against="micro",
+        patches=(average_micro_batches,), argv=MICRO_BATCHES, control="micro-batches",
     ),
     "leak": Trap(
-        "reference given to `generate` as a prompt", "every prediction begins with its own reference",
-        after="right", leaks=True,
+        "reference passed to `generate` as a prompt", "every prediction starts with its reference",
+        adapter_of="correct", leaks=True,
     ),
-    "whitespace": Trap(
-        "scored without PTB tokens", "the metric's signature, or code, names no tokeniser",
-        after="right", tokenized=True,
+    "no-ptb": Trap(
+        "scored without PTB tokenization", "the signature or code of the metric names no tokenizer",
+        adapter_of="correct", tokenized=True,
     ),
-    "cap": Trap(
-        "generation's own limit, 20 tokens",
-        "captions end in the middle of a sentence (phantoms have shorter ones): a cut share above 0",
-        after="right", generation=(("max_new_tokens", 19),),
+    "max-length": Trap(
+        "generation's default limit of 20 tokens",
+        "captions end in the middle of a sentence; synthetic captions are shorter than the limit",
+        adapter_of="correct", generation=(("max_new_tokens", 19),),
     ),
-    "decoded": Trap(
-        "captions as WordPiece leaves them", 'predictions hold "x - ray" and "3. 5 cm"', after="right", restore=False,
+    "raw-decoding": Trap(
+        "captions without detokenization", 'predictions contain "x - ray" and "3. 5 cm"',
+        adapter_of="correct", detokenized=False,
     ),
-    "seed": Trap(
-        "all that the replaced project did, together", "CIDEr is below the constant sentence's",
-        patches=(black, first_rows, cls_first, pads_scored, not_divided), words=(*SELF_ONLY, *MICRO, *AT_SMALL),
-        generation=(("max_new_tokens", 19),), restore=False, tokenized=True,
+    "original": Trap(
+        "all pitfalls of the original project", "CIDEr is below that of the constant caption",
+        patches=(rescale_twice, take_first_positions, start_with_cls, score_padding, average_micro_batches),
+        argv=(*SELF_ATTENTION, *MICRO_BATCHES, *SMALL_IMAGES),
+        generation=(("max_new_tokens", 19),), detokenized=False, tokenized=True,
     ),
 }  # fmt: skip
 
 
 def run_one(name: str, out: Path) -> None:
-    """Train (or take another variant's adapter) and caption the test split, with the mistake in place."""
+    """Train the variant, or load the adapter of another one, and caption the test split."""
     trap, folder = VARIANTS[name], out / name
     spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
     assert spec is not None
@@ -201,46 +205,46 @@ def run_one(name: str, out: Path) -> None:
     for patch in trap.patches:
         patch(script)
     started = time.monotonic()
-    if trap.after is None:
-        script.main([*recipe_words(out, folder), *trap.words])
+    if trap.adapter_of is None:
+        script.main([*recipe_argv(out, folder), *trap.argv])
     seconds = time.monotonic() - started
-    captions = caption(trap, out / (trap.after or name) / "run" / "adapter", out / "data")
+    captions = caption(trap, out / (trap.adapter_of or name) / "run" / "adapter", out / "data")
     folder.mkdir(exist_ok=True)
     content = json.dumps({"captions": captions, "seconds": seconds})
     (folder / "captions.json.part").write_text(content, encoding="utf-8")
     (folder / "captions.json.part").replace(folder / "captions.json")
 
 
-def recipe_words(out: Path, folder: Path) -> list[str]:
+def recipe_argv(out: Path, folder: Path) -> list[str]:
     from medcap.phantom import TINY_BASE
 
     recipe = ROOT / "recipes" / "phantom" / "4-epochs.yaml"
-    words = ["--config", str(recipe), "--data_dir", str(out / "data"), "--model_name_or_path", str(TINY_BASE)]
-    words += ["--feature_cache", "off"]  # its key does not know of mistakes that are put back
-    return [*words, "--output_dir", str(folder / "run"), "--seed", str(SEED), "--use_cpu", "true"]
+    argv = ["--config", str(recipe), "--data_dir", str(out / "data"), "--model_name_or_path", str(TINY_BASE)]
+    argv += ["--feature_cache", "off"]  # cached features do not depend on the patches
+    return [*argv, "--output_dir", str(folder / "run"), "--seed", str(SEED), "--use_cpu", "true"]
 
 
 def caption(trap: Trap, adapter: Path, data: Path) -> list[str]:
     from medcap.evaluation.split import load_split
     from medcap.inference import caption_dataset, load_captioner
 
-    captioner = load_captioner(str(adapter), generation=dict(trap.generation), restore=trap.restore)
+    captioner = load_captioner(str(adapter), generation=dict(trap.generation), detokenize=trap.detokenized)
     split = load_split(str(data), "test")
     if trap.leaks:
-        return continued(captioner, split.rows)
+        return caption_with_leak(captioner, split.rows)
     return caption_dataset(captioner, split.rows, batch_size=50)[0]
 
 
-def continued(captioner: Any, rows: Any) -> list[str]:
-    """What Seq2SeqTrainer does with a batch that holds `input_ids`: the reference is the prompt."""
+def caption_with_leak(captioner: Any, rows: Any) -> list[str]:
+    """Generate with the reference as a prompt, as Seq2SeqTrainer does if a batch contains `input_ids`."""
     import torch
 
     from medcap.data.captions import CaptionCollator
     from medcap.data.images import with_pixel_values
     from medcap.modeling.blip import decode_captions, first_token_id
 
-    needed = rows.select_columns(["image_id", "image", "caption"])
-    images = with_pixel_values(needed, captioner.processor.image_processor)
+    columns = rows.select_columns(["image_id", "image", "caption"])
+    images = with_pixel_values(columns, captioner.processor.image_processor)
     collate = CaptionCollator(captioner.processor.tokenizer, first_token_id(captioner.model), max_caption_tokens=96)
     captions = []
     for row in tqdm(images, desc="captions", unit="image"):
@@ -248,14 +252,14 @@ def continued(captioner: Any, rows: Any) -> list[str]:
         with torch.inference_mode():
             ids = captioner.model.generate(
                 pixel_values=batch["pixel_values"], input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"], generation_config=captioner.generation,
+                attention_mask=batch["attention_mask"], generation_config=captioner.generation_config,
             )  # fmt: skip
         captions += decode_captions(captioner.processor.tokenizer, ids)
     return captions
 
 
 def score(out: Path) -> dict[str, dict[str, Any]]:
-    """Every variant's scores, intervals, facts and difference to its control, and those of two floors."""
+    """Return scores, intervals, accuracy and the test against the control for each variant and two baselines."""
     from medcap.evaluation.baselines import constant_caption, shuffled
     from medcap.evaluation.split import load_split
     from medcap.metrics.coco import Meteor, score_captions
@@ -265,8 +269,8 @@ def score(out: Path) -> dict[str, dict[str, Any]]:
     split = load_split(str(out / "data"), "test")
     assert split.training_captions is not None
     assert split.truth is not None
-    made = {name: json.loads((out / name / "captions.json").read_text()) for name in VARIANTS}
-    texts = {name: run["captions"] for name, run in made.items()}
+    runs = {name: json.loads((out / name / "captions.json").read_text()) for name in VARIANTS}
+    texts = {name: run["captions"] for name, run in runs.items()}
     texts["constant"] = [constant_caption(split.training_captions)] * len(split.rows)
     texts["shuffled"] = shuffled(split.references)
     rows: dict[str, dict[str, Any]] = {}
@@ -281,42 +285,42 @@ def score(out: Path) -> dict[str, dict[str, Any]]:
                 "findings": findings_accuracy(captions, split.ids, split.truth),
                 "statistics": scores.statistics,
                 "captions": captions,
-                "seconds": made.get(name, {}).get("seconds"),
+                "seconds": runs.get(name, {}).get("seconds"),
             }
     for name, trap in VARIANTS.items():
-        rows[name]["test"] = paired_test(rows[trap.against]["statistics"], rows[name]["statistics"])
+        rows[name]["test"] = paired_test(rows[trap.control]["statistics"], rows[name]["statistics"])
     return rows
 
 
-def write(out: Path, rows: dict[str, dict[str, Any]]) -> None:
+def write_document(out: Path, rows: dict[str, dict[str, Any]]) -> None:
     with (out / "data" / "test_captions.csv").open(encoding="utf-8", newline="") as file:
         references = [row["Caption"] for row in csv.DictReader(file)]
-    taken = sum(row["seconds"] or 0 for row in rows.values())
-    parts = [HEAD.format(**SIZES, cores=os.cpu_count(), minutes=taken / 60, trainings=_trainings(), **_versions())]
-    parts += [results(rows), NOTES, *(section(name, rows, references) for name in VARIANTS if VARIANTS[name].sign)]
-    parts += [harmless(rows)]
+    seconds = sum(row["seconds"] or 0 for row in rows.values())
+    parts = [HEAD.format(**SIZES, cores=os.cpu_count(), minutes=seconds / 60, trainings=_trainings(), **_versions())]
+    parts += [results(rows), NOTES, *(section(name, rows, references) for name in VARIANTS if VARIANTS[name].symptom)]
+    parts += [without_lower_score(rows)]
     DOCUMENT.write_text("\n".join(parts), encoding="utf-8")
 
 
-HEAD = """# What each mistake costs
+HEAD = """# Effect of each pitfall
 
-Written by `benchmarks/traps.py`: quickstart's recipe `recipes/phantom/4-epochs.yaml` with one mistake put back at a
-time, from outside of the package. The same {train:,} training, {valid} validation and {test} test phantoms, the same
-seed ({seed}), one run each: what another seed would change is not in these numbers. {trainings} trainings took
-{minutes:.0f} minutes on {cores} CPU cores beside other work. medcap {medcap}, transformers {transformers},
-peft {peft}, torch {torch}.
+Generated by `benchmarks/traps.py`: quickstart's recipe `recipes/phantom/4-epochs.yaml` with one pitfall reintroduced
+at a time. All variants use the same {train:,} training, {valid} validation and {test} test images and the same seed
+({seed}). Each was trained once, so variation between seeds is not measured. {trainings} trainings took {minutes:.0f}
+minutes on {cores} CPU cores with other programs running. medcap {medcap}, transformers {transformers}, peft {peft},
+torch {torch}.
 
-A tiny base and drawn pictures are not BLIP-base and ROCOv2: how much a mistake costs there was not measured.
+The tiny base and synthetic images differ from BLIP-base and ROCOv2; the effects there were not measured.
 """
 NOTES = """
-In brackets 95 % bootstrap intervals. Modality to finding: share of images whose caption names it rightly.
-`constant` and `shuffled` need no model.
+95 % bootstrap intervals in parentheses. The columns from modality to finding give the percentage of images whose
+caption states the correct value. `constant` and `shuffled` need no model.
 """
-SHOWN = {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
+COLUMNS = {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 
 
 def _trainings() -> int:
-    return sum(trap.after is None for trap in VARIANTS.values())
+    return sum(trap.adapter_of is None for trap in VARIANTS.values())
 
 
 def _versions() -> dict[str, Any]:
@@ -326,10 +330,10 @@ def _versions() -> dict[str, Any]:
 
 
 def results(rows: dict[str, dict[str, Any]]) -> str:
-    facts = list(rows["right"]["findings"])
-    lines = [["", *SHOWN.values(), *facts], ["---"] + ["---:"] * (len(SHOWN) + len(facts))]
+    facts = list(rows["correct"]["findings"])
+    lines = [["", *COLUMNS.values(), *facts], ["---"] + ["---:"] * (len(COLUMNS) + len(facts))]
     for name, row in rows.items():
-        cells = [f"{row['metrics'][key]:.3f} ({_range(row['intervals'][key])})" for key in SHOWN]
+        cells = [f"{row['metrics'][key]:.3f} ({_range(row['intervals'][key])})" for key in COLUMNS]
         title = VARIANTS[name].title if name in VARIANTS else name
         lines.append([title, *cells, *(f"{row['findings'][fact]:.0%}" for fact in facts)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -342,32 +346,32 @@ def _range(interval: Sequence[float]) -> str:
 def section(name: str, rows: dict[str, dict[str, Any]], references: Sequence[str]) -> str:
     trap, row = VARIANTS[name], rows[name]
     test = row["test"]["cider"]
-    real = "" if test["p"] < 0.05 else ", not significant"
-    example = next((i for i, text in enumerate(rows["right"]["captions"]) if text != row["captions"][i]), 0)
+    verdict = "" if test["p"] < 0.05 else ", not significant"
+    example = next((i for i, text in enumerate(rows["correct"]["captions"]) if text != row["captions"][i]), 0)
     return (
         f"\n## {trap.title[0].upper()}{trap.title[1:]}\n\n"
-        f"CIDEr {row['metrics']['cider']:.3f} against {rows[trap.against]['metrics']['cider']:.3f} of "
-        f"{VARIANTS[trap.against].title}: {-test['difference']:+.3f} ({-test['high']:+.3f} to {-test['low']:+.3f}), "
-        f"p {test['p']:.4f}{real}.\n\n"
-        f"- how to see it: {trap.sign}\n- reference: {references[example]}\n- prediction: {row['captions'][example]}\n"
+        f"CIDEr {row['metrics']['cider']:.3f} instead of {rows[trap.control]['metrics']['cider']:.3f} for the "
+        f"{VARIANTS[trap.control].title}: {-test['difference']:+.3f} ({-test['high']:+.3f} to {-test['low']:+.3f}), "
+        f"p {test['p']:.4f}{verdict}.\n\n"
+        f"- symptom: {trap.symptom}\n- reference: {references[example]}\n- prediction: {row['captions'][example]}\n"
     )
 
 
-def harmless(rows: dict[str, dict[str, Any]]) -> str:
-    """What cost nothing that could be measured, and what even raised a score."""
-    tests = {trap.title: rows[name]["test"]["cider"] for name, trap in VARIANTS.items() if trap.sign}
-    none = [title for title, test in tests.items() if test["p"] >= 0.05]
+def without_lower_score(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the pitfalls without a significant effect, and those that raise the score."""
+    tests = {trap.title: rows[name]["test"]["cider"] for name, trap in VARIANTS.items() if trap.symptom}
+    unaffected = [title for title, test in tests.items() if test["p"] >= 0.05]
     better = [title for title, test in tests.items() if test["p"] < 0.05 and test["difference"] < 0]
-    lines = ["\n## What cost nothing here\n"]
-    lines += [f"- {title}: no significant difference in CIDEr on phantoms" for title in none] or ["- nothing"]
-    lines += [f"- {title}: CIDEr is *higher*, which is why it is a trap and not a feature" for title in better]
+    lines = ["\n## Pitfalls without a lower score\n"]
+    lines += [f"- {title}: no significant difference in CIDEr on synthetic data" for title in unaffected] or ["- none"]
+    lines += [f"- {title}: CIDEr is *higher*, which hides the error" for title in better]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("traps"), help="folder of data, runs and captions")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="make these variants, and write no document")
+    parser.add_argument("--out", type=Path, default=Path("traps"), help="folder for data, runs and captions")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="run only these variants and write no document")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -379,10 +383,10 @@ def main() -> None:
     for name in options.only or VARIANTS:
         if not (options.out / name / "captions.json").is_file():
             sys.stderr.write(f"\n{name}: {VARIANTS[name].title}\n")
-            words = [sys.executable, __file__, "--out", str(options.out), "--one", name]
-            subprocess.run(words, check=True)
+            argv = [sys.executable, __file__, "--out", str(options.out), "--one", name]
+            subprocess.run(argv, check=True)
     if not options.only:
-        write(options.out, score(options.out))
+        write_document(options.out, score(options.out))
         print(DOCUMENT)
     return None
 

@@ -1,6 +1,6 @@
-"""`medcap ...`: parses the command line, calls one function of a room, prints what it returns.
+"""`medcap ...`: parses the command line, calls one function of the package and prints its result.
 
-Rooms are imported when their command runs, so that `medcap --help` answers at once.
+The packages are imported when their command runs, so that `medcap --help` is fast.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
 
 
-def main(words: list[str] | None = None) -> None:
-    """Run one command; ends with status 2 for a wrong command or recipe, 1 for failed work."""
-    words = list(sys.argv[1:] if words is None else words)
-    if words[:1] == ["train"]:  # every word belongs to the recipe
-        sys.exit(train(words[1:]))
-    args = make_parser().parse_args(words)
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; exits with status 2 for a wrong command or recipe and 1 for failed work."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["train"]:  # all other arguments belong to the recipe
+        sys.exit(train(arguments[1:]))
+    args = make_parser().parse_args(arguments)
     configure_logging()
     with report_errors(args.debug):
-        check_alone(words[0])
+        check_single_process(arguments[0])
         args.run(args)
 
 
-def check_alone(command: str) -> None:
-    """RecipeError where several processes were started: each would do all of the work, and write the same files."""
+def check_single_process(command: str) -> None:
+    """Raise RecipeError if several processes were launched: each would do all the work and write the same files."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from medcap.recipe import RecipeError
 
-        raise RecipeError(f"medcap {command} works in one process: start it without accelerate launch")
+        raise RecipeError(f"medcap {command} runs in one process: start it without accelerate launch")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands but `train`, whose options are the keys of a recipe."""
-    parser = argparse.ArgumentParser(prog="medcap", description="Radiology image captioning: BLIP, LoRA, ROCOv2.")
+    """Return the parser of all commands except `train`, whose options are the keys of a recipe."""
+    parser = argparse.ArgumentParser(prog="medcap", description="Radiology image captioning with BLIP and LoRA.")
     parser.add_argument("--version", action="version", version=f"medcap {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data.add_commands(commands)
-    add_command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--any_key value]")
+    add_command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--key value ...]")
     evaluate.add_commands(commands)
     caption.add_commands(commands)
     publish.add_commands(commands)

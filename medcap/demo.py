@@ -1,4 +1,4 @@
-"""The page of a Space for an adapter on this machine: needs the extra `demo`."""
+"""Local demo page for a captioner; needs the extra `demo`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medcap.publish.space_app.page import make_page
 if TYPE_CHECKING:
     from medcap.inference import Captioner
 
-ADDRESS = "127.0.0.1"  # nobody else's browser
+ADDRESS = "127.0.0.1"  # not reachable from other machines
 
 
 def check_extra() -> None:
@@ -23,7 +23,7 @@ def check_extra() -> None:
 
 
 def serve(captioner: Captioner, port: int) -> None:
-    """Serve the page on this machine alone, at http://127.0.0.1:PORT, until it is stopped. DICOM is read too.
+    """Serve the page at http://127.0.0.1:PORT until it is stopped. DICOM files are read too.
 
     Raises OSError when the port is taken.
     """

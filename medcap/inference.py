@@ -1,4 +1,4 @@
-"""Images to captions, with a base or an adapter, from a folder or the Hub."""
+"""Captioning images with a base or an adapter, from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import ImageTransform, is_image, read_image, with_pixel_values
-from medcap.modeling.beam_search import generate_ids
 from medcap.modeling.blip import (
     check_model_name,
     decode_captions,
@@ -31,11 +30,11 @@ from medcap.modeling.blip import (
     load_blip,
     make_generation_config,
     model_errors,
-    prompt_ids,
 )
 from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder, open_cache
-from medcap.modeling.lora import is_adapter
-from medcap.modeling.precision import resolve_dtype
+from medcap.modeling.generation import are_cut, generate_ids
+from medcap.modeling.lora import base_model, is_adapter
+from medcap.modeling.precision import allow_tf32, resolve_dtype
 from medcap.recipe import GenerationArguments, check_ranges, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -43,45 +42,52 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captioner:
-    """A model ready to caption. `base` names the base, `adapter` the adapter on it, if there is one.
+    """A model ready to caption.
 
-    `restore`: whether captions are written as captions are (`medcap.data.detokenize`), or as the decoder leaves them.
-    `cache`: where features of the tower are kept, if anywhere.
+    Attributes:
+        model: The base, or the base with an adapter.
+        processor: Image processor and tokenizer.
+        generation_config: Passed to every generation.
+        base: Name of the base.
+        adapter: Name of the adapter, if there is one.
+        prompt: Text that captions continue; it is not part of them.
+        detokenize: Whether captions are detokenized (`medcap.data.detokenize`).
+        cache: Feature cache.
     """
 
     model: BlipForConditionalGeneration | PeftModel
     processor: BlipProcessor
-    generation: GenerationConfig
+    generation_config: GenerationConfig
     base: str
     adapter: str | None = None
     prompt: str = ""
-    restore: bool = True
+    detokenize: bool = True
     cache: FeatureCache | None = None
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of what the model sees."""
+        """Height and width of the model's input in pixels."""
         return int(self.processor.image_processor.size["height"])
 
     @property
     def blip(self) -> BlipForConditionalGeneration:
-        """The model itself, with or without an adapter in it."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        """The model without its PEFT wrapper; adapter layers stay in it."""
+        return base_model(self.model)
 
     def autocast(self) -> torch.autocast:
-        """The context in which the model computes, in the precision of its weights."""
+        """Return the autocast context of the weights' precision."""
         dtype = self.model.dtype
         return torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32)
 
     def with_cache(self, feature_cache: str, images: int) -> Captioner:
-        """The same captioner that keeps features of up to `images` images; `feature_cache` as in a recipe."""
+        """Return the captioner with a cache for `images` images; `feature_cache` as in a recipe."""
         return replace(self, cache=open_cache(feature_cache, self.blip, self.processor, self.model.dtype, images))
 
     @torch.inference_mode()
     def generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
-        """Captions of a batch of `CaptionCollator`, and for each whether it was cut by `max_new_tokens`.
+        """Return the captions of a batch of `CaptionCollator`, and for each whether `max_new_tokens` cut it.
 
-        `pixel_values` (B, 3, H, W) are uint8, or float32 and normalised.
+        `pixel_values` (B, 3, H, W) are uint8, or normalized floats.
         """
         with model_errors(self.adapter or self.base):
             return self._generate(batch)
@@ -90,13 +96,13 @@ class Captioner:
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
         with self.autocast(), casting:
             features = FeatureEncoder(self.blip.vision_model, self.cache)(batch)
-            given = prompt_ids(self.model, self.processor.tokenizer, self.prompt, len(features))
-            ids = generate_ids(self.blip.text_decoder, features, self.generation, given).cpu()
-        ended = (ids[:, 1:] == self.generation.eos_token_id).any(1)
-        return decode_captions(self.processor.tokenizer, ids, self.prompt, self.restore), (~ended).tolist()
+            tokenizer = self.processor.tokenizer
+            ids = generate_ids(self.blip, features, self.generation_config, tokenizer, self.prompt).cpu()
+        captions = decode_captions(tokenizer, ids, self.prompt, self.detokenize)
+        return captions, are_cut(ids, self.generation_config)
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """Captions of PIL images of any size and mode."""
+        """Return the captions of PIL images of any size and mode."""
         pixels = ImageTransform(self.processor.image_processor)({"image": list(images)})["pixel_values"]
         return self.generate({"pixel_values": torch.stack(pixels)})[0]
 
@@ -109,15 +115,26 @@ def load_captioner(
     generation: dict[str, Any] | None = None,
     device: str | None = None,
     precision: str | None = None,
-    restore: bool = True,
+    detokenize: bool = True,
+    model_code: str | None = None,
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter names its base and the base's revision; a base that was a folder is also looked for beside the adapter,
-    and `base` replaces what the adapter says. It brings its image size, prompt and generation settings; `image_size`
-    and `generation` (keys of `GenerationArguments`) replace what it, or the default, says. `precision`: as in a
-    recipe; None: that of the adapter's recipe, else "fp32". Raises ValueError or OSError, one line, for what is not a
-    BLIP captioner.
+    An adapter's configuration names the base and its revision. A base that was a folder is also searched for beside
+    the adapter. Image size, prompt and generation settings are the adapter's by default.
+
+    Args:
+        model: Folder or Hub name.
+        base: Base of the adapter, if not the one that it names.
+        image_size: Height and width in pixels.
+        generation: Keys of `GenerationArguments` to override.
+        device: "cpu", "cuda", ...; None: CUDA if available.
+        precision: As in a recipe; None: that of the adapter's recipe, else "fp32".
+        detokenize: Whether captions are detokenized.
+        model_code: As in a recipe; None: that of the adapter's recipe, else "fast".
+
+    Raises:
+        ValueError, OSError: It is not a BLIP captioner, or was not found.
     """
     adapter, base_name, revision, prompt, saved = None, model, None, "", {}
     recipe: dict[str, Any] = {}
@@ -130,25 +147,32 @@ def load_captioner(
             saved = _saved_generation(model)
         check_ranges({"image_size": image_size})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = resolve_dtype(precision or recipe.get("precision", "fp32"), device)
-        blip, processor = load_blip(base_name, image_size=image_size, revision=revision, dtype=dtype)
+        precision = precision or recipe.get("precision", "fp32")
+        allow_tf32(precision, device)
+        blip, processor = load_blip(
+            base_name,
+            image_size=image_size,
+            revision=revision,
+            dtype=resolve_dtype(precision, device),
+            model_code=model_code or recipe.get("model_code", "fast"),
+        )
         settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
         check_ranges(settings)
-        captions = make_generation_config(blip, **settings)
+        generation_config = make_generation_config(blip, **settings)
         loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
-    return Captioner(loaded, processor, captions, base_name, adapter, prompt, restore)
+    return Captioner(loaded, processor, generation_config, base_name, adapter, prompt, detokenize)
 
 
 def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:
-    """The base with the adapter in it; an error where weights lack, which PEFT would leave at random."""
+    """Load the adapter; missing weights, which PEFT would initialize at random, are an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
         return PeftModel.from_pretrained(blip, adapter)
 
 
 def has_adapter(model: str) -> bool:
-    """Whether a folder or a repository on the Hub holds a PEFT adapter; FileNotFoundError when it cannot be either."""
+    """Return whether a folder or Hub repository has a PEFT adapter; FileNotFoundError when it can be neither."""
     check_model_name(model)
     if Path(model).is_dir():
         return is_adapter(model)
@@ -156,10 +180,7 @@ def has_adapter(model: str) -> bool:
 
 
 def _base_of(adapter: str) -> tuple[str, str | None]:
-    """The base that an adapter names, and its revision on the Hub, if it names one.
-
-    A release names a local base by its folder, and the two often lie together.
-    """
+    """Return name and revision of an adapter's base. A release names a local base by its folder's name."""
     config = PeftConfig.from_pretrained(adapter)
     name = config.base_model_name_or_path or ""
     beside = Path(adapter).resolve().parent / name
@@ -180,7 +201,7 @@ def _saved_generation(adapter: str) -> dict[str, Any]:
 
 
 def adapter_recipe(adapter: str) -> dict[str, Any]:
-    """The recipe beside an adapter (folder or Hub name); empty where there is none: medcap did not make it."""
+    """Return the recipe of an adapter (folder or Hub name); empty where medcap did not train it."""
     if Path(adapter).is_dir():
         path = Path(adapter) / "recipe.yaml"
         return read_yaml(path) if path.is_file() else {}
@@ -192,11 +213,15 @@ def adapter_recipe(adapter: str) -> dict[str, Any]:
 def caption_dataset(
     captioner: Captioner, dataset: Dataset, *, batch_size: int | None = None
 ) -> tuple[list[str], list[bool]]:
-    """Caption every row of `dataset` (column `image`), in order; progress on stderr.
+    """Caption every row of `dataset` (column `image`), in order; progress on stderr. References are not read.
 
-    `batch_size`: images at a time; None: `default_batch_size`. A batch that does not fit into memory is
-    halved, with a line, and so are those after it. Returns captions and, for each, whether it was cut. The references
-    are not even loaded.
+    Args:
+        captioner: From `load_captioner`.
+        dataset: Rows with `image_id` and `image`.
+        batch_size: Images at a time; None: `default_batch_size`. It is halved when a batch does not fit into memory.
+
+    Returns:
+        Captions and, for each, whether it was cut.
     """
     captions: list[str] = []
     cut: list[bool] = []
@@ -206,10 +231,10 @@ def caption_dataset(
             try:
                 rest = dataset.select(range(len(captions), len(dataset)))
                 for batch in image_batches(captioner, rest, size, captioner.cache):
-                    made, stopped = captioner.generate(batch)
-                    captions += made
-                    cut += stopped
-                    bar.update(len(made))
+                    batch_captions, batch_cut = captioner.generate(batch)
+                    captions += batch_captions
+                    cut += batch_cut
+                    bar.update(len(batch_captions))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -222,7 +247,7 @@ def caption_dataset(
 
 
 def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: FeatureCache | None) -> DataLoader:
-    """Batches for `Captioner.generate` and `FeatureEncoder` of the images of `rows`, in order."""
+    """Return batches for `Captioner.generate` and `FeatureEncoder` of the images of `rows`, in order."""
     device = captioner.model.device.type
     images = with_pixel_values(
         rows.select_columns(["image_id", "image"]),
@@ -241,16 +266,16 @@ def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: F
 
 
 def default_batch_size(captioner: Captioner) -> int:
-    """How many images to caption at a time: 16 on a CPU, and on CUDA what half of the free memory is good for.
+    """Return how many images to caption at a time: 16 on a CPU, on CUDA as many as fit into half of the free memory.
 
-    Most of it goes to scores of every word for every beam, five float32 tables of them, and to keys and values.
+    Most memory is used by five float32 tensors of scores (beams, vocab) and by keys and values.
     """
     if captioner.model.device.type != "cuda":
         return 16
-    text, beams = captioner.model.config.text_config, captioner.generation.num_beams
+    text, beams = captioner.model.config.text_config, captioner.generation_config.num_beams
     tokens = (captioner.image_size // captioner.blip.config.vision_config.patch_size) ** 2 + 1
     states = 2 * text.num_hidden_layers * text.hidden_size * captioner.model.dtype.itemsize
-    image = beams * (5 * 4 * text.vocab_size + states * captioner.generation.max_new_tokens) + states * tokens
+    image = beams * (5 * 4 * text.vocab_size + states * captioner.generation_config.max_new_tokens) + states * tokens
     return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // image))
 
 
@@ -259,10 +284,9 @@ def caption_files(
 ) -> Iterator[dict[str, str]]:
     """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
 
-    `frame`: which one of files with several, as for `read_image`.
-    A file in a folder that cannot be read (a DICOM study holds plans and reports beside its pictures) is left out with
-    a warning that names it. Raises FileNotFoundError or ValueError, one line, for what is absent, a named file that
-    cannot be read, or a folder without images.
+    `frame` selects a frame, as in `read_image`. Unreadable files in a folder, as the reports of a DICOM study, are
+    skipped with a warning. Raises FileNotFoundError or ValueError for missing or unreadable files, and for folders
+    without images.
     """
     files = [(file, path.is_dir()) for path in paths for file in _files(path)]
     size = batch_size or default_batch_size(captioner)
@@ -270,19 +294,19 @@ def caption_files(
         for start in range(0, len(files), size):
             batch = files[start : start + size]
             images = {file: image for file, found in batch if (image := _read(file, frame, found))}
-            made = captioner.caption(list(images.values())) if images else []
-            for file, caption in zip(images, made, strict=True):
+            captions = captioner.caption(list(images.values())) if images else []
+            for file, caption in zip(images, captions, strict=True):
                 yield {"image": str(file), "caption": caption}
             bar.update(len(batch))
 
 
-def _read(file: Path, frame: int | None, was_found: bool) -> Image.Image | None:
+def _read(file: Path, frame: int | None, skip_errors: bool) -> Image.Image | None:
     try:
         return read_image(file, frame)
     except ValueError as error:
-        if not was_found:
+        if not skip_errors:
             raise
-        logger.warning("%s. Left out", error)
+        logger.warning("%s. Skipped", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that bear their name only when they are whole and on the disk."""
+"""Atomic writes: a file or folder has its final name only when it is complete and on the disk."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-PARTIAL = (
-    ".part"  # at the end of a name: half written, or half removed; nobody reads it, and the next start removes it
-)
+PARTIAL = ".part"  # suffix of an incomplete file or folder; the next start removes it
+
+
+@contextmanager
+def atomic_file(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file that appears under the name `path` at the end of the block, and not at all after an error."""
+    part = path.with_name(path.name + PARTIAL)
+    try:
+        with part.open("w", encoding="utf-8", newline=newline) as file:
+            yield file
+        fsync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under another name, sync it to the disk, and give it its own: nobody ever reads half of it."""
-    part = path.with_name(path.name + PARTIAL)
-    part.write_text(text, encoding="utf-8")
-    fsync(part)
-    part.replace(path)
+    """Write a text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` whole: under another name first, so that nobody ever reads half a file."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def staging_folder(folder: Path) -> Path:
-    """An empty folder beside `folder` to write into, for `commit_folder`."""
+    """Create an empty folder next to `folder` to write into, for `commit_folder`."""
     part = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -37,39 +46,40 @@ def staging_folder(folder: Path) -> Path:
 
 
 def commit_folder(part: Path, folder: Path) -> None:
-    """Sync `part` and all in it to the disk, then give it the name `folder`, in the place of what had it."""
-    for path in (*part.rglob("*"), part):  # everything is on the disk before the name appears
+    """Write `part` and its content through to the disk and rename it to `folder`, replacing an earlier one."""
+    for path in (*part.rglob("*"), part):  # all content is on the disk before the name appears
         fsync(path)
-    remove(folder)
+    remove_folder(folder)
     part.rename(folder)
     fsync(folder.parent)
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder that may be absent: its name goes first, so that what is left of it is never taken for whole."""
+def remove_folder(folder: Path) -> None:
+    """Remove a folder if it exists; it is renamed first, so that a partly removed folder is never read."""
     if folder.exists():
-        going = folder.with_name(folder.name + ".old" + PARTIAL)
-        shutil.rmtree(going, ignore_errors=True)
-        folder.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+        old = folder.with_name(folder.name + ".old" + PARTIAL)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def fsync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)  # a folder can be opened in no other way
+    descriptor = os.open(path, os.O_RDONLY)  # the only way to open a folder
     os.fsync(descriptor)
     os.close(descriptor)
 
 
 @contextmanager
 def new_folder(to: Path) -> Iterator[Path]:
-    """Give a folder beside `to` to write into; at the end it is synced to the disk and gets the name `to`.
+    """Yield a staging folder that is renamed to `to` at the end of the block, and removed after an error.
 
-    Raises FileExistsError for a `to` that holds something. After an error in between nothing is left behind.
+    Raises:
+        FileExistsError: `to` exists and is not an empty folder.
     """
     target = Path(os.path.abspath(to))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{to} exists: a release is never written over; name another folder")
+        raise FileExistsError(f"{to} exists and is never overwritten; name another folder")
     part = staging_folder(target)
     try:
         yield part

@@ -1,41 +1,77 @@
-"""`accelerate launch` that ends as its processes did: with their status, and nothing below the line that says why.
+"""`accelerate launch` with the exit status of the training processes and one line for a process that was killed.
 
     python -m medcap.launch [--config_file FILE] [--num_processes N] scripts/train.py --config RECIPE
 
-What `medcap train` runs. accelerate's own command ends with status 1 whatever that of training is, and with a
-traceback of its own whenever one of several processes fails.
+`medcap train` runs this module. The command of accelerate itself always exits with status 1 after a failure, and
+prints a traceback of its own when one of several processes fails.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+from pathlib import Path
 from subprocess import CalledProcessError
 
-from accelerate.commands.launch import main as accelerate_launch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+PACKAGE = Path(__file__).parent
+
+
+def shipped_folder(name: str) -> Path:
+    """Return the folder `recipes` or `scripts`: next to the package in a checkout, inside it when installed."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def launch_command(arguments: list[str], config: str | None, num_processes: str | None = None) -> list[str]:
+    """Return the command that runs scripts/train.py through accelerate.
+
+    Args:
+        arguments: the arguments of scripts/train.py.
+        config: name of a file in recipes/accelerate, the path of one, or None for the defaults of accelerate.
+        num_processes: replaces the number in the config.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    options: list[str] = []
+    if config is not None:
+        known = shipped_folder("recipes") / "accelerate" / f"{config}.yaml"
+        if not known.is_file() and not Path(config).is_file():
+            names = ", ".join(sorted(path.stem for path in known.parent.glob("*.yaml")))
+            raise FileNotFoundError(f"--accelerate {config}: no such file; known names are {names}")
+        options = ["--config_file", str(known if known.is_file() else config)]
+    if config == "cpu":  # without it accelerate prints a long message that it chose the number
+        options += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
+    if num_processes is not None:
+        options += ["--num_processes", num_processes]
+    return [sys.executable, "-m", "medcap.launch", *options, str(shipped_folder("scripts") / "train.py"), *arguments]
 
 
 def main() -> None:
-    """Take the words of `accelerate launch`, and end with the status of the process that failed first.
+    """Run `accelerate launch` with the arguments of this process and exit with the status of the first failure.
 
-    Which one that was is not known where several are found at once: those that lost another end with 1, so a killed
-    one comes before them, and a higher status. A process that was killed gives 128 and the signal's number.
+    If several failures are found at once, the first one is unknown. Processes that lost another one exit with 1, so a
+    killed process and a higher status come first. A killed process gives 128 plus the number of the signal.
     """
-    logging.disable(logging.CRITICAL)  # which processes are ended because another one failed, in many lines
+    from accelerate.commands.launch import main as accelerate_launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.CRITICAL)  # many lines on the processes that are ended after a failure
     try:
         accelerate_launch()
-    except CalledProcessError as error:  # one process alone
+    except CalledProcessError as error:  # a single process
         if error.returncode < 0:
             sys.stderr.write(f"medcap: error: training was ended by {signal.Signals(-error.returncode).name}\n")
         sys.exit(error.returncode if error.returncode > 0 else 128 - error.returncode)
     except ChildFailedError as error:
         status = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        killed = [rank for rank, code in status.items() if code < 0 and code != -signal.SIGTERM]  # that: the others
+        # SIGTERM is how the launcher ends the remaining processes
+        killed = [rank for rank, code in status.items() if code < 0 and code != -signal.SIGTERM]
         if killed:
             name = signal.Signals(-status[killed[0]]).name
-            sys.stderr.write(f"medcap: error: process {killed[0]} was ended by {name}, and with it the others\n")
+            sys.stderr.write(f"medcap: error: process {killed[0]} was ended by {name}; the others were stopped\n")
         sys.exit(max(*status.values(), 1))
 
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcap.commands.train import launch, shipped
 from medcap.data.detokenize import detokenize
 from medcap.data.images import load_image
 from medcap.evaluation.compare import compare
 from medcap.evaluation.evaluate import evaluate
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
+from medcap.launch import launch_command, shipped_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
 from medcap.publish.release import build_release
@@ -108,7 +108,7 @@ def _folder(out: Path, kind: str, name: str) -> Path:
 
 def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
     """Run scripts/train.py as a user would; its one line of result is shown with the progress."""
-    words = ["--config", str(shipped("recipes") / "phantom" / recipe), "--data_dir", str(out / "data")]
+    words = ["--config", str(shipped_folder("recipes") / "phantom" / recipe), "--data_dir", str(out / "data")]
     words += [
         "--model_name_or_path",
         str(out / "base"),
@@ -120,7 +120,7 @@ def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
     ]
     shown = "accelerate launch scripts/train.py " + " ".join(words)
     sys.stderr.write(f"$ {shown}\n")
-    if subprocess.run(launch(words, "cpu"), stdout=sys.stderr, check=False).returncode:
+    if subprocess.run(launch_command(words, "cpu"), stdout=sys.stderr, check=False).returncode:
         raise RuntimeError(f"training failed, see above; the command was {shown}")
 
 

@@ -19,9 +19,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# this folder holds an evaluate.py, which must not be taken for the package `evaluate`
-sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
-
 from medcap.logs import configure_logging, report_errors
 
 configure_logging()  # before the libraries that have something to say on import

@@ -29,6 +29,7 @@ import torch
 import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+from medcap.metrics.meteor import Meteor
 from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
 
@@ -76,6 +77,43 @@ def tiny_blip(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
         words.word_embeddings.weight.mul_(10)
         words.position_embeddings.weight.mul_(10)
     return model
+
+
+START_METEOR, END_METEOR = Meteor.__enter__, Meteor.__exit__
+
+
+@pytest.fixture
+def own_meteor(monkeypatch) -> None:
+    """Start and end a Java process for every `with Meteor()` of this test."""
+    monkeypatch.setattr(Meteor, "__enter__", START_METEOR)
+    monkeypatch.setattr(Meteor, "__exit__", END_METEOR)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_meteor() -> Iterator[None]:
+    """Every `with Meteor()` of the session reuses an idle Java process: reading its tables takes ten seconds."""
+    idle: list[dict[str, Any]] = []  # the state of a Meteor that has been left and whose process still runs
+
+    def enter(self: Meteor) -> Meteor:
+        if not idle:
+            return START_METEOR(self)
+        self.__dict__ = idle.pop()  # shared, because the thread that watches the process reads it
+        return self
+
+    def leave(self: Meteor, *exception: object) -> None:
+        if self.is_running and exception[:1] in ((), (None,)):
+            idle.append(self.__dict__)
+        else:
+            END_METEOR(self, *exception)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Meteor, "__enter__", enter)
+        patch.setattr(Meteor, "__exit__", leave)
+        yield
+    for state in idle:
+        left = Meteor()
+        left.__dict__ = state
+        left.__exit__()  # the real one again
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from medcap.cli import main as medcap
-from medcap.recipe import recipe_parser
+from medcap.recipe.values import key_types
 
 Random = random.Random
 Made = tuple[list[str], Callable[[list[str]], None]]
@@ -161,8 +161,7 @@ def as_yaml(content: Any) -> str:
     return yaml.safe_dump(content, allow_unicode=True)
 
 
-# not debug, which asks for a traceback
-KEYS = sorted(action.dest for action in recipe_parser()._actions if action.dest not in ("help", "debug"))
+KEYS = sorted(key_types().keys() - {"debug"})  # --debug asks for a traceback
 MANY = "a: &a [x, x]\n" + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '*a'] * 9)}]\n" for n in range(9))
 YAMLS = (
     MANY, "seed: !!python/object/apply:os.mkdir ['/tmp/medcap-fuzz-was-here']", "prompt: !!python/name:os.system",

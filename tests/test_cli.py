@@ -8,7 +8,7 @@ from PIL import Image
 
 from medcap import __version__
 from medcap.cli import main
-from medcap.commands.train import launch, shipped
+from medcap.launch import launch_command, shipped_folder
 from medcap.phantom import TINY_BASE
 
 
@@ -79,11 +79,11 @@ def test_debug_shows_the_traceback(capsys) -> None:
 
 
 def test_train_hands_every_word_to_accelerate_launch() -> None:
-    words = launch(["--config", "r.yaml", "--lora_r", "4"], "cpu")
+    words = launch_command(["--config", "r.yaml", "--lora_r", "4"], "cpu")
     assert words[1:3] == ["-m", "medcap.launch"]
-    assert words[-5:] == [str(shipped("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
+    assert words[-5:] == [str(shipped_folder("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
     assert Path(words[4]).name == "cpu.yaml"
-    assert launch(["--config", "r.yaml"], "ddp", "4")[5:7] == ["--num_processes", "4"]
+    assert launch_command(["--config", "r.yaml"], "ddp", "4")[5:7] == ["--num_processes", "4"]
 
 
 def test_score_pairs_by_id_and_not_by_line(capsys, tmp_path) -> None:

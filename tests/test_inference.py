@@ -18,10 +18,10 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from medcap import inference
 from medcap.data.images import load_image
 from medcap.data.rocov2 import load_rocov2
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
+from medcap.modeling import generation
 from medcap.modeling.blip import first_token_id, make_generation_config
 from medcap.recipe import read_recipe
 from medcap.training.run_folder import save_adapter
@@ -85,7 +85,7 @@ def test_the_best_epochs_captions_are_said_again(trained_run, adapted, valid):
 def test_an_adapter_brings_its_base_size_and_generation_settings(adapted, trained_run, tiny_base):
     assert (adapted.base, adapted.adapter) == (str(tiny_base), str(trained_run.folder / "adapter"))
     assert adapted.image_size == 48
-    settings = adapted.generation
+    settings = adapted.generation_config
     assert (settings.num_beams, settings.max_new_tokens, settings.no_repeat_ngram_size) == (2, 24, 3)
     assert adapted.prompt == ""
     assert not adapted.model.training
@@ -96,7 +96,7 @@ def test_what_is_asked_for_replaces_what_the_adapter_brings(trained_run):
         str(trained_run.folder / "adapter"), image_size=64, generation={"num_beams": 1, "max_new_tokens": 3}
     )
     assert captioner.image_size == 64
-    settings = captioner.generation
+    settings = captioner.generation_config
     assert (settings.num_beams, settings.max_new_tokens, settings.no_repeat_ngram_size) == (1, 3, 3)
     _, cut = captioner.generate({"pixel_values": torch.zeros(1, 3, 64, 64)})
     assert cut == [True]  # three tokens end none of its captions
@@ -105,7 +105,7 @@ def test_what_is_asked_for_replaces_what_the_adapter_brings(trained_run):
 def test_a_base_has_the_defaults_of_recipes(tiny_base):
     captioner = load_captioner(str(tiny_base))
     assert (captioner.base, captioner.adapter, captioner.image_size) == (str(tiny_base), None, 32)
-    assert (captioner.generation.num_beams, captioner.generation.max_new_tokens) == (4, 64)
+    assert (captioner.generation_config.num_beams, captioner.generation_config.max_new_tokens) == (4, 64)
 
 
 def test_an_adapter_changes_the_captions(adapted, valid, tiny_base):
@@ -135,7 +135,7 @@ def say(monkeypatch, ids):
         asked.append(given)
         return torch.tensor(ids)
 
-    monkeypatch.setattr(inference, "generate_ids", generate)
+    monkeypatch.setattr(generation, "beam_search", generate)
     return asked
 
 
@@ -147,7 +147,7 @@ def test_an_adapters_prompt_is_given_and_not_repeated(trained_run, tmp_path, mon
     assert captioner.prompt == "a large"
     a, large, mass = captioner.processor.tokenizer("a large mass", add_special_tokens=False)["input_ids"]
     dec = first_token_id(captioner.model)
-    asked = say(monkeypatch, [[dec, a, large, mass, captioner.generation.eos_token_id]] * 2)
+    asked = say(monkeypatch, [[dec, a, large, mass, captioner.generation_config.eos_token_id]] * 2)
     captions, cut = captioner.generate({"pixel_values": torch.zeros(2, 3, 48, 48)})
     assert asked[0].tolist() == [[dec, a, large]] * 2
     assert (captions, cut) == (["mass"] * 2, [False] * 2)
@@ -221,7 +221,7 @@ def test_where_medcap_is_not_installed_the_adapter_says_the_same(trained_run, ad
     assert done.returncode == 0, done.stderr
     found, ours = json.loads((tmp_path / "ids.json").read_text())
     assert ours == []
-    expected = adapted.model.generate(pixel_values=pixels, generation_config=adapted.generation).tolist()
+    expected = adapted.model.generate(pixel_values=pixels, generation_config=adapted.generation_config).tolist()
     assert found == {"peft": expected, "auto": expected}
 
 

@@ -1,4 +1,4 @@
-"""Every command, file, recipe and option that the documents name exists."""
+"""Every command, option, recipe, file, link and public name in the documents exists."""
 
 import re
 import shlex
@@ -7,63 +7,112 @@ from pathlib import Path
 import pytest
 import yaml
 
+import medcap
 from medcap.cli import make_parser
 from medcap.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
-DOCUMENTS += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.md"))]
+GENERATED = [ROOT / "MODEL_CARD.md"]  # tested in tests/publish
+DOCUMENTS = [path for folder in ("", "docs") for path in sorted((ROOT / folder).glob("*.md")) if path not in GENERATED]
+DOCUMENTS += sorted((ROOT / "recipes").rglob("*.md"))
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PROGRAM = r"(?:medcap|make|accelerate launch|python) .+"
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words of every command line in the document's code, comments of recipes included."""
-    lines = re.findall(r"^(?:#\s+\w+ +|    )?((?:medcap|make|accelerate launch|python) .+)$", path.read_text(), re.M)
-    quoted = re.findall(r"`((?:medcap|make|accelerate launch) [^`]+)`", path.read_text())
-    return [shlex.split(line.split("[")[0], comments=True) for line in [*lines, *quoted]]
-
-
-ALL = [(path, words) for path in [*DOCUMENTS, *RECIPES] for words in commands(path)]
-
-
-def test_there_are_commands_to_check() -> None:
-    assert len([words for path, words in ALL if path.name == "README.md"]) > 12
-
-
-@pytest.mark.parametrize(("path", "words"), ALL, ids=[f"{path.name}: {' '.join(words)[:60]}" for path, words in ALL])
-def test_every_command_is_one_that_exists(path: Path, words: list[str]) -> None:
-    if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
-    elif words[0] == "accelerate":
-        script = next(i for i, word in enumerate(words) if word.endswith(".py"))
-        assert (ROOT / words[script]).is_file()
-        read_recipe([*existing_recipe(words[script + 1 :]), "--use_cpu", "true"])  # bf16 wants a GPU or this
-    elif words[0] == "python":
-        assert (ROOT / words[1]).is_file()
-    elif words[1] in ("train", "--version", "COMMAND", "...") or len(words) == 2:
-        assert words[1] in make_parser().format_help()
+    """Return the argv of every command in code blocks, inline code, comments of recipes and steps of workflows."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        blocks = re.findall(r"^```bash\n(.+?)^```$", text, re.M | re.S)
+        lines = "\n".join(blocks).splitlines() + re.findall(r"^    (.+)$", text, re.M) + re.findall(r"`([^`]+)`", text)
     else:
-        make_parser().parse_args(words[1:])  # argparse ends the test when an option is unknown or missing
+        lines = re.findall(r"^(?:#\s+\w+ +|\s+- run: )(.+)$", text, re.M)
+    lines = [line.removeprefix(".venv/bin/") for line in lines]
+    return [shlex.split(line.split(" [")[0], comments=True) for line in lines if re.fullmatch(PROGRAM, line)]
 
 
-def existing_recipe(words: list[str]) -> list[str]:
-    """The words of a training command, RUN/recipe.yaml (which a run writes) replaced by one that made it."""
+EVERY_COMMAND = [(path, argv) for path in [*DOCUMENTS, *RECIPES, *WORKFLOWS] for argv in commands(path)]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *RECIPES, *WORKFLOWS], ids=lambda path: path.name)
+def test_commands_are_found(path: Path) -> None:
+    assert commands(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "argv"), EVERY_COMMAND, ids=[f"{path.name}: {' '.join(argv)[:60]}" for path, argv in EVERY_COMMAND]
+)
+def test_every_command_exists(path: Path, argv: list[str]) -> None:
+    if argv[0] == "make":
+        check_make_target(argv[1])
+    elif argv[0] == "accelerate":
+        script = next(i for i, argument in enumerate(argv) if argument.endswith(".py"))
+        assert (ROOT / argv[script]).is_file()
+        read_recipe([*with_existing_recipe(argv[script + 1 :]), "--use_cpu", "true"])  # bf16 needs a GPU or this
+    elif argv[0] == "python":
+        assert argv[1] == "-m" or argv[1].startswith("-") or (ROOT / argv[1]).is_file()
+    else:
+        check_medcap_command(argv[1:])
+
+
+def check_make_target(target: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"target: ([\w-]+)", (ROOT / ".github/workflows/versions.yml").read_text())
+    for name in targets if target == "${{" else [target]:  # a workflow's matrix
+        assert re.search(rf"^{name}:", makefile, re.M), name
+
+
+def check_medcap_command(argv: list[str]) -> None:
+    """Parse a complete command; of a command without options only check that it exists."""
+    parser = make_parser()
+    if argv[0] == "train":
+        assert argv[0] in parser.format_help()
+    elif any(argument.startswith("-") for argument in argv):
+        parser.parse_args(argv)  # exits if an option is unknown or missing
+    else:
+        with pytest.raises(SystemExit, match="^0$"):
+            parser.parse_args([*argv, "--help"])
+
+
+def with_existing_recipe(argv: list[str]) -> list[str]:
+    """Replace RECIPE and RUN/recipe.yaml, which a run writes, by a recipe of the repository."""
+    example = str(ROOT / "recipes/phantom/lora.yaml")
     return [
-        str(ROOT / ("recipes/phantom/lora.yaml" if word.endswith("recipe.yaml") else word))
-        if word.endswith(".yaml")
-        else word
-        for word in words
-    ]
+        example if argument == "RECIPE" or argument.endswith("recipe.yaml")
+        else str(ROOT / argument) if argument.endswith(".yaml")
+        else argument
+        for argument in argv
+    ]  # fmt: skip
+
+
+def test_the_readme_imports_only_public_names() -> None:
+    imports = re.findall(r"^from medcap import (.+)$", (ROOT / "README.md").read_text(), re.M)
+    names = {name for line in imports for name in line.split(", ")}
+    assert names
+    assert names <= set(medcap.__all__)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_that_is_named_exists(path: Path) -> None:
+def test_every_named_file_exists(path: Path) -> None:
     text = path.read_text()
-    named = re.findall(r"`((?:recipes|scripts|medcap|docs|tests|benchmarks)/[\w./-]+)`", text)
-    linked = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
-    missing = [name for name in named if not (ROOT / name).exists()]
-    missing += [link for link in linked if not (path.parent / link).exists()]
-    assert missing == []
+    named = re.findall(r"`((?:recipes|scripts|medcap|docs|tests|benchmarks)/[\w./-]*)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_heading(path: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if not link.startswith("http")]
+    for target, _, anchor in (link.partition("#") for link in links):
+        file = path.parent / target if target else path
+        assert file.exists(), target
+        assert not anchor or anchor in headings(file), anchor
+
+
+def headings(path: Path) -> list[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -72,7 +121,7 @@ def test_every_recipe_is_in_the_readme(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_accelerate_configuration_is_one_that_accelerate_reads(path: Path) -> None:
+def test_accelerate_reads_every_configuration(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]

@@ -1,15 +1,28 @@
-"""A recipe means what it says, or stops the run with one line before anything is started (traps 16, 23, 24, 26, 27).
+"""A recipe is read exactly, or refused with one line before anything is started (traps 16, 23, 24, 26, 27).
 
 pytest tests/test_recipe.py
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from medcap.modeling.blip import load_blip
-from medcap.recipe import RANGES, REPLACED, REQUIRED, RecipeError, read_recipe, recipe_parser
+from medcap.recipe import (
+    RANGES,
+    REPLACED,
+    REQUIRED,
+    DataArguments,
+    GenerationArguments,
+    LoraArguments,
+    ModelArguments,
+    RecipeError,
+    read_recipe,
+    recipe_help,
+)
+from medcap.recipe.values import key_types
 
 SMALLEST = {"data_dir": "data", "model_name_or_path": "base", "output_dir": "run", "use_cpu": True}
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -26,42 +39,43 @@ def recipe_file(tmp_path):
     return write
 
 
-def refusal(words):
-    """What read_recipe says against `words`; always one line."""
+def error_message(arguments):
+    """Return the message of the RecipeError for these arguments; always one line."""
     with pytest.raises(RecipeError, match=r"\w") as caught:
-        read_recipe(words)
+        read_recipe(arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_there_are_recipes():
+def test_recipes_are_found():
     assert "phantom/lora.yaml" in RECIPES
 
 
 @pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
 def test_every_key_of_every_recipe_is_known_and_its_value_allowed(path):
     recipe = read_recipe(["--config", str(path), "--use_cpu", "true"])  # bf16 is refused where there is no GPU
-    assert yaml.safe_load(path.read_text(encoding="utf-8")).keys() <= recipe.given
+    keys = yaml.safe_load(path.read_text(encoding="utf-8")).keys()
+    assert {"precision" if key in ("bf16", "fp16") else key for key in keys} <= recipe.given
 
 
 @pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
-def test_no_recipe_chooses_an_attention_that_blip_does_not_have(path):
+def test_no_recipe_sets_an_attention_implementation(path):
     assert "attn_implementation" not in path.read_text(encoding="utf-8")
 
 
-def test_attn_implementation_is_no_key(recipe_file):
-    assert "unknown key 'attn_implementation'" in refusal(["--config", recipe_file(attn_implementation="sdpa")])
+def test_attn_implementation_is_an_unknown_key(recipe_file):
+    assert "unknown key 'attn_implementation'" in error_message(["--config", recipe_file(attn_implementation="sdpa")])
 
 
-def test_blip_is_loaded_with_the_attention_that_it_has(tiny_base):
-    assert load_blip(str(tiny_base))[0].config._attn_implementation == "eager"
+def test_blip_is_loaded_with_eager_attention(tiny_base):
+    assert load_blip(str(tiny_base))[0].config._attn_implementation == "eager"  # noqa: SLF001
 
 
 TYPOS = {
     "empty": ("", None),
     "one letter": ("r", None),
-    "a letter lacks": ("learning_rat", "learning_rate"),
-    "a letter more": ("lora_rr", "lora_r"),
+    "a missing letter": ("learning_rat", "learning_rate"),
+    "an extra letter": ("lora_rr", "lora_r"),
     "capitals": ("Lora_Dropout", "lora_dropout"),
     "hyphens": ("max-new-tokens", "max_new_tokens"),
     "another framework's": ("num_epochs", "num_train_epochs"),
@@ -70,52 +84,65 @@ TYPOS = {
 
 
 @pytest.mark.parametrize(("typo", "right"), TYPOS.values(), ids=TYPOS)
-def test_a_typo_in_the_file_stops_with_the_nearest_key(recipe_file, typo, right):
+def test_a_typo_in_the_file_is_refused_with_the_nearest_key(recipe_file, typo, right):
     path = recipe_file(**{typo: 1})
-    said = refusal(["--config", path])
-    assert said.startswith(f"{path}: unknown key {typo!r}; did you mean ")
-    assert right is None or repr(right) in said
+    message = error_message(["--config", path])
+    assert message.startswith(f"{path}: unknown key {typo!r}; did you mean ")
+    assert right is None or repr(right) in message
 
 
-@pytest.mark.parametrize("words", [["--learning_rat", "1"], ["--learning-rat=1"], ["--no_learning_rat"]])
-def test_a_typo_on_the_command_line_stops_with_the_nearest_key(recipe_file, words):
-    said = refusal(["--config", recipe_file(), *words])
-    assert said.startswith("command line: unknown key ")
-    assert said.endswith("did you mean 'learning_rate'?")
+@pytest.mark.parametrize("arguments", [["--learning_rat", "1"], ["--learning-rat=1"], ["--no_learning_rat"]])
+def test_a_typo_on_the_command_line_is_refused_with_the_nearest_key(recipe_file, arguments):
+    message = error_message(["--config", recipe_file(), *arguments])
+    assert message.startswith("command line: unknown key ")
+    assert message.endswith("did you mean 'learning_rate'?")
 
 
-def test_the_beginning_of_a_key_is_not_the_key(recipe_file):
-    assert "unknown key 'learning'" in refusal(["--config", recipe_file(), "--learning", "1"])
+def test_a_prefix_of_a_key_is_unknown(recipe_file):
+    assert "unknown key 'learning'" in error_message(["--config", recipe_file(), "--learning", "1"])
 
 
-def test_a_word_without_a_key_stops(recipe_file):
-    assert "cannot make sense of 'stray'" in refusal(["--config", recipe_file(), "stray"])
+STRAY = {
+    "the first argument": (["stray", "--lora_r", "4"], "unexpected argument 'stray'"),
+    "after a value": (["--lora_r", "4", "stray"], "unexpected argument 'stray' after --lora_r 4"),
+    "after an equals sign": (["--lora_r=4", "stray"], "unexpected argument 'stray'"),
+    "no value": (["--lora_r"], "--lora_r needs a value"),
+    "an option for a value": (["--prompt", "--lora_r", "4"], "--prompt needs a value"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), STRAY.values(), ids=STRAY)
+def test_an_argument_without_a_key_and_a_key_without_a_value_are_refused(recipe_file, arguments, message):
+    config = ["--config", recipe_file()]
+    extra = [*config, *arguments] if arguments[0] != "stray" else [*arguments, *config]
+    assert error_message(extra).startswith(f"command line: {message}")
 
 
 @pytest.mark.parametrize("key", REPLACED)
-def test_a_key_of_former_times_is_named_with_what_to_use(recipe_file, key):
+def test_a_removed_key_is_refused_with_its_replacement(recipe_file, key):
     advice = f"there is no key {key!r}; use {REPLACED[key]}"
-    assert refusal(["--config", recipe_file(**{key: 1})]).endswith(advice)
-    assert refusal(["--config", recipe_file(), f"--{key}", "1"]) == f"command line: {advice}"
+    assert error_message(["--config", recipe_file(**{key: 1})]).endswith(advice)
+    assert error_message(["--config", recipe_file(), f"--{key}", "1"]) == f"command line: {advice}"
 
 
 @pytest.mark.parametrize("key", ["warmup_ratio", "overwrite_output_dir", "logging_dir"])
-def test_what_transformers_5_removed_is_among_them(key):
+def test_the_removed_keys_include_those_of_transformers_5(key):
     assert key in REPLACED
-    assert key not in {action.dest for action in recipe_parser()._actions}
+    assert key not in key_types()
 
 
-def test_the_advice_names_keys_that_exist():
-    known = {action.dest for action in recipe_parser()._actions} | {"group_by_length"}  # a value
+def test_the_replacements_exist():
+    known = key_types().keys() | {"group_by_length"}  # a value
     for key, advice in REPLACED.items():
         named = {word for word in advice.replace(":", " ").replace(",", " ").split() if "_" in word and word.islower()}
         assert named <= known, f"{key}: {named - known}"
 
 
-@pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "logging_strategy"])
-def test_a_bare_no_is_named(recipe_file, key):
-    said = refusal(["--config", recipe_file(f"{key}: no\n")])
-    assert said == f'{key}: YAML reads a bare no as false; quote it: {key}: "no"'
+@pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "logging_strategy", "feature_cache"])
+def test_a_bare_no_is_refused(recipe_file, key):
+    path = recipe_file(f"{key}: no\n")
+    message = f'{path}: {key}: YAML reads a bare no or off as false; quote it: {key}: "no"'
+    assert error_message(["--config", path]) == message
 
 
 def test_a_quoted_no_is_no(recipe_file):
@@ -132,55 +159,104 @@ NOT_RECIPES = {
 }
 
 
-@pytest.mark.parametrize(("content", "said"), NOT_RECIPES.values(), ids=NOT_RECIPES)
-def test_what_is_no_recipe_is_named(tmp_path, content, said):
+@pytest.mark.parametrize(("content", "message"), NOT_RECIPES.values(), ids=NOT_RECIPES)
+def test_a_file_that_is_not_a_recipe_is_named(tmp_path, content, message):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    assert str(path) in refusal(["--config", str(path)])
-    assert said in refusal(["--config", str(path)])
+    assert str(path) in error_message(["--config", str(path)])
+    assert message in error_message(["--config", str(path)])
 
 
-def test_a_recipe_that_is_not_there_is_named(tmp_path):
-    assert refusal(["--config", str(tmp_path / "none.yaml")]).endswith("none.yaml: cannot read the recipe: "
+def test_a_missing_file_is_named(tmp_path):
+    assert error_message(["--config", str(tmp_path / "none.yaml")]).endswith("none.yaml: cannot read the recipe: "
                                                                         "No such file or directory")  # fmt: skip
 
 
 @pytest.mark.parametrize("key", REQUIRED)
-def test_a_key_that_must_be_there_is_asked_for(tmp_path, key):
+def test_a_missing_required_key_is_named(tmp_path, key):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({name: value for name, value in SMALLEST.items() if name != key}))
-    assert refusal(["--config", str(path)]) == f"{key} is missing: write it into the recipe or give --{key}"
+    assert error_message(["--config", str(path)]) == f"{key} is missing: write it into the recipe or give --{key}"
 
 
 WRONG_VALUES = {
-    "no share": ({"train_fraction": 0}, "train_fraction is 0.0; allowed is above 0, at most 1"),
+    "no fraction": ({"train_fraction": 0}, "train_fraction is 0.0; allowed is above 0, at most 1"),
     "more than all": ({"train_fraction": 1.5}, "train_fraction is 1.5"),
-    "not a number": ({"lora_r": "many"}, "lora_r/--lora-r: invalid int value: 'many'"),
-    "not on offer": ({"quantization": "2bit"}, "2bit"),
-    "no such format": ({"data_format": "coco"}, "data_format/--data-format: invalid choice: 'coco'"),
-    "no such licence filter": ({"license_filter": "free"}, "license_filter/--license-filter: invalid choice: 'free'"),
-    "neither yes nor no": ({"dedupe": "perhaps"}, "perhaps"),
-    "nothing left to train": (
+    "not a number": ({"lora_r": "many"}, "lora_r is 'many'; expected an integer"),
+    "an unknown choice": ({"quantization": "2bit"}, "quantization is '2bit'; expected none, 8bit, 4bit"),
+    "an unknown layout": ({"data_format": "coco"}, "data_format is 'coco'; expected auto, rocov2"),
+    "an unknown license filter": ({"license_filter": "free"}, "license_filter is 'free'; expected any, commercial"),
+    "neither true nor false": ({"dedupe": "perhaps"}, "dedupe is 'perhaps'; expected true or false"),
+    "no fraction left to train": (
         {"valid_fraction": 0.5, "test_fraction": 0.5},
         "valid_fraction and test_fraction are 1 ",
     ),
-    "a wrong schedule": ({"lr_scheduler_type": "lineal"}, "lineal"),
-    "the image column would go": ({"remove_unused_columns": True}, "remove_unused_columns must be false"),
-    "best of what is not saved": ({"save_strategy": "steps", "save_steps": 7}, "load_best_model_at_end"),
+    "a wrong schedule": ({"lr_scheduler_type": "lineal"}, "lr_scheduler_type is 'lineal'; expected linear, cosine"),
+    "a list for text": ({"prompt": ["a", "b"]}, "prompt is ['a', 'b']; expected text"),
+    "a mapping for a number": ({"lora_r": {"a": 1}}, "lora_r is {'a': 1}; expected an integer"),
+    "a fraction for an integer": ({"lora_r": 4.5}, "lora_r is 4.5; expected an integer"),
+    "text for a mapping": ({"liger_kernel_config": "x"}, "liger_kernel_config is 'x'; expected a mapping"),
+    "a list with an unknown member": ({"debug": [[1]]}, "debug is [[1]]; expected text or a list"),
+    "both precisions": ({"bf16": True, "fp16": True}, "bf16 and fp16 are both true"),
+    "the image column removed": ({"remove_unused_columns": True}, "remove_unused_columns must be false"),
+    "the best of unsaved epochs": ({"save_strategy": "steps", "save_steps": 7}, "load_best_model_at_end"),
 }
 
 
-@pytest.mark.parametrize(("keys", "said"), WRONG_VALUES.values(), ids=WRONG_VALUES)
-def test_a_wrong_value_is_named(recipe_file, keys, said):
-    assert said in refusal(["--config", recipe_file(**keys)])
+@pytest.mark.parametrize(("keys", "message"), WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_wrong_value_is_named(recipe_file, keys, message):
+    assert message in error_message(["--config", recipe_file(**keys)])
 
 
 @pytest.mark.parametrize(("key", "lowest", "highest"), [(key, *ends) for key, ends in RANGES.items()])
 def test_a_value_out_of_range_is_named(recipe_file, key, lowest, highest):
     for outside in [lowest - 1, *([highest + 1] if highest != float("inf") else [])]:
-        said = refusal(["--config", recipe_file(**{key: outside})])
-        assert said.startswith(f"{key} is {outside}")
-        assert said.endswith(f"allowed is {lowest} to {highest}")
+        path = recipe_file(**{key: outside})
+        message = error_message(["--config", path])
+        assert message.startswith(f"{path}: {key} is {outside}")
+        assert message.endswith(f"allowed is {lowest} to {highest}")
+
+
+WRONG_OPTIONS = {
+    "a type": (["--lora_r", "many"], "lora_r is 'many'; expected an integer"),
+    "a range": (["--lora_r", "0"], "lora_r is 0; allowed is 1 to 1024"),
+    "a choice": (["--precision", "fp8"], "precision is 'fp8'; expected auto, fp32, bf16, fp16"),
+    "two settings of one thing": (["--bf16", "--precision", "fp32"], "bf16 and precision set the same thing"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
+def test_a_wrong_option_is_blamed_on_the_command_line(recipe_file, arguments, message):
+    assert error_message(["--config", recipe_file(lora_r=4), *arguments]).startswith(f"command line: {message}")
+
+
+def test_a_list_sets_no_other_keys(recipe_file):
+    items = ["none", "--push_to_hub", "true", "--weight_decay", "0.5"]
+    training = read_recipe(["--config", recipe_file(report_to=items)]).training
+    assert (training.push_to_hub, training.weight_decay, training.report_to) == (False, 0.0, items)
+
+
+@pytest.mark.parametrize("value", ["--lora_r=1", "a --lora_r 1", "a\n--lora_r=1"])
+def test_text_sets_no_other_keys(recipe_file, value):
+    recipe = read_recipe(["--config", recipe_file(prompt=value)])
+    assert (recipe.data.prompt, recipe.lora.lora_r) == (value, 16)
+
+
+@pytest.mark.parametrize(
+    ("keys", "precision"), [({"bf16": True}, "bf16"), ({"fp16": True}, "fp16"), ({"bf16": False}, "fp32")]
+)
+def test_bf16_and_fp16_set_the_precision(recipe_file, tmp_path, keys, precision):
+    recipe = read_recipe(["--config", recipe_file(**keys)])
+    assert recipe.model.precision == precision
+    recipe.save(tmp_path / "saved.yaml")
+    assert read_recipe(["--config", str(tmp_path / "saved.yaml")]).model.precision == precision
+
+
+def test_the_parts_of_a_recipe_are_frozen(recipe_file):
+    recipe = read_recipe(["--config", recipe_file()])
+    for part in (recipe, recipe.data, recipe.model, recipe.lora, recipe.generation):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            part.prompt = "x"
 
 
 def test_the_command_line_wins_over_the_file(recipe_file):
@@ -188,17 +264,17 @@ def test_the_command_line_wins_over_the_file(recipe_file):
     assert (recipe.training.learning_rate, recipe.lora.lora_r) == (3e-4, 4)
 
 
-def test_a_number_that_yaml_reads_as_text_is_a_number(recipe_file):
+def test_a_number_that_yaml_reads_as_text_is_converted(recipe_file):
     path = recipe_file("learning_rate: 1e-4\n")
     assert isinstance(yaml.safe_load(Path(path).read_text())["learning_rate"], str)
     assert read_recipe(["--config", path]).training.learning_rate == 1e-4
 
 
-def test_null_is_the_default(recipe_file):
+def test_null_stands_for_the_default(recipe_file):
     assert read_recipe(["--config", recipe_file(image_size=None)]).model.image_size is None
 
 
-def test_the_defaults_are_what_captioning_needs(recipe_file):
+def test_the_defaults_suit_captioning(recipe_file):
     training = read_recipe(["--config", recipe_file()]).training
     assert training.remove_unused_columns is False
     assert training.logging_nan_inf_filter is False
@@ -207,17 +283,17 @@ def test_the_defaults_are_what_captioning_needs(recipe_file):
 
 
 KINDS = {
-    "nothing more": {},
-    "text": {"prompt": "a picture of", "lora_target_modules": r"text_decoder\..*\.(query|value)"},
+    "no other keys": {},
+    "text": {"prompt": "an image of", "lora_target_modules": r"text_decoder\..*\.(query|value)"},
     "text with quotes and a colon": {"prompt": "it's \"a\": b # c"},
     "text beyond ASCII": {"data_dir": "données/röntgen", "run_name": "x → y"},
     "text that looks like a number": {"run_name": "007", "prompt": "1"},
     "numbers": {"learning_rate": 2e-5, "max_train_samples": 7, "lora_dropout": 0.0, "length_penalty": -1.0},
-    "yes and no": {"gradient_checkpointing": True, "load_best_model_at_end": False, "greater_is_better": False},
+    "booleans": {"gradient_checkpointing": True, "load_best_model_at_end": False, "greater_is_better": False},
     "an enumeration": {"lr_scheduler_type": "cosine", "eval_strategy": "steps", "eval_steps": 5, "save_strategy": "no",
                        "load_best_model_at_end": False},
     "a dictionary": {"lr_scheduler_kwargs": {"num_cycles": 2}},
-    "yes or no in a dictionary": {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "a boolean in a dictionary": {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
     "a list": {"label_names": ["labels"]},
     "no reports": {"report_to": "none"},
     "a list of one": {"report_to": ["none"]},
@@ -236,33 +312,57 @@ def test_a_saved_recipe_reads_as_the_same_recipe(recipe_file, tmp_path, keys):
     assert again.training.to_dict() == recipe.training.to_dict()
 
 
-def test_a_saved_recipe_does_not_say_that_a_run_was_gone_on_with(recipe_file):
+def test_a_saved_recipe_does_not_resume(recipe_file):
     recipe = read_recipe(["--config", recipe_file(), "--resume_from_checkpoint", "last"])
     assert recipe.training.resume_from_checkpoint == "last"
     assert recipe.as_dict() == read_recipe(["--config", recipe_file()]).as_dict()
 
 
 ON_THE_COMMAND_LINE = {
-    "one word": (["--lora_r=4"], {"lora_r": 4}),
-    "begins with no": (["--no_repeat_ngram_size", "3"], {"no_repeat_ngram_size": 3}),
+    "equals sign": (["--lora_r=4"], {"lora_r": 4}),
+    "a key that begins with no": (["--no_repeat_ngram_size", "3"], {"no_repeat_ngram_size": 3}),
     "negated": (["--no_load_best_model_at_end"], {"load_best_model_at_end": False}),
     "hyphens": (["--learning-rate", "0.5"], {"learning_rate": 0.5}),
+    "a negative number": (["--length_penalty", "-1"], {"length_penalty": -1.0}),
+    "no value": (["--dedupe"], {"dedupe": True}),
+    "a mapping": (["--lr_scheduler_kwargs", '{"num_cycles": 2}'], {"lr_scheduler_kwargs": {"num_cycles": 2}}),
+    "a list": (["--label_names", "a", "b"], {"label_names": ["a", "b"]}),
 }
 
 
-@pytest.mark.parametrize(("words", "keys"), ON_THE_COMMAND_LINE.values(), ids=ON_THE_COMMAND_LINE)
-def test_what_the_command_line_sets_is_saved(recipe_file, words, keys):
-    saved = read_recipe(["--config", recipe_file(), *words]).as_dict()
+@pytest.mark.parametrize(("arguments", "keys"), ON_THE_COMMAND_LINE.values(), ids=ON_THE_COMMAND_LINE)
+def test_options_are_saved(recipe_file, arguments, keys):
+    saved = read_recipe(["--config", recipe_file(), *arguments]).as_dict()
     assert keys.items() <= saved.items()
     assert saved.keys() - keys.keys() == read_recipe(["--config", recipe_file()]).as_dict().keys() - keys.keys()
 
 
-@pytest.mark.parametrize("word", ["-h", "--help"])
-def test_help_lists_every_key(capsys, word):
+@pytest.mark.parametrize("option", ["-h", "--help", "--help-all"])
+def test_help_is_printed_and_exits(capsys, option):
     with pytest.raises(SystemExit, match="0"):
-        read_recipe([word])
-    said = capsys.readouterr().out
-    assert all(f"--{key}" in said for key in ("lora_r", "max_new_tokens", "learning_rate", "data_dir"))
+        read_recipe([option])
+    assert capsys.readouterr().out == recipe_help(every_key=option == "--help-all") + "\n"
+
+
+def test_help_fits_on_two_screens_and_shows_the_keys_of_medcap():
+    text = recipe_help()
+    assert len(text.splitlines()) <= 60
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.startswith("usage: medcap train ")
+    options = ["--config", "--accelerate", "--num_processes", "--help, --help-all", "--dry_run", "--learning_rate"]
+    own = [
+        field.name
+        for part in (DataArguments, ModelArguments, LoraArguments, GenerationArguments)
+        for field in dataclasses.fields(part)
+    ]
+    assert [name for name in [*options, *(f"--{key}" for key in own)] if f"  {name} " not in text] == []
+
+
+def test_help_all_shows_every_key():
+    text = recipe_help(every_key=True)
+    known = key_types().keys() - REPLACED.keys() - {"bf16", "fp16"}
+    assert [key for key in known if f"  --{key} " not in text] == []
+    assert "hub_token" not in text
 
 
 NOT_PUSHED = {
@@ -273,6 +373,6 @@ NOT_PUSHED = {
 
 
 @pytest.mark.parametrize(("keys", "message"), NOT_PUSHED.values(), ids=NOT_PUSHED)
-def test_an_epoch_is_pushed_with_its_captions_or_not_at_all(recipe_file, keys, message):
-    assert message in refusal(["--config", recipe_file(f"{keys}push_to_hub: true\n")])
+def test_push_to_hub_needs_evaluated_and_saved_epochs(recipe_file, keys, message):
+    assert message in error_message(["--config", recipe_file(f"{keys}push_to_hub: true\n")])
     read_recipe(["--config", recipe_file(keys)])

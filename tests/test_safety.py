@@ -135,7 +135,9 @@ def test_a_recipe_runs_nothing_and_unfolds_nothing(marker, tmp_path):
         read_yaml(recipe)
     lines = ["prompt: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     recipe.write_text("\n".join(lines))
-    with pytest.raises(RecipeError, match=r"recipe.yaml: a recipe has no aliases \(\*name\): write the value where"):
+    with pytest.raises(
+        RecipeError, match=r"recipe.yaml: aliases \(\*name\) are not allowed in a recipe: write the value"
+    ):
         read_recipe(["--config", str(recipe)])
     for deep, why in (("[" * 100_000, "more than 1,000 brackets"), ("- " * 5_000, "values are nested too deeply")):
         recipe.write_text(f"prompt:\n  {deep}")
@@ -182,7 +184,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_an_error_does_not_say_a_token():
     token = "hf_" + "aB3" * 12
-    assert logs.one_line(ValueError(f"GET /x with Bearer {token} failed")) == "GET /x with Bearer (token) failed"
+    assert logs.error_line(ValueError(f"GET /x with Bearer {token} failed")) == "GET /x with Bearer (token) failed"
 
 
 def test_features_are_for_their_owner_alone(tmp_path):

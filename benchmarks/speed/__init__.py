@@ -1,1 +1,1 @@
-"""What medcap's speed is measured with: run as `python benchmarks/bench.py`."""
+"""Speed measurements of `python benchmarks/bench.py`."""

@@ -1,9 +1,10 @@
-"""medcap's own way: scripts/train.py's trainer, made by its own functions from the seed's recipe."""
+"""Time medcap's training: the trainer of scripts/train.py with the recipe of the original project."""
 
 from __future__ import annotations
 
 import importlib.util
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ RECIPE = ROOT / "recipes" / "blip-base-rocov2" / "seed-6-epochs.yaml"
 
 
 def train_script() -> ModuleType:
-    """scripts/train.py as a module."""
+    """Import scripts/train.py as a module."""
     spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,8 +30,8 @@ def train_script() -> ModuleType:
     return module
 
 
-class Clock(TrainerCallback):
-    """Seconds of each step, from the end of the one before: loading, forward, backward and optimizer."""
+class StepTimer(TrainerCallback):
+    """Measure the seconds from one step's end to the next: loading, forward, backward and optimizer."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -47,38 +48,39 @@ class Clock(TrainerCallback):
         self.last = now
 
 
-class OurLoop:
-    """The trainer of the seed's recipe, in the precision of the device, with or without what the cache holds."""
+class MedcapLoop:
+    """medcap's trainer with the recipe of the original project, in the precision of the device."""
 
-    def __init__(self, base: Path, data: Path, out: Path, *, words: tuple[str, ...] = ()) -> None:
-        self.script, self.clock, self.out = train_script(), Clock(), out
-        given = ["--config", RECIPE, "--data_dir", data, "--model_name_or_path", base, "--output_dir", out / "run"]
-        given += ["--train_fraction", 1, "--num_train_epochs", 1, "--eval_strategy", "no", "--save_strategy", "no"]
-        given += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", *words]
-        self.recipe = read_recipe(list(map(str, given)))
+    def __init__(self, base: Path, data: Path, out: Path) -> None:
+        self.script, self.timer, self.out = train_script(), StepTimer(), out
+        argv = ["--config", RECIPE, "--data_dir", data, "--model_name_or_path", base, "--output_dir", out / "run"]
+        argv += ["--train_fraction", 1, "--num_train_epochs", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+        argv += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+        self.recipe = read_recipe(list(map(str, argv)))
         self.dtype = self.script.resolve_precision(self.recipe)
         self.model, self.processor, self.captions = self.script.make_model(self.recipe, self.dtype)
         self.data = self.script.checked_data(self.recipe)
         self.count = 0
 
     def new_cache(self) -> FeatureCache:
-        """A cache with nothing in it."""
+        """Open an empty cache."""
         self.count += 1
-        self.recipe.model.feature_cache = str(self.out / f"features-{self.count}")
+        model = replace(self.recipe.model, feature_cache=str(self.out / f"features-{self.count}"))
+        self.recipe = replace(self.recipe, model=model)
         cache = self.script.open_features(self.recipe, self.data, self.model, self.processor, self.dtype)
         assert cache is not None
         return cache
 
     def epoch(self, cache: FeatureCache | None) -> list[float]:
-        """Seconds of every step of one epoch; what it encodes is put into `cache`."""
-        self.clock.seconds = []
-        # nothing is scored, so METEOR's Java, which would share the processor, is not started
+        """Train one epoch and return the seconds of every step."""
+        self.timer.seconds = []
+        # without METEOR, whose Java process would use the same cores
         scores = CaptionMetrics(self.processor.tokenizer, self.data["valid"]["caption"])
         trainer = self.script.make_trainer(
             self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
         )
-        trainer.add_callback(self.clock)
+        trainer.add_callback(self.timer)
         trainer.train()
         if cache is not None:
             cache.flush()
-        return self.clock.seconds
+        return self.timer.seconds

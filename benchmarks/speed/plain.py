@@ -1,9 +1,9 @@
-"""The ways that medcap is compared with, written as the plain loops that they are.
+"""Training loops and generation that medcap is compared with.
 
-"the seed's way" is what the replaced project did: 384 px, every caption padded to 512 tokens, pads scored, batches of
-3, nothing kept. (Its mistakes of scale, first token and targets cost no time and are left out.) "a careful loop" is
-what a careful reader of the Hugging Face documentation writes: 224 px, padding to the longest of the batch, masked
-labels, LoRA on query and key of both attentions, fused AdamW, no gradient for the tower.
+ORIGINAL is what the original project does: 384 px, every caption padded to 512 tokens, padding included in the loss,
+batch size 3, no cached features. (Its errors in scaling, first token and LoRA targets cost no time and are left out.)
+REFERENCE follows the Hugging Face documentation: 224 px, padding to the longest caption of the batch, masked labels,
+LoRA on query and key of self- and cross-attention, fused AdamW, no gradient for the vision encoder.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 from medcap.data.images import load_image
 from medcap.modeling.lora import TARGETS
 
-BATCH = 3
+BATCH_SIZE = 3
+ORIGINAL, REFERENCE = "original project", "reference loop"
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a plain loop prepares its batches. `pad_to` None: the longest caption of the batch."""
+class Setup:
+    """How a loop prepares its batches. `pad_to`: caption length in tokens; None: the longest caption of the batch."""
 
     image_size: int
     pad_to: int | None
     dtype: torch.dtype = torch.float32
 
 
-SEED = Way(image_size=384, pad_to=512)
-CAREFUL = Way(image_size=224, pad_to=None)
-CAREFUL_BF16 = Way(image_size=224, pad_to=None, dtype=torch.bfloat16)
+ORIGINAL_SETUP = Setup(image_size=384, pad_to=512)
+REFERENCE_SETUP = Setup(image_size=224, pad_to=None)
+REFERENCE_BF16_SETUP = Setup(image_size=224, pad_to=None, dtype=torch.bfloat16)
 
 
 class PlainLoop:
-    """A training loop that can be gone on with: `steps(n)` are the seconds of the next n, loading included."""
+    """A training loop; each step is timed, including loading."""
 
-    def __init__(self, base: Path, rows: Dataset, way: Way, batch_size: int = BATCH) -> None:
-        self.way, self.device = way, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, base: Path, rows: Dataset, setup: Setup, batch_size: int = BATCH_SIZE) -> None:
+        self.setup, self.device = setup, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         self.processor = BlipProcessor.from_pretrained(base)
-        self.processor.image_processor.size = {"height": way.image_size, "width": way.image_size}
+        self.processor.image_processor.size = {"height": setup.image_size, "width": setup.image_size}
         config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=TARGETS["query-key"])
         self.model = get_peft_model(BlipForConditionalGeneration.from_pretrained(base), config).to(self.device).train()
-        learned = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=5e-5, fused=way is not SEED)
+        trainable = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=5e-5, fused=setup is not ORIGINAL_SETUP)
         self.loader = DataLoader(rows, batch_size, shuffle=True, collate_fn=self.collate, drop_last=True)  # type: ignore[arg-type]
         self.batches = self.endless()
 
@@ -60,23 +61,26 @@ class PlainLoop:
             yield from self.loader
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        padding = {"padding": "max_length", "max_length": self.way.pad_to} if self.way.pad_to else {"padding": True}
-        if not self.way.pad_to:
+        padding = (
+            {"padding": "max_length", "max_length": self.setup.pad_to} if self.setup.pad_to else {"padding": True}
+        )
+        if not self.setup.pad_to:
             padding["max_length"] = 128
         images, captions = [load_image(row["image"]) for row in rows], [row["caption"] for row in rows]
         batch = self.processor(images=images, text=captions, truncation=True, return_tensors="pt", **padding)
         labels = batch["input_ids"].clone()
-        if not self.way.pad_to:
+        if not self.setup.pad_to:
             labels[batch["attention_mask"] == 0] = -100
         return {**batch, "labels": labels}
 
     def steps(self, count: int) -> list[float]:
+        """Return the seconds of each of the next `count` steps."""
         return [self.step() for _ in range(count)]
 
     def step(self) -> float:
         started = time.perf_counter()
         batch = {name: value.to(self.device) for name, value in next(self.batches).items()}
-        with torch.autocast(self.device.type, self.way.dtype, enabled=self.way.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.setup.dtype, enabled=self.setup.dtype != torch.float32):
             loss = self.model(**batch, interpolate_pos_encoding=True).loss
         loss.backward()
         self.optimizer.step()
@@ -89,7 +93,7 @@ class PlainLoop:
 def generate(
     model: Any, processor: Any, images: list[Any], batch_size: int, max_length: int = 128, dtype: Any = torch.float32
 ) -> float:
-    """Seconds to caption `images` with transformers' `generate`, 4 beams, `batch_size` at a time."""
+    """Return the seconds that transformers' `generate` needs to caption `images` with 4 beams."""
     device = model.device
     started = time.perf_counter()
     for start in range(0, len(images), batch_size):

@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from medcap.commands.options import add_command, captioner_from_args, generation_options
+from medcap.io import atomic_file
 
 
 def add_commands(commands: Any) -> None:
     """Add `caption` and `demo`."""
-    caption = add_command(commands, "caption", _caption, "caption images: one JSON line each")
+    caption = add_command(commands, "caption", _caption, "caption images; write one JSON line per image")
     caption.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR")
     caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
-    caption.add_argument("--out", type=Path, help="write the lines here instead of the terminal")
-    caption.add_argument("--frame", type=int, help="of files with several, from 0 (default: DICOM's middle one)")
+    caption.add_argument("--out", type=Path, help="output file (default: stdout)")
+    caption.add_argument("--frame", type=int, help="frame of multi-frame files, from 0 (default: the middle of DICOM)")
     generation_options(caption)
 
-    demo = add_command(commands, "demo", _demo, "a page on this machine that captions pictures (extra demo)")
+    demo = add_command(commands, "demo", _demo, "open a local web page that captions images (extra: demo)")
     demo.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
-    demo.add_argument("--port", type=int, default=7860, help="of http://127.0.0.1 (default: 7860)")
+    demo.add_argument("--port", type=int, default=7860, help="port on http://127.0.0.1 (default: 7860)")
     generation_options(demo)
 
 
 def _caption(args: argparse.Namespace) -> None:
     from medcap.inference import caption_files
 
-    lines = caption_files(captioner_from_args(args), args.images, batch_size=args.batch_size, frame=args.frame)
-    if args.out is None:
-        for line in lines:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+    captions = caption_files(captioner_from_args(args), args.images, batch_size=args.batch_size, frame=args.frame)
+    lines = (json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
+    if args.out is not None:
+        with atomic_file(args.out) as file:
+            file.writelines(lines)
         return
-    part = args.out.with_name(args.out.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        part.replace(args.out)
-    finally:
-        part.unlink(missing_ok=True)
+    for line in lines:
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 def _demo(args: argparse.Namespace) -> None:

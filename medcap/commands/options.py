@@ -79,7 +79,7 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
         image_size=args.image_size,
         generation=given,
         precision=args.precision,
-        restore=not args.no_restore,
+        detokenize=not args.no_restore,
     )
 
 

@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it: counts, lengths, broken files, repetitions, leaks, licences."""
+"""Audit a data set: counts, lengths, broken files, duplicates, leaks across splits, and licenses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from medcap.data.selection import RANK
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LIMITS = (32, 64, 96, 128)  # of max_caption_tokens, for which the captions that would be cut are counted
+LIMITS = (32, 64, 96, 128)  # values of max_caption_tokens for which truncated captions are counted
+
+SplitInfos = Mapping[str, Sequence[ImageInfo | None]]  # per split and row; None: the image is missing
 
 
 def audit(
@@ -31,122 +33,135 @@ def audit(
     limits: Sequence[int] = LIMITS,
     num_proc: int | None = None,
 ) -> dict[str, Any]:
-    """Return the report on raw splits (columns of `FEATURES`, an image of None is missing), ready for JSON.
+    """Return the audit of raw splits as a JSON object.
 
-    `concept_names`: {CUI: name}. Tokens are counted with `tokenizer`, [CLS] and [SEP] included, and left out without
-    one; `limits` are values of `max_caption_tokens`. Every image is decoded once, by `num_proc` processes (None: one
-    a core), with progress on stderr. Time grows with the number of images, and not with its square.
+    Every image is decoded once, with a progress bar on stderr. Run time grows linearly with the number of images.
 
-    The keys: `splits` (for each what `_split_report` lists), `concepts` ({CUI: {name, split: n}}, the most frequent
-    first), `pictures` (groups of pictures that are the same or nearly so), `groups_across_splits` (articles, patients
-    or cases in more than one split), `left_out_by` (how many rows each option of `Selection` would drop).
+    Args:
+        raw: {split: rows} with the columns of `FEATURES`; an image of None is missing.
+        concept_names: {CUI: name}.
+        tokenizer: counts tokens, [CLS] and [SEP] included; None: tokens are not counted.
+        limits: values of `max_caption_tokens`.
+        num_proc: number of processes that decode images; None: one per core.
+
+    Returns:
+        `splits` (per split the keys of `_audit_split`), `concepts` ({CUI: {name, split: n}}, most frequent first),
+        `similar_images` (groups of duplicate and near-duplicate images), `groups_across_splits` (articles, patients or
+        cases in more than one split) and `dropped_by` (how many rows each option of `Selection` would drop).
     """
-    prints = {split: _prints(rows, num_proc) for split, rows in raw.items()}
-    pictures = _pictures(raw, prints)
-    likeness = ImageSimilarity.of([one.print.phash for one in pictures])
+    infos = {split: _inspect(rows, num_proc) for split, rows in raw.items()}
+    images = _usable_images(raw, infos)
+    similarity = ImageSimilarity.of([image.info.phash for image in images])
     return {
         "medcap": __version__,
-        "splits": {split: _split_report(rows, prints[split], tokenizer, limits) for split, rows in raw.items()},
-        "concepts": _concepts(raw, concept_names),
-        "pictures": _alike(pictures, likeness),
-        "groups_across_splits": _groups_across(raw),
-        "left_out_by": _left_out_by(raw, pictures, likeness),
+        "splits": {split: _audit_split(rows, infos[split], tokenizer, limits) for split, rows in raw.items()},
+        "concepts": _count_concepts(raw, concept_names),
+        "similar_images": _similar_images(images, similarity),
+        "groups_across_splits": _groups_across_splits(raw),
+        "dropped_by": _dropped_by(raw, images, similarity),
     }
 
 
-def _prints(rows: Dataset, num_proc: int | None) -> list[ImageInfo | None]:
-    """Return the ImageInfo of each image, None where there is none."""
-    there = np.flatnonzero(rows.data["image"].is_valid())
-    found: list[ImageInfo | None] = [None] * len(rows)
-    if len(there):
-        for i, one in zip(there, inspect_images(rows.select(there), num_proc), strict=True):
-            found[i] = one
-    return found
+def _inspect(rows: Dataset, num_proc: int | None) -> list[ImageInfo | None]:
+    """Return the ImageInfo of each image, None where it is missing."""
+    present = np.flatnonzero(rows.data["image"].is_valid())
+    infos: list[ImageInfo | None] = [None] * len(rows)
+    if len(present):
+        found = inspect_images(rows.select(present), num_proc, perceptual_hash=True)
+        for i, info in zip(present, found, strict=True):
+            infos[i] = info
+    return infos
 
 
-def _split_report(
+def _audit_split(
     rows: Dataset,
-    prints: Sequence[ImageInfo | None],
+    infos: Sequence[ImageInfo | None],
     tokenizer: PreTrainedTokenizerBase | None,
     limits: Sequence[int],
 ) -> dict[str, Any]:
-    """Everything about one split but what its pictures have in common with others."""
-    ids, captions = rows["image_id"][:], [clean_caption(caption or "") for caption in rows["caption"]]
-    said = [caption for caption in captions if caption]
+    """Return the part of the audit that concerns one split only."""
+    ids, all_captions = rows["image_id"][:], [clean_caption(caption or "") for caption in rows["caption"]]
+    captions = [caption for caption in all_captions if caption]
     groups = [group for group in rows["group"] if group]
     return {
         "rows": len(ids),
-        "blank_captions": [i for i, caption in zip(ids, captions, strict=True) if not caption],
-        "missing_images": [i for i, one in zip(ids, prints, strict=True) if one is None],
-        "broken_images": {i: one.cause for i, one in zip(ids, prints, strict=True) if one and one.cause},
-        "pixels": _pixels(prints),
-        "words": _words(said),
-        "tokens": _tokens(said, tokenizer, limits),
-        "repeated_captions": _repeated(said),
-        "modality_by_concepts": _shares(map(modality_of, rows["manual_cuis"])),
-        "modality_by_words": _shares(map(modality_in_words, captions)),
-        "region_by_concepts": _shares(map(region_of, rows["manual_cuis"])),
-        "licenses": _shares(rows["license"]),
+        "blank_captions": [i for i, caption in zip(ids, all_captions, strict=True) if not caption],
+        "missing_images": [i for i, info in zip(ids, infos, strict=True) if info is None],
+        "broken_images": {i: info.error for i, info in zip(ids, infos, strict=True) if info and info.error},
+        "pixels": _image_sizes(infos),
+        "words": _count_words(captions),
+        "tokens": _count_tokens(captions, tokenizer, limits),
+        "repeated_captions": _repeated_captions(captions),
+        "modality_by_concepts": _count(map(modality_of, rows["manual_cuis"])),
+        "modality_by_text": _count(map(modality_in_words, all_captions)),
+        "region_by_concepts": _count(map(region_of, rows["manual_cuis"])),
+        "licenses": _count(rows["license"]),
         "groups": {"rows": len(groups), "distinct": len(set(groups))},
     }
 
 
-def _pixels(prints: Iterable[ImageInfo | None]) -> dict[str, Any]:
-    sizes = [one for one in prints if one and not one.cause]
-    return {"width": _spread([one.width for one in sizes]), "height": _spread([one.height for one in sizes])}
+def _image_sizes(infos: Iterable[ImageInfo | None]) -> dict[str, dict[str, float]]:
+    decoded = [info for info in infos if info and not info.error]
+    return {
+        "width": _statistics([info.width for info in decoded]),
+        "height": _statistics([info.height for info in decoded]),
+    }
 
 
-def _spread(numbers: Sequence[int]) -> dict[str, float | int]:
-    """Return n, least, median, mean, 95th percentile and greatest; only n = 0 where there are none."""
+def _statistics(numbers: Sequence[int]) -> dict[str, float]:
+    """Return n, min, median, mean, 95th percentile and max; only n = 0 without numbers."""
     if not numbers:
         return {"n": 0}
     values = np.asarray(numbers)
     return {
         "n": len(values),
-        "least": int(values.min()),
+        "min": int(values.min()),
         "median": float(np.median(values)),
         "mean": round(float(values.mean()), 3),
         "p95": float(np.percentile(values, 95)),
-        "greatest": int(values.max()),
+        "max": int(values.max()),
     }
 
 
-def _words(captions: Sequence[str]) -> dict[str, Any]:
-    """Return the spread of words, and how many captions have 0 to 4, 5 to 9, ... and 100 or more."""
+def _count_words(captions: Sequence[str]) -> dict[str, Any]:
+    """Return the statistics of words per caption, and a histogram with bins 0 to 4, 5 to 9, ..., 100 or more."""
     lengths = [len(caption.split()) for caption in captions]
-    fives = np.minimum(np.array(lengths, int), 100) // 5  # int: of no captions it would be float
-    return {**_spread(lengths), "by_fives": np.bincount(fives, minlength=21).tolist()}
+    bins = np.minimum(np.array(lengths, int), 100) // 5  # int: an empty array would be float
+    return {**_statistics(lengths), "histogram": np.bincount(bins, minlength=21).tolist()}
 
 
-def _tokens(
+def _count_tokens(
     captions: list[str], tokenizer: PreTrainedTokenizerBase | None, limits: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Return the spread of tokens and, for each limit, the number of captions that it cuts."""
+    """Return the statistics of tokens per caption and, for each limit, the number of captions that it truncates."""
     if tokenizer is None or not captions:
         return None
     lengths = np.array([len(ids) for ids in tokenizer(captions)["input_ids"]])
-    return {**_spread(lengths.tolist()), "cut": {str(limit): int((lengths > limit).sum()) for limit in limits}}
-
-
-def _repeated(captions: Sequence[str]) -> dict[str, Any]:
-    """Return how many captions are said of several images, of how many, and the most frequent one."""
-    counts = Counter(captions)
-    several = {caption: n for caption, n in counts.items() if n > 1}
-    most = max(several, key=several.__getitem__, default="")
     return {
-        "captions": len(several),
-        "rows": sum(several.values()),
-        "most_frequent": most,
-        "most_frequent_rows": counts[most],
+        **_statistics(lengths.tolist()),
+        "truncated": {str(limit): int((lengths > limit).sum()) for limit in limits},
     }
 
 
-def _shares(names: Iterable[str | None]) -> dict[str, int]:
+def _repeated_captions(captions: Sequence[str]) -> dict[str, int | str]:
+    """Return how many captions belong to several images, to how many, and the most frequent one."""
+    counts = Counter(captions)
+    repeated = {caption: n for caption, n in counts.items() if n > 1}
+    most_frequent = max(repeated, key=repeated.__getitem__, default="")
+    return {
+        "captions": len(repeated),
+        "rows": sum(repeated.values()),
+        "most_frequent": most_frequent,
+        "most_frequent_rows": counts[most_frequent],
+    }
+
+
+def _count(names: Iterable[str | None]) -> dict[str, int]:
     """Return {name: number of rows}, the most frequent first; "unknown" for None."""
     return dict(Counter(name or "unknown" for name in names).most_common())
 
 
-def _concepts(raw: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _count_concepts(raw: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str, dict[str, str | int | None]]:
     counts = {split: Counter(cui for cuis in rows["cuis"] for cui in cuis) for split, rows in raw.items()}
     total = sum(counts.values(), Counter[str]())
     return {
@@ -155,70 +170,72 @@ def _concepts(raw: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str,
     }
 
 
-def _groups_across(raw: Mapping[str, Dataset]) -> dict[str, dict[str, list[str]]]:
+def _groups_across_splits(raw: Mapping[str, Dataset]) -> dict[str, dict[str, list[str]]]:
     """Return {article, patient or case: {split: ids}} of those in more than one split."""
     several = groups_in_several({split: rows["group"][:] for split, rows in raw.items()})
-    found: dict[str, dict[str, list[str]]] = {
+    ids: dict[str, dict[str, list[str]]] = {
         group: {split: [] for split in splits} for group, splits in several.items()
     }
     for split, rows in raw.items():
         for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
-            if group in found:
-                found[group][split].append(image_id)
-    return found
+            if group in ids:
+                ids[group][split].append(image_id)
+    return ids
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that can be decoded and has a caption, with what is known of it."""
+class _UsableImage:
+    """An image that can be decoded and has a caption."""
 
     split: str
     image_id: str
     caption: str
     group: str | None
-    print: ImageInfo
+    info: ImageInfo
 
 
-def _pictures(raw: Mapping[str, Dataset], prints: Mapping[str, Sequence[ImageInfo | None]]) -> list[Picture]:
+def _usable_images(raw: Mapping[str, Dataset], infos: SplitInfos) -> list[_UsableImage]:
     return [
-        Picture(split, image_id, clean_caption(caption), group, one)
+        _UsableImage(split, image_id, clean_caption(caption), group, info)
         for split, rows in raw.items()
-        for image_id, caption, group, one in zip(
-            rows["image_id"], rows["caption"], rows["group"], prints[split], strict=True
+        for image_id, caption, group, info in zip(
+            rows["image_id"], rows["caption"], rows["group"], infos[split], strict=True
         )
-        if one and not one.cause and clean_caption(caption or "")
+        if info and not info.error and clean_caption(caption or "")
     ]
 
 
-def _alike(pictures: Sequence[Picture], likeness: ImageSimilarity) -> dict[str, Any]:
-    """Return the groups of pictures with the same pixels, and of those that are nearly the same."""
-    found = [[pictures[i] for i in group] for group in likeness.groups()]
+def _similar_images(images: Sequence[_UsableImage], similarity: ImageSimilarity) -> dict[str, Any]:
+    """Return the groups of images with the same pixels (duplicates) and of near-duplicates."""
+    members = [[images[i] for i in group] for group in similarity.groups()]
     groups = [
         {
-            "same_pixels": len({one.print.pixels for one in group}) == 1,
-            "across_splits": len({one.split for one in group}) > 1,
+            "same_pixels": len({image.info.pixel_digest for image in group}) == 1,
+            "across_splits": len({image.split for image in group}) > 1,
             "images": [
-                {"split": one.split, "image_id": one.image_id, "caption": one.caption, "group": one.group,
-                 "width": one.print.width, "height": one.print.height}
-                for one in group
+                {"split": image.split, "image_id": image.image_id, "caption": image.caption, "group": image.group,
+                 "width": image.info.width, "height": image.info.height}
+                for image in group
             ],
         }
-        for group in found
+        for group in members
     ]  # fmt: skip
-    kinds = Counter((group["same_pixels"], group["across_splits"]) for group in groups)
+    counts = Counter((group["same_pixels"], group["across_splits"]) for group in groups)
     return {
-        "same_pixels": {"within_a_split": kinds[True, False], "across_splits": kinds[True, True]},
-        "nearly_the_same": {"within_a_split": kinds[False, False], "across_splits": kinds[False, True]},
+        "same_pixels": {"within_a_split": counts[True, False], "across_splits": counts[True, True]},
+        "near_duplicates": {"within_a_split": counts[False, False], "across_splits": counts[False, True]},
         "groups": sorted(groups, key=lambda group: not group["across_splits"]),
     }
 
 
-def _left_out_by(raw: Mapping[str, Dataset], pictures: Sequence[Picture], likeness: ImageSimilarity) -> dict[str, Any]:
-    """Return {option: {split: rows}} that each option would drop by itself."""
-    rank = np.array([RANK[one.split] for one in pictures], dtype=np.intp)
-    leaks = likeness.leaked(rank) | leaked_groups([one.group for one in pictures], rank.tolist())
-    repeated = likeness.repeated(rank.tolist())
-    licenses = {
+def _dropped_by(
+    raw: Mapping[str, Dataset], images: Sequence[_UsableImage], similarity: ImageSimilarity
+) -> dict[str, dict[str, int]]:
+    """Return {option: {split: rows}} that each option alone would drop."""
+    rank = np.array([RANK[image.split] for image in images], dtype=np.intp)
+    leaks = similarity.leaked(rank) | leaked_groups([image.group for image in images], rank.tolist())
+    duplicates = similarity.duplicates(rank.tolist())
+    not_commercial = {
         split: sum(
             not allows_commercial_use(name)
             for name, caption in zip(rows["license"], rows["caption"], strict=True)
@@ -227,7 +244,7 @@ def _left_out_by(raw: Mapping[str, Dataset], pictures: Sequence[Picture], likene
         for split, rows in raw.items()
     }
     return {
-        "license_filter": licenses,
-        "dedupe": {split: int(repeated[rank == RANK[split]].sum()) for split in raw},
+        "license_filter": not_commercial,
+        "dedupe": {split: int(duplicates[rank == RANK[split]].sum()) for split in raw},
         "exclude_leaks": {split: int(leaks[rank == RANK[split]].sum()) for split in raw},
     }

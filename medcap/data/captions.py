@@ -1,4 +1,4 @@
-"""Captions: cleaned as text, and made into the ids and labels that BLIP's decoder learns from."""
+"""Captions: cleaning, tokenization, and batches with the ids and labels of BLIP's text decoder."""
 
 from __future__ import annotations
 
@@ -12,33 +12,31 @@ import torch
 if TYPE_CHECKING:  # transformers takes seconds to import, and nothing here calls it
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label that cross-entropy leaves out
+IGNORED = -100  # the label that cross-entropy ignores
 
 
 def clean_caption(text: str) -> str:
-    """Return `text` with every run of blanks (line breaks, U+00A0, U+202F, U+2028, ...) as one space, stripped.
+    """Return `text` with every run of white space (line breaks, U+00A0, U+202F, U+2028, ...) as one space, stripped.
 
-    ROCOv2 holds non-breaking spaces by the hundred and one caption of nothing but U+202F; a line break inside a
-    caption shifts every caption after it in the PTB tokeniser.
+    ROCOv2 has hundreds of non-breaking spaces and one caption that is only U+202F. A line break inside a caption
+    shifts every later caption in the PTB tokenizer.
     """
     return " ".join(text.split())
 
 
 @dataclass(frozen=True)
 class CaptionCollator:
-    """Make a batch from rows of `pixel_values` (3, H, W), `caption` and perhaps `row` (int) and `digest` (bytes).
+    """Make a batch from dataset rows.
 
-    Gives `pixel_values` (B, 3, H, W). Where features (N, width) of some images stood in the place of their pixels:
-    `features` (K, N, width) of these, `is_known` (B,) bool, and `pixel_values` and `digests` (B - K, 16) uint8 of the
-    others. And of the captions, padded to the longest of the batch (T):
+    A row has `pixel_values` (3, H, W), or None and `features` (N, width) instead; optionally `digest` (bytes),
+    `caption` (str) and `row` (int, its number in the data set).
 
-    - `input_ids` (B, T) int64: [DEC], tokens, [SEP], pads. The first id is `first_token_id`, from the model's
-      `text_config.bos_token_id`, because `generate` starts from it and the tokenizer's [CLS] is another token.
-    - `attention_mask` (B, T) int64: 0 on pads.
-    - `labels` (B, T) int64: `input_ids`, but -100 where nothing is to be learned: the first token, the words of
-      `prompt`, and the pads, which BLIP does not mask by itself.
-
-    Captions of more than `max_caption_tokens` are cut, and keep their [SEP].
+    Args:
+        tokenizer: The processor's tokenizer.
+        first_token_id: First id of every caption, from `text_config.bos_token_id`. `generate` starts from it; the
+            tokenizer's [CLS] is another token.
+        max_caption_tokens: Longer captions are cut and keep their [SEP]. Special tokens and the prompt count.
+        prompt: Text before every caption.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,8 +45,16 @@ class CaptionCollator:
     prompt: str = ""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate `rows`; those without a caption (images alone) give what is there of the images alone."""
-        batch = _pictures(rows)
+        """Collate `rows`.
+
+        Returns:
+            Images: `pixel_values` (K, 3, H, W) of the rows without features. Where rows have a digest, also
+            `is_cached` (B,) bool, `features` (B - K, N, width) and `digests` (K, 16) uint8; empty ones are left out.
+            Captions, padded to the longest of the batch: `input_ids` and `attention_mask` (B, T) int64, and `labels`
+            (B, T) int64, -100 for the first token, the prompt and the padding.
+            `row` (B,) int64.
+        """
+        batch = _images(rows)
         if "row" in rows[0]:
             batch["row"] = torch.tensor([row["row"] for row in rows])
         if "caption" in rows[0]:
@@ -57,7 +63,7 @@ class CaptionCollator:
 
     def _text(self, captions: list[str]) -> dict[str, torch.Tensor]:
         text = self.tokenizer(
-            [f"{self.prompt} {caption}" if self.prompt else caption for caption in captions],
+            with_prompt(captions, self.prompt),
             padding=True,
             truncation=True,
             max_length=self.max_caption_tokens,
@@ -66,35 +72,82 @@ class CaptionCollator:
         ids, mask = text["input_ids"], text["attention_mask"]
         ids[:, 0] = self.first_token_id
         labels = ids.masked_fill(mask == 0, IGNORED)
-        labels[:, : 1 + self._prompt_length()] = IGNORED
+        labels[:, : 1 + prompt_length(self.tokenizer, self.prompt)] = IGNORED
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def _prompt_length(self) -> int:
-        return len(self.tokenizer(self.prompt, add_special_tokens=False)["input_ids"]) if self.prompt else 0
 
-
-def _pictures(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    values = [row["pixel_values"] for row in rows]
-    if "digest" not in rows[0]:
-        return {"pixel_values": torch.stack(values)}
-    is_known = torch.tensor([value.ndim == 2 for value in values])
-    batch = {"is_known": is_known}
-    if is_known.any():
-        batch["features"] = torch.stack([value for value in values if value.ndim == 2])
-    if not is_known.all():
-        unknown = [row for row in rows if row["pixel_values"].ndim == 3]
-        batch["pixel_values"] = torch.stack([row["pixel_values"] for row in unknown])
-        batch["digests"] = torch.from_numpy(np.stack([np.frombuffer(row["digest"], np.uint8) for row in unknown]))
+def _images(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    uncached = [row for row in rows if row.get("features") is None]
+    cached = [row["features"] for row in rows if row.get("features") is not None]
+    batch = {}
+    if uncached:
+        batch["pixel_values"] = torch.stack([row["pixel_values"] for row in uncached])
+    if cached:
+        batch["features"] = torch.stack(cached)
+    if "digest" in rows[0]:
+        batch["is_cached"] = torch.tensor([row["features"] is not None for row in rows])
+        if uncached:
+            digests = np.stack([np.frombuffer(row["digest"], np.uint8) for row in uncached])
+            batch["digests"] = torch.from_numpy(digests)
     return batch
 
 
+@dataclass(frozen=True)
+class TokenizedCaptions:
+    """The tokens of all captions of a split: [CLS], `prompt_length` tokens of the prompt, the caption, [SEP]."""
+
+    ids: list[np.ndarray]  # int32, one array per caption
+    prompt_length: int
+
+    @classmethod
+    def tokenize(
+        cls, tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], prompt: str = ""
+    ) -> TokenizedCaptions:
+        """Tokenize `captions` behind `prompt`, without truncation."""
+        texts = with_prompt(captions, prompt)
+        rows = tokenizer(texts)["input_ids"] if texts else []
+        return cls([np.array(row, np.int32) for row in rows], prompt_length(tokenizer, prompt))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each caption, the prompt, [CLS] and [SEP] included."""
+        return [len(row) for row in self.ids]
+
+    def cut_fraction(self, max_caption_tokens: int) -> float:
+        """Return the fraction of captions, 0 to 1, that have more than `max_caption_tokens` tokens."""
+        return sum(length > max_caption_tokens for length in self.lengths) / max(len(self.ids), 1)
+
+    def entropy(self, max_caption_tokens: int) -> float:
+        """Return the entropy in nats of the tokens that are learned, captions cut to `max_caption_tokens`.
+
+        It is the lowest loss of a model that knows token frequencies only (Shannon, 1948, section 6). [SEP] counts;
+        the first token and the prompt are given and do not.
+        """
+        first = 1 + self.prompt_length
+        learned = [row[first:] for row in self.ids if len(row) <= max_caption_tokens]
+        for row in self.ids:
+            if len(row) > max_caption_tokens:  # truncation keeps [SEP]
+                learned += [row[first : max_caption_tokens - 1], row[-1:]]
+        counts = np.unique(np.concatenate(learned), return_counts=True)[1]
+        fractions = counts / counts.sum()
+        return float(-(fractions * np.log(fractions)).sum())
+
+
+def with_prompt(captions: Sequence[str], prompt: str) -> list[str]:
+    """Return every caption behind `prompt`; unchanged where `prompt` is empty."""
+    return [f"{prompt} {caption}" for caption in captions] if prompt else list(captions)
+
+
+def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Return the number of tokens of `prompt`, special tokens not counted."""
+    return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0
+
+
 def caption_lengths(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[int]:
-    """Tokens of each caption, [CLS] and [SEP] counted."""
-    texts = list(captions)
-    return [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
+    """Return the tokens of each caption."""
+    return TokenizedCaptions.tokenize(tokenizer, captions).lengths
 
 
 def cut_fraction(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
-    """Share of captions, 0 to 1, that have more than `max_caption_tokens` tokens, [CLS] and [SEP] counted."""
-    lengths = caption_lengths(tokenizer, captions)
-    return sum(length > max_caption_tokens for length in lengths) / max(len(lengths), 1)
+    """Return the fraction of captions that are cut."""
+    return TokenizedCaptions.tokenize(tokenizer, captions).cut_fraction(max_caption_tokens)

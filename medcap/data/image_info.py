@@ -1,4 +1,8 @@
-"""Fingerprints of pictures, which tell that two are the same or nearly so; each image is decoded once."""
+"""Decode every image of a data set once: whether it can be read, its pixel digest, its size and its perceptual hash.
+
+Why an own SQLite cache and not `Dataset.map`: map's cache is keyed by the fingerprint of the data set, so another
+selection of rows or one edited file decodes everything again, a killed run loses its shard, and failures are cached.
+"""
 
 from __future__ import annotations
 
@@ -22,78 +26,95 @@ from medcap.data.images import load_image
 
 logger = logging.getLogger(__name__)
 
-HASH_SIDE = 16  # of the perceptual hash: 16 x 16 = 256 bits
-_BLOCK = 1000  # rows: what a kill loses at most
-_VERSION = 1  # of what a ImageInfo holds; another number forgets what was remembered
+HASH_SIZE = 16  # of the perceptual hash: 16 x 16 = 256 bits
+_BLOCK = 1000  # rows between two writes to the cache: at most this many are lost by a kill
+_VERSION = 1  # of the fields of ImageInfo; another number starts an empty cache
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is kept of a picture. `cause` says why it cannot be decoded, and the rest is then empty.
+    """Properties of one decoded image.
 
-    `pixels`: SHA-256 of size and RGB bytes, hexadecimal. `phash`: 32 bytes, the perceptual hash (`imagehash.phash`):
-    of the 16 x 16 lowest frequencies of the grey picture at 64 x 64, which lie above their median.
-    `width`, `height`: pixels.
+    Attributes:
+        error: why the image cannot be decoded; all other fields are then empty.
+        pixel_digest: SHA-256 of the size and the RGB bytes, hexadecimal.
+        phash: perceptual hash, 32 bytes (`imagehash.phash`: which of the 16 x 16 lowest frequencies of the gray image
+            at 64 x 64 are above their median); empty unless requested.
+        width: in pixels.
+        height: in pixels.
     """
 
-    cause: str = ""
-    pixels: str = ""
+    error: str = ""
+    pixel_digest: str = ""
     phash: bytes = b""
     width: int = 0
     height: int = 0
 
 
-def inspect_image(entry: Any) -> ImageInfo:
-    """Return the ImageInfo of an entry of an image column: as for `load_image`, or None for a missing image."""
-    import imagehash  # brings scipy, which takes a second
+def inspect_image(entry: Any, perceptual_hash: bool = False) -> ImageInfo:
+    """Return the ImageInfo of an entry of an image column.
 
+    Args:
+        entry: as for `load_image`, or None for a missing image.
+        perceptual_hash: whether to compute `phash`.
+    """
     if entry is None or (isinstance(entry, Mapping) and set(entry.values()) == {None}):
-        return ImageInfo(cause="there is no image")
+        return ImageInfo(error="there is no image")
     try:
         image = load_image(entry)
     except ValueError as error:
-        return ImageInfo(cause=str(error))
+        return ImageInfo(error=str(error))
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    bits = imagehash.phash(image, hash_size=HASH_SIDE).hash
-    return ImageInfo("", digest, np.packbits(bits).tobytes(), *image.size)
+    phash = b""
+    if perceptual_hash:
+        import imagehash  # imports scipy, which takes a second
+
+        phash = np.packbits(imagehash.phash(image, hash_size=HASH_SIZE).hash).tobytes()
+    return ImageInfo("", digest, phash, *image.size)
 
 
-def inspect_images(dataset: Dataset, num_proc: int | None = None) -> list[ImageInfo]:
-    """Return the ImageInfo of every row, in order; a progress bar runs on stderr.
+def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_hash: bool = False) -> list[ImageInfo]:
+    """Return the ImageInfo of every row, in order; a progress bar is shown on stderr.
 
-    `num_proc` processes share the work; None: one for each core. Prints are remembered in a file in the cache of
-    `datasets` (HF_DATASETS_CACHE) by path, size and time of change of the file or zip, or by the content of images
-    that lie in the data itself; a file that was changed is decoded anew, and so is one that could not be decoded.
+    Results are cached on disk below HF_DATASETS_CACHE. A file or zip is identified by path, size and modification
+    time, an image stored in the data set by its bytes: a changed file is decoded again, and so is an image that could
+    not be decoded or whose perceptual hash was not requested before.
+
+    Args:
+        dataset: rows with a column "image".
+        num_proc: number of worker processes; None: one per core.
+        perceptual_hash: whether to compute `ImageInfo.phash`.
     """
     images = dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
-    found: list[ImageInfo] = []
-    with closing(_memory()) as memory, ExitStack() as stack:
+    inspect = partial(inspect_image, perceptual_hash=perceptual_hash)
+    infos: list[ImageInfo] = []
+    with closing(_open_cache()) as cache, ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(images), desc=f"decoding {dataset.split or 'images'}", unit="image"))
-        run: Callable[..., Iterable[ImageInfo]] = map  # until there is something to share
+        run: Callable[..., Iterable[ImageInfo]] = map  # no worker processes until there is enough work
         for start in range(0, len(images), _BLOCK):
-            entries = images[start : start + _BLOCK]  # a block at a time: a column may hold 13 GB of parquet's bytes
+            entries = images[start : start + _BLOCK]  # one block at a time: a column may hold 13 GB of parquet bytes
             keys = _keys(entries)
-            known = _recall(memory, keys)
-            new = [i for i, key in enumerate(keys) if key not in known]
-            if run is map and len(new) > 64 and (workers := num_proc or _cores()) > 1:
+            cached = _read_cache(cache, keys, perceptual_hash)
+            missing = [i for i, key in enumerate(keys) if key not in cached]
+            if run is map and len(missing) > 64 and (workers := num_proc or _count_cores()) > 1:
                 run = partial(stack.enter_context(Pool(workers)).imap, chunksize=16)
-            made = {}
-            for i, one in zip(new, run(inspect_image, [entries[i] for i in new]), strict=True):
-                made[keys[i]] = one
+            new = {}
+            for i, info in zip(missing, run(inspect, [entries[i] for i in missing]), strict=True):
+                new[keys[i]] = info
                 bar.update()
-            _remember(memory, made)
-            bar.update(len(entries) - len(new))
-            found += [made[key] if key in made else known[key] for key in keys]
-    return found
+            _write_cache(cache, new)
+            bar.update(len(entries) - len(missing))
+            infos += [new[key] if key in new else cached[key] for key in keys]
+    return infos
 
 
-def _cores() -> int:
-    """Return the cores that this process may use; macOS does not tell, and has them all."""
+def _count_cores() -> int:
+    """Return the number of cores that this process may use; macOS only reports all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
-    """Return what names each entry's content: a hash of its bytes, or path, size and time of change; "" for none."""
+    """Return the cache key of each entry: a hash of its bytes, or path, size and modification time; "" for None."""
     stamps: dict[str, str] = {}
 
     def stamp(path: str) -> str:
@@ -116,36 +137,39 @@ def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
     return [key(entry) for entry in entries]
 
 
-def _memory() -> sqlite3.Connection:
-    """Open the file of what is remembered; where that cannot be, say so and remember for this once."""
-    path = Path(config.HF_DATASETS_CACHE) / "medcap" / f"prints-{_VERSION}.sqlite"
+def _open_cache() -> sqlite3.Connection:
+    """Open the cache file; if that fails, warn and use a cache in memory."""
+    path = Path(config.HF_DATASETS_CACHE) / "medcap" / f"image-info-{_VERSION}.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _with_table(sqlite3.connect(path, timeout=60))
     except (OSError, sqlite3.Error) as error:
-        logger.warning("%s: %s; what is decoded now will be decoded again next time", path, error)
+        logger.warning("%s: cannot open the cache (%s); the images will be decoded again next time", path, error)
         return _with_table(sqlite3.connect(":memory:"))
 
 
-def _with_table(memory: sqlite3.Connection) -> sqlite3.Connection:
-    memory.execute("CREATE TABLE IF NOT EXISTS prints (key TEXT PRIMARY KEY, cause, pixels, phash, width, height)")
-    return memory
+def _with_table(cache: sqlite3.Connection) -> sqlite3.Connection:
+    cache.execute(
+        "CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, error, pixel_digest, phash, width, height)"
+    )
+    return cache
 
 
-def _recall(memory: sqlite3.Connection, keys: list[str]) -> dict[str, ImageInfo]:
-    known = {}
+def _read_cache(cache: sqlite3.Connection, keys: list[str], perceptual_hash: bool) -> dict[str, ImageInfo]:
+    """Return {key: ImageInfo} of the cached `keys`; with `perceptual_hash` only of those that have one."""
+    cached = {}
     for start in range(0, len(keys), 500):
-        some = keys[start : start + 500]
-        rows = memory.execute(f"SELECT * FROM prints WHERE key IN ({','.join('?' * len(some))})", some)
-        known.update({key: ImageInfo(*values) for key, *values in rows})
-    return known
+        part = keys[start : start + 500]
+        rows = cache.execute(f"SELECT * FROM images WHERE key IN ({','.join('?' * len(part))})", part)
+        cached.update({key: ImageInfo(*values) for key, *values in rows})
+    return {key: info for key, info in cached.items() if info.phash or not perceptual_hash}
 
 
-def _remember(memory: sqlite3.Connection, made: Mapping[str, ImageInfo]) -> None:
-    """Keep the prints of what could be decoded; a package that is installed later helps the others."""
-    rows = [(key, *astuple(one)) for key, one in made.items() if not one.cause]
+def _write_cache(cache: sqlite3.Connection, infos: Mapping[str, ImageInfo]) -> None:
+    """Save the decoded images; failures are not cached, because a package installed later may read them."""
+    rows = [(key, *astuple(info)) for key, info in infos.items() if not info.error]
     try:
-        with memory:
-            memory.executemany("INSERT OR REPLACE INTO prints VALUES (?, ?, ?, ?, ?, ?)", rows)
-    except sqlite3.OperationalError as error:  # a full or write-protected disk; the prints are there all the same
-        logger.warning("%d prints are not remembered: %s", len(rows), error)
+        with cache:
+            cache.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
+    except sqlite3.OperationalError as error:  # the disk is full or read-only; the results are still returned
+        logger.warning("%d results cannot be cached: %s", len(rows), error)

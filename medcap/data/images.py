@@ -205,61 +205,79 @@ def _cause(error: Exception) -> str:
 
 
 def image_digest(entry: Any) -> bytes:
-    """Return 16 bytes that stand for the content of what an image column holds: as for `load_image`.
+    """Return 16 bytes that identify the content of an entry of an image column (see `load_image`).
 
-    Files are told apart by their bytes, not by name or time. Raises ValueError for a file that cannot be read.
+    Files are identified by their bytes, not by name or time. Raises ValueError for a file that cannot be read.
     """
+    return _digest(_read_entry(entry))
+
+
+def _read_entry(entry: Any) -> tuple[bytes, str] | Image.Image:
+    """Return the bytes of an image file and its name, read once; a PIL image as it is."""
     if isinstance(entry, Image.Image):
-        return _digest(repr((entry.mode, entry.size)).encode() + entry.tobytes())
+        return entry
     data = entry if isinstance(entry, bytes) else entry.get("bytes") if isinstance(entry, Mapping) else None
-    if data is None:
-        path = os.fspath(entry["path"] if isinstance(entry, Mapping) else entry)
+    path = entry.get("path") if isinstance(entry, Mapping) else None if isinstance(entry, bytes) else os.fspath(entry)
+    if data is None and path:
         with _errors_named(path):
             data = _read_bytes(path)
-    return _digest(data)
+    return data or b"", path or "bytes"
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(content: tuple[bytes, str] | Image.Image) -> bytes:
+    if isinstance(content, Image.Image):
+        data = repr((content.mode, content.size)).encode() + content.tobytes()
+    else:
+        data = content[0]
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Turn batches into `pixel_values` as they are read: what `with_pixel_values` hands to `with_transform`.
+    """Replace the column "image" by what the model takes; `with_pixel_values` sets it as a data set's transform.
 
-    `image_processor` is BLIP's, and gives the size. Values stay the bytes of the resized picture: the vision tower of
-    `medcap.modeling.blip_fast` divides and normalises them once, on its device. No flips: captions say left and right.
-    `known` gives the features of an image by its digest, or None: what is known is not decoded.
+    `pixel_values` are the bytes of the resized image: `medcap.modeling.blip_fast` rescales and normalizes them once,
+    on its device. Images are not flipped, because captions state left and right.
+
+    Args:
+        image_processor: BLIP's; its size and resampling filter are used.
+        cached_features: Returns the features of an image by its digest, or None.
     """
 
     image_processor: "BaseImageProcessor"
-    known: Callable[[bytes], torch.Tensor | None] | None = None
+    cached_features: Callable[[bytes], torch.Tensor | None] | None = None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Return `batch` with its column "image" replaced by "pixel_values": n uint8 tensors (3, H, W).
+        """Return `batch` with "pixel_values" (uint8 tensors (3, H, W)) instead of "image".
 
-        Entries are as for `load_image`. With `known` there is also "digest" (bytes), and where an image is known its
-        features (1 + patches, width) stand in the place of its pixels. Raises ValueError with image_id and path for
-        an image that cannot be decoded.
+        With `cached_features` also "digest" (bytes) and "features" ((1 + patches, width) or None); an image with
+        features is not decoded, and its "pixel_values" is None. A file is read once. Raises ValueError with image_id
+        and path for an image that cannot be decoded.
         """
         columns = {name: column for name, column in batch.items() if name != "image"}
-        if "image" not in batch:  # dataset["caption"] asks for one column alone
+        if "image" not in batch:  # dataset["caption"] reads one column
             return columns
         ids = batch.get("image_id", range(len(batch["image"])))
-        entries = list(zip(batch["image"], ids, strict=True))
-        if self.known is None:
-            return {**columns, "pixel_values": [self._pixels(*entry) for entry in entries]}
-        with_digests = [(entry, image_id, _named(image_digest, entry, image_id)) for entry, image_id in entries]
-        found = [(entry, image_id, self.known(digest)) for entry, image_id, digest in with_digests]
-        values = [self._pixels(entry, name) if known is None else known for entry, name, known in found]
-        return {**columns, "pixel_values": values, "digest": [digest for *_, digest in with_digests]}
+        rows = [_named(self._row, entry, image_id) for entry, image_id in zip(batch["image"], ids, strict=True)]
+        return {**columns, **{name: [row[name] for row in rows] for name in (rows[0] if rows else ())}}
 
-    def _pixels(self, entry: Any, image_id: Any) -> torch.Tensor:
+    def _row(self, entry: Any) -> dict[str, Any]:
+        if self.cached_features is None:
+            return {"pixel_values": self._pixels(load_image(entry))}
+        content = _read_entry(entry)
+        digest = _digest(content)
+        features = self.cached_features(digest)
+        pixels = None if features is not None else self._pixels(_decoded(content))
+        return {"pixel_values": pixels, "features": features, "digest": digest}
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
         size = self.image_processor.size
-        image = _named(load_image, entry, image_id).resize(
-            (size["width"], size["height"]), self.image_processor.resample
-        )
+        image = image.resize((size["width"], size["height"]), self.image_processor.resample)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _decoded(content: tuple[bytes, str] | Image.Image) -> Image.Image:
+    return to_rgb(content) if isinstance(content, Image.Image) else decode_image(*content)
 
 
 def _named(read: Callable[[Any], Any], entry: Any, image_id: Any) -> Any:
@@ -272,12 +290,12 @@ def _named(read: Callable[[Any], Any], entry: Any, image_id: Any) -> Any:
 def with_pixel_values(
     data: Data,
     image_processor: "BaseImageProcessor",
-    known: Callable[[bytes], torch.Tensor | None] | None = None,
+    cached_features: Callable[[bytes], torch.Tensor | None] | None = None,
 ) -> Data:
-    """Return `data` giving "pixel_values" instead of "image", made when a row is read; nothing is decoded now.
+    """Return `data` with an `ImageTransform`: images are read and decoded when a row is read.
 
-    The cast keeps `datasets` from decoding first, which would reopen the zip for every image and leave its errors
-    without a name. `known`: as for `ImageTransform`.
+    The cast prevents `datasets` from decoding first: it would open the zip again for every image, and its errors do
+    not name the image.
     """
     undecoded = data.cast_column("image", datasets.Image(decode=False))
-    return undecoded.with_transform(ImageTransform(image_processor, known))
+    return undecoded.with_transform(ImageTransform(image_processor, cached_features))

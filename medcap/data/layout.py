@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from datasets import Dataset
 
-from medcap.data.tables import some
+from medcap.data.tables import list_some
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def rows_by_split(told: Sequence[str], where: object) -> dict[str, list[int]]:
         return {"train": list(range(len(told)))}
     unknown = [name or "(blank)" for name in dict.fromkeys(told) if split_of(name) is None]
     if unknown:
-        said = f"the splits of the rows must be called {SPLIT_NAMES}, and some are {some(unknown)}"
+        said = f"the splits of the rows must be called {SPLIT_NAMES}, and some are {list_some(unknown)}"
         raise ValueError(f"{where}: {said}; a column split with these names in every row settles it")
     splits = [split_of(name) for name in told]
     return {split: _where(splits, split) for split in dict.fromkeys(_SPLIT_OF.values()) if split in splits}

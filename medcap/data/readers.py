@@ -20,7 +20,7 @@ from medcap.data.layout import SPLIT_NAMES, DataLayout, complete_splits, rows_by
 from medcap.data.licenses import license_of
 from medcap.data.rocov2 import open_data_set
 from medcap.data.selection import FEATURES
-from medcap.data.tables import read_jsonl, read_parquet, read_table, some
+from medcap.data.tables import list_some, read_jsonl, read_parquet, read_table
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 Table = dict[str, list[Any]]
@@ -161,7 +161,7 @@ def _check_names(names: Sequence[str], column: str, where: Path, inside: bool) -
     ]
     if unfit:
         which = f"of files inside {where.parent}" if inside else "of files"
-        raise ValueError(f"{where}: {column} must hold the names {which}, but has {some(unfit)}")
+        raise ValueError(f"{where}: {column} must hold the names {which}, but has {list_some(unfit)}")
 
 
 def _ids(places: Sequence[str], where: Path) -> list[str]:
@@ -172,7 +172,7 @@ def _ids(places: Sequence[str], where: Path) -> list[str]:
         ids.append((place if extension[1:].isdigit() else stem).replace("../", "").replace("/", "-"))
     if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
         said = "file names that are the same but for extension and slashes make no image_id"
-        raise ValueError(f"{where}: {said}: {some(twice)}; keep one of each, or add a column image_id")
+        raise ValueError(f"{where}: {said}: {list_some(twice)}; keep one of each, or add a column image_id")
     return ids
 
 

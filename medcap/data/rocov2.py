@@ -14,6 +14,7 @@ from medcap.data.images import index_images
 from medcap.data.licenses import Source, read_sources
 from medcap.data.selection import FEATURES, Selection, select_rows
 from medcap.data.tables import check_columns, read_column
+from medcap.logs import error_line
 
 SPLITS = ("train", "valid", "test")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -126,9 +127,9 @@ def open_data_set(name: str, nothing: str) -> DatasetDict:
     try:
         return load_dataset(name)
     except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{nothing} ({' '.join(str(error).split())})") from error
+        raise FileNotFoundError(f"{nothing} ({error_line(error)})") from error
     except (DatasetBuildError, ValueError) as error:  # ValueError: pyarrow's, without the name
-        raise ValueError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
+        raise ValueError(f"{name}: {error_line(error.__cause__ or error)}") from error
 
 
 def _with_our_columns(rows: Dataset, where: str) -> Dataset:

@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from medcap.logs import error_line
+
 _UNFIT_ID = re.compile(r"[/\\]|::|^\s*$")  # an id is part of file names, and of zip:// URLs whose parts :: separates
 
 
@@ -91,7 +93,7 @@ def read_parquet(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
     except FileNotFoundError:
         raise
     except (pyarrow.ArrowInvalid, OSError) as error:  # OSError: what is damaged behind the first bytes
-        raise ValueError(f"{path}: not a sound parquet file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not a sound parquet file: {error_line(error)}") from error
 
 
 def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
@@ -107,7 +109,7 @@ def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
 def check_columns(found: Sequence[str], needed: Sequence[str], where: object) -> None:
     """Raise ValueError, naming `where`, unless all `needed` columns are among the `found`, and no named one twice."""
     if twice := [name for name, n in Counter(found).items() if n > 1 and name]:
-        raise ValueError(f"{where}: columns that occur more than once: {some(twice)}")
+        raise ValueError(f"{where}: columns that occur more than once: {list_some(twice)}")
     if not set(needed) <= set(found):
         raise ValueError(f"{where}: needs the columns {', '.join(needed)}, has {', '.join(found) or 'none'}")
 
@@ -116,13 +118,13 @@ def check_ids(ids: Sequence[str], where: object) -> None:
     """Raise ValueError, naming `where` and the first five, for ids that cannot name files or occur twice."""
     unfit = [image_id or "(blank)" for image_id in ids if _UNFIT_ID.search(image_id or "")]
     if unfit:
-        raise ValueError(f"{where}: ids that are blank or hold a slash or '::' cannot name files: {some(unfit)}")
+        raise ValueError(f"{where}: ids that are blank or hold a slash or '::' cannot name files: {list_some(unfit)}")
     twice = [image_id for image_id, n in Counter(ids).items() if n > 1]
     if twice:
-        raise ValueError(f"{where}: ids that occur more than once: {some(twice)}")
+        raise ValueError(f"{where}: ids that occur more than once: {list_some(twice)}")
 
 
-def some(names: Sequence[str]) -> str:
+def list_some(names: Sequence[str]) -> str:
     """Return the first five names and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more

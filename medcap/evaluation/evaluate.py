@@ -58,7 +58,7 @@ def evaluate(
         made = _baseline_captions(captioner, split, nearest, batch_size or 16) if baselines else {}
         rows = {kind: _baseline(out, kind, row, split, meteor) for kind, row in made.items()}
         pictures = _wrong_pictures(captions, split, meteor, scores)
-        restored = {} if captioner.restore else _restored(captions, split, meteor)
+        restored = {} if captioner.detokenize else _restored(captions, split, meteor)
     write_scores(out / "scores.csv", split.ids, split.groups, scores.statistics)
     result = {
         "name": name,
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _pairs(captioner: Captioner, split: Split) -> dict[str, object]:
-    return signature_pairs(split.name, split.rows, captioner.generation, captioner.model.dtype, captioner.restore)
+    return signature_pairs(split.name, split.rows, captioner.generation_config, captioner.model.dtype, captioner.detokenize)
 
 
 def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, dict[str, Any]]:

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medcap.data.tables import read_column
+from medcap.io import atomic_file
 
 
 def write_predictions(path: Path, captions: Mapping[str, str]) -> None:
     """Write a CSV with the header `ID,Caption`, in the order given: an ImageCLEFmedical submission as it stands."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("ID", "Caption"))
         writer.writerows(captions.items())
-    part.replace(path)
 
 
 def paired(predictions: Path, references: Path) -> tuple[list[str], list[str], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medcap.data.tables import read_table
+from medcap.io import atomic_file
 from medcap.metrics.statistics import METRICS, Statistics
 
 _BLEU = ("words", "closest", *(f"{kind}_{n}" for kind in ("matches", "possible") for n in range(1, 5)))
@@ -27,12 +28,10 @@ def write_scores(path: Path, ids: Sequence[str], groups: Sequence[Hashable], sta
     columns = statistics.per_image()
     sums = np.column_stack([statistics.bleu, statistics.meteor])
     rows = zip(ids, names, *(columns[name].tolist() for name in METRICS), *sums.T.tolist(), strict=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("ID", "group", *METRICS, *SUMS))
         writer.writerows(rows)
-    part.replace(path)
 
 
 def read_scores(path: Path) -> tuple[list[str], list[str | None], Statistics]:

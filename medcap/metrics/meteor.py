@@ -40,6 +40,11 @@ class Meteor:
         self._ended.set()
         self._stop()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the Java process is alive."""
+        return self._process.poll() is None
+
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
         """Return the answers to SCORE, one line of 23 numbers per image, from which all scores can be computed.
 

@@ -1,4 +1,4 @@
-"""The base: a BLIP captioner from the Hub or a folder, at the size and precision of the recipe (Li et al., 2022)."""
+"""Loading BLIP captioners (Li et al., 2022) at an image size and precision, and their generation settings."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from medcap.data.detokenize import detokenize
+from medcap.data import detokenize as detokenization
+from medcap.data.captions import prompt_length
 from medcap.logs import named_errors
-from medcap.modeling.blip_fast import use_fast_modules
+from medcap.modeling.blip_fast import prepare_blip
 from medcap.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
-# bitsandbytes leaves these in full precision: the tower is small and sensitive, the head is tied to the embeddings
-# (whole names from the start: a bare "cls" matches nothing, and the head would be quantized)
+# bitsandbytes keeps these in full precision: the vision encoder is small and sensitive, the head is tied to the
+# embeddings (names must be complete: a bare "cls" matches nothing, and the head would be quantized)
 NOT_QUANTIZED = ["vision_model", "text_decoder.cls"]
 
 
 def weights_sha256(model: BlipForConditionalGeneration) -> str:
-    """SHA-256, hexadecimal, of all weights but an adapter's; two thirds of a second for BLIP-base."""
+    """Return the SHA-256 (hexadecimal) of all weights except an adapter's; takes 0.7 s for BLIP-base."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         if "lora_" not in name:
@@ -52,53 +53,66 @@ def load_blip(
     quantization: str = "none",
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
+    model_code: str = "fast",
 ) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """Load model and processor; with `image_size` pixels a side, a multiple of the patch, both are set to it.
+    """Load a BLIP captioner and its processor.
 
-    The weights come as `dtype`, with the modules of `medcap.modeling.blip_fast`, which also take images as uint8.
-    Raises ValueError, one line, for something that is not a BLIP captioner, RecipeError for a size that its patches do
-    not divide, OSError when it is not found.
+    Args:
+        name_or_path: Hub name or folder.
+        image_size: Height and width in pixels, a multiple of the patch size; None: the model's.
+        quantization: "none", "8bit" or "4bit".
+        revision: Branch, tag or commit on the Hub.
+        dtype: Of the weights.
+        model_code: "fast": the modules of `medcap.modeling.blip_fast`; "plain": transformers' own.
+
+    Returns:
+        The model, which also takes uint8 images and features, and the processor.
+
+    Raises:
+        ValueError: It is not a BLIP captioner.
+        RecipeError: `image_size` is not a multiple of the patch size.
+        OSError: It was not found.
     """
     check_model_name(name_or_path)
-    if Path(name_or_path).is_dir():  # an adapter remembers the name: "runs/base" would be a name on the Hub elsewhere
+    if Path(name_or_path).is_dir():  # saved in an adapter, "runs/base" could be a Hub name
         name_or_path = str(Path(name_or_path).resolve())
     with model_errors(name_or_path):
         try:
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         except OSError as error:
-            raise OSError(f"no model {name_or_path!r}: no folder here, and not had from the Hub: {error}") from error
+            raise OSError(f"no model {name_or_path!r}: no such folder, and not on the Hub: {error}") from error
     kind = (config.architectures or [config.model_type])[0]
     if config.model_type != "blip" or kind not in ("blip", "BlipForConditionalGeneration"):
         raise ValueError(f"{name_or_path} is a {kind!r} model; medcap trains and runs 'blip' captioners")
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
-    disable_progress_bar()  # of copying weights into memory: downloads keep theirs
+    disable_progress_bar()  # of loading weights; downloads keep theirs
     with model_errors(name_or_path):
         model, info = BlipForConditionalGeneration.from_pretrained(name_or_path, output_loading_info=True, **options)
         if lacking := sorted(info["missing_keys"]):
             logger.warning(
-                "%s lacks %d of its weights, %s first: they are random, and so is what it says",
+                "%s lacks %d weights (first: %s); they are initialized at random, and captions will be meaningless",
                 name_or_path, len(lacking), lacking[0],
             )  # fmt: skip
         for module in model.modules():
-            if isinstance(module, Linear4bit):  # or the first evaluation on a CPU packs weights for inference alone
+            if isinstance(module, Linear4bit):  # or the first evaluation on a CPU repacks weights for inference only
                 module.support_avx512bf16_for_cpu = False
         processor = BlipProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         if image_size is not None:
             resize_positions(model, image_size)
             processor.image_processor.size = {"height": image_size, "width": image_size}
-        use_fast_modules(model, processor)
+        prepare_blip(model, processor, model_code)
     return model, processor
 
 
 def model_errors(name: str) -> AbstractContextManager[None]:
-    """Name the model in whatever its files lead to when they are not what they should be: ValueError, one line."""
+    """Turn errors from unexpected files of a model into a one-line ValueError that names it."""
     return named_errors(name, RecipeError, torch.OutOfMemoryError)
 
 
 def check_model_name(name: str) -> None:
-    """Raise FileNotFoundError for what is neither a folder with a model or adapter nor a name for the Hub."""
+    """Raise FileNotFoundError unless `name` is a folder with a model or adapter, or a valid Hub name."""
     place = Path(name)
     if place.is_dir():
         if not any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
@@ -113,7 +127,7 @@ def check_model_name(name: str) -> None:
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Settings for "8bit" (LLM.int8) or "4bit" (NF4, QLoRA, computed in `dtype`); the tower and the head stay."""
+    """Settings for "8bit" (LLM.int8) or "4bit" (NF4, QLoRA, computed in `dtype`); vision encoder and head stay."""
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
     return BitsAndBytesConfig(
@@ -126,11 +140,11 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> None:
-    """Interpolate the vision tower's position embeddings once, for pictures of `image_size` pixels a side.
+    """Interpolate the vision encoder's position embeddings for images of `image_size` pixels a side.
 
-    Bicubic, `align_corners=False`: what `interpolate_pos_encoding=True` does at every call, so that an adapter trained
-    on the result also fits the untouched base with that flag. Without either, BLIP takes the first rows of a grid
-    made for another size: wrong positions and no error.
+    Bicubic, `align_corners=False`, as `interpolate_pos_encoding=True` does at every call: an adapter trained on the
+    result also fits the original base with that flag. Without either, BLIP silently uses the first rows of the larger
+    grid, which are wrong positions.
     """
     embeddings = model.vision_model.embeddings
     if image_size % embeddings.patch_size:
@@ -140,10 +154,10 @@ def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> No
     if image_size == model.config.vision_config.image_size:
         return
     patches = (image_size // embeddings.patch_size) ** 2
-    pictured = torch.empty(1, patches + 1, 1)  # only its length counts
+    states = torch.empty(1, patches + 1, 1)  # only its length is used
     with torch.no_grad():
         positions = embeddings.interpolate_pos_encoding(
-            pictured.expand(1, patches + 1, embeddings.embed_dim), image_size, image_size
+            states.expand(1, patches + 1, embeddings.embed_dim), image_size, image_size
         )
     embeddings.position_embedding = nn.Parameter(
         positions.clone(), requires_grad=embeddings.position_embedding.requires_grad
@@ -153,7 +167,7 @@ def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> No
 
 
 def first_token_id(model: nn.Module) -> int:
-    """The id that starts every caption, [DEC]: the model's, since the Hub's tokenizer does not have it."""
+    """Return the id of [DEC], which starts every caption; the Hub's tokenizer does not have it."""
     return int(model.config.text_config.bos_token_id)  # type: ignore[union-attr, arg-type]
 
 
@@ -165,10 +179,10 @@ def make_generation_config(
     no_repeat_ngram_size: int = 0,
     length_penalty: float = 1.0,
 ) -> GenerationConfig:
-    """Settings to hand to every `generate(pixel_values=..., generation_config=...)`.
+    """Make the `generation_config` to pass to every call of `generate`.
 
-    BLIP generates with its text decoder's settings and never looks at its own `generation_config.json`, so what is
-    saved beside an adapter has no effect unless it is passed.
+    BLIP uses its text decoder's settings and ignores its own `generation_config.json`: a file saved with an adapter
+    has no effect unless it is passed.
     """
     text: Any = model.config.text_config  # type: ignore[union-attr]
     beams = {"length_penalty": length_penalty, "early_stopping": True} if num_beams > 1 else {}
@@ -185,21 +199,21 @@ def make_generation_config(
 
 
 def prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> torch.Tensor:
-    """What `rows` captions begin with, (rows, 1 + words) int64 on the model's device: [DEC], the words of `prompt`."""
-    words = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-    return torch.tensor([[first_token_id(model), *words]] * rows, device=next(model.parameters()).device)
+    """Return [DEC] and the tokens of `prompt`, `rows` times: (rows, 1 + tokens) int64 on the model's device."""
+    tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    return torch.tensor([[first_token_id(model), *tokens]] * rows, device=next(model.parameters()).device)
 
 
 def decode_captions(
     tokenizer: PreTrainedTokenizerBase,
     ids: torch.Tensor | Sequence[Sequence[int]],
     prompt: str = "",
-    restore: bool = True,
+    detokenize: bool = True,
 ) -> list[str]:
-    """Text of generated `ids` (B, T), without [DEC], [SEP], pads and the given prompt.
+    """Return the text of generated `ids` (B, T), without special tokens, padding and the prompt.
 
-    Written as captions are, or without `restore` as WordPiece leaves it: in lower case, with "x - ray" and "3. 5 cm".
+    Without `detokenize` it is WordPiece's: lower case, with "x - ray" and "3. 5 cm".
     """
-    given = 1 + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    texts = [tokenizer.decode(row[given:], skip_special_tokens=True) for row in ids]
-    return [detokenize(text) for text in texts] if restore else texts
+    start = 1 + prompt_length(tokenizer, prompt)
+    texts = [tokenizer.decode(row[start:], skip_special_tokens=True) for row in ids]
+    return [detokenization.detokenize(text) for text in texts] if detokenize else texts

@@ -1,7 +1,7 @@
-"""BLIP's own parts, made to do the same work sooner: what goes in and out is unchanged, to rounding.
+"""BLIP with cached features as input, and faster versions of its modules with the same inputs and outputs.
 
-The modules are given another class in place, so the model stays a `BlipForConditionalGeneration` with the
-weights and names of the Hub's, and an adapter trained on it fits the untouched one.
+Modules of a loaded model get another class in place. Weights and their names stay those of the Hub's model, so an
+adapter trained here fits the original model.
 """
 
 from __future__ import annotations
@@ -13,49 +13,108 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, BlipProcessor, BlipVisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
-from transformers.models.blip.modeling_blip import BlipAttention
+from transformers.models.blip.modeling_blip import BlipAttention, BlipForConditionalGenerationModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextSelfAttention
 
+from medcap.data.captions import IGNORED
 from medcap.modeling.loss import head_loss
 
 
-def use_fast_modules(model: BlipForConditionalGeneration, processor: BlipProcessor) -> None:
-    """Give the vision tower, the decoder and every attention of `model` the classes below."""
+def prepare_blip(model: BlipForConditionalGeneration, processor: BlipProcessor, model_code: str = "fast") -> None:
+    """Let `model` take features and uint8 images; "fast" also replaces the classes of decoder and attention.
+
+    "plain" keeps transformers' own decoder, attention and `generate`.
+    """
+    model.__class__ = CaptioningBlip
+    model.model_code = model_code
+    model.vision_model.__class__ = Uint8VisionModel
+    images = processor.image_processor
+    for name, values in (("image_mean", images.image_mean), ("image_std", images.image_std)):
+        values = torch.tensor(values, device=model.device).reshape(3, 1, 1)
+        model.vision_model.register_buffer(name, values, persistent=False)
+    if model_code == "plain":
+        return
+    model.text_decoder.__class__ = FastTextDecoder
     for module in model.modules():
         if type(module) is BlipTextSelfAttention:
             module.__class__ = FastTextAttention
         elif type(module) is BlipAttention:
             module.__class__ = FastVisionAttention
-    model.text_decoder.__class__ = FastTextDecoder
-    model.vision_model.__class__ = FastVisionModel
-    images = processor.image_processor
-    for name, values in (("mean", images.image_mean), ("deviation", images.image_std)):
-        values = torch.tensor(values).reshape(3, 1, 1)
-        model.vision_model.register_buffer(name, values, persistent=False)
 
 
-class FastVisionModel(BlipVisionModel):
-    """The tower that also takes pictures as bytes, and its own output in their place."""
+class CaptioningBlip(BlipForConditionalGeneration):
+    """BLIP that takes the vision encoder's features in place of images, and follows transformers' loss convention."""
 
-    mean: torch.Tensor
-    deviation: torch.Tensor
+    model_code: str
 
-    def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Encode `pixel_values` (B, 3, H, W), as floats or as the uint8 that they are normalised from.
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        interpolate_pos_encoding: bool = False,
+    ) -> BlipForConditionalGenerationModelOutput:
+        """Compute the loss, or without labels the logits.
 
-        Features (B, 1 + patches, width) that the tower made before come out as they are.
+        Args:
+            pixel_values: Images (B, 3, H, W), uint8 or normalized; unused with `features`.
+            input_ids: Caption tokens (B, T).
+            attention_mask: (B, T), 0 on padding.
+            labels: (B, T), -100 where nothing is learned. They are shifted here.
+            features: Output of the vision encoder (B, 1 + patches, width).
+            num_items_in_batch: The summed cross-entropy is divided by it; None: by the labels of this batch.
+            label_smoothing: As in `torch.nn.functional.cross_entropy`.
+            interpolate_pos_encoding: For images of another size than the model's.
+
+        Returns:
+            `loss` (float32 scalar) with `labels`, else `logits` (B, T, vocab).
         """
-        if pixel_values.ndim == 3:
-            return BaseModelOutputWithPooling(last_hidden_state=pixel_values)
+        if features is None:
+            features = self.vision_model(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+            ).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "encoder_hidden_states": features}
+        if labels is None:
+            logits = self.text_decoder(**inputs, use_cache=False).logits
+            return BlipForConditionalGenerationModelOutput(logits=logits, image_embeds=features)
+        if self.model_code == "plain":
+            logits = self.text_decoder(**inputs, use_cache=False).logits[:, :-1].float()
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", label_smoothing=label_smoothing
+            )
+        else:
+            loss = self.text_decoder(**inputs, labels=labels, label_smoothing=label_smoothing).loss
+        if num_items_in_batch is None:  # the last batch of one of several processes may have no labels
+            num_items_in_batch = labels[:, 1:].ne(IGNORED).sum().clamp(min=1)
+        return BlipForConditionalGenerationModelOutput(loss=loss / num_items_in_batch, image_embeds=features)
+
+
+# PEFT and `save_pretrained` write the class's name and module; a saved adapter must load without medcap
+CaptioningBlip.__name__ = BlipForConditionalGeneration.__name__
+CaptioningBlip.__module__ = BlipForConditionalGeneration.__module__
+
+
+class Uint8VisionModel(BlipVisionModel):
+    """Vision encoder that also takes uint8 images, which it rescales and normalizes on its device."""
+
+    image_mean: torch.Tensor
+    image_std: torch.Tensor
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> BaseModelOutputWithPooling:
+        """Encode `pixel_values` (B, 3, H, W): uint8, or normalized floats."""
         if pixel_values.dtype == torch.uint8:
-            pixel_values = (pixel_values / 255 - self.mean) / self.deviation
-        return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            pixel_values = (pixel_values / 255 - self.image_mean) / self.image_std
+        return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
 
 
 class FastTextDecoder(BlipTextLMHeadModel):
-    """The decoder that, given labels, returns their loss and makes no logits but for it."""
+    """Text decoder that, given labels, computes the head only where the next token has a label."""
 
     def forward(
         self,
@@ -64,12 +123,10 @@ class FastTextDecoder(BlipTextLMHeadModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
-        """As BlipTextLMHeadModel without `labels` (B, T); with them, `loss` is their mean cross-entropy (float32).
-
-        The head, a third of the decoder's weights, is computed only where the next token has a label.
-        """
+        """Return the logits as BlipTextLMHeadModel does; with `labels` (B, T) their summed cross-entropy (float32)."""
         if labels is None:
             return super().forward(
                 input_ids,
@@ -78,6 +135,8 @@ class FastTextDecoder(BlipTextLMHeadModel):
                 encoder_attention_mask=encoder_attention_mask,
                 **kwargs,
             )
+        if kwargs:
+            raise TypeError(f"unexpected keyword arguments with labels: {', '.join(kwargs)}")
         hidden = self.bert(
             input_ids,
             attention_mask=attention_mask,
@@ -85,19 +144,18 @@ class FastTextDecoder(BlipTextLMHeadModel):
             is_decoder=True,
             use_cache=False,
         ).last_hidden_state
-        following = labels[:, 1:]  # what position t predicts is token t + 1
-        wanted = following != -100
+        next_labels = labels[:, 1:]  # position t predicts token t + 1
+        has_label = next_labels != IGNORED
         head = self.cls.predictions
-        smoothing = self.label_smoothing if self.training else 0.0
-        loss = head_loss(head.transform(hidden[:, :-1][wanted]), head.decoder, following[wanted], smoothing)
-        # a batch without labels, as the last of an epoch may be on one of several processes, has a loss of 0
-        return CausalLMOutputWithCrossAttentions(loss=loss / wanted.sum().clamp(min=1))
+        states = head.transform(hidden[:, :-1][has_label])
+        loss = head_loss(states, head.decoder, next_labels[has_label], label_smoothing)
+        return CausalLMOutputWithCrossAttentions(loss=loss)
 
 
 class FastVisionAttention(BlipAttention):
-    """Self-attention of the tower by `scaled_dot_product_attention`: no table of patches x patches is kept."""
+    """Self-attention of the vision encoder by `scaled_dot_product_attention`, which stores no attention matrix."""
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         """Attend within `hidden_states` (B, N, width)."""
         rows, length, width = hidden_states.shape
         query, key, value = (
@@ -111,10 +169,10 @@ class FastVisionAttention(BlipAttention):
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """Attention (B, heads, T, 64) from `query` to `key` and `value` (B, heads, N, 64); `mask` is added to the scores.
+    """Return the attention (B, heads, T, 64) of `query` to `key` and `value` (B, heads, N, 64).
 
-    By `scaled_dot_product_attention`, but for bfloat16 on a CPU: torch 2.13 takes twice as long for it there as for
-    the plain formula, and for its gradient four times (benchmarks/bench.py measures the step).
+    `mask` is added to the scores. In bfloat16 on a CPU the plain formula is used: `scaled_dot_product_attention` of
+    torch 2.13 takes twice as long there, and its gradient four times (benchmarks/bench.py measures the step).
     """
     mask = None if mask is None else mask.to(query.dtype)
     if query.device.type != "cpu" or query.dtype == torch.float32:
@@ -124,37 +182,40 @@ def attend(
     return F.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout) @ value
 
 
-class Memory(Protocol):
-    """What attentions look into while captions are generated (`medcap.modeling.beam_cache`)."""
+class AttentionCache(Protocol):
+    """Keys and values during generation (`medcap.modeling.beam_cache`)."""
 
-    def look(self, attention: FastTextAttention, states: torch.Tensor) -> torch.Tensor:
-        """What `attention` finds for `states`, in the same shape."""
+    def attend(self, attention: FastTextAttention, states: torch.Tensor) -> torch.Tensor:
+        """Return the context of `states`, in the same shape."""
 
 
 class FastTextAttention(BlipTextSelfAttention):
-    """Attention of the decoder by `attend`; into `memory`, while captions are generated."""
+    """Attention of the text decoder by `attend`; during generation with the keys and values of `beam_cache`."""
 
-    memory: Memory | None = None
+    beam_cache: AttentionCache | None = None
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
-        **kwargs: Any,
+        *,
+        cache: Any = None,
+        output_attentions: bool = False,
+        cache_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from `hidden_states` (B, T, width) to itself, or to the picture.
+        """Attend from `hidden_states` (B, T, width) to itself, or to `encoder_hidden_states` (B, N, width).
 
-        The picture is `encoder_hidden_states` (B, N, width).
+        transformers 5.24 calls `past_key_values` `cache`; only 5.3 passes `output_attentions` and `cache_position`.
+        Without `**kwargs`, an argument of a later release is a TypeError and cannot be ignored by mistake.
         """
-        if self.memory is not None:
-            return self.memory.look(self, hidden_states), None
-        if past_key_values is not None:  # transformers' own `generate`
-            return super().forward(
-                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values
-            )
+        if self.beam_cache is not None:
+            return self.beam_cache.attend(self, hidden_states), None
+        past = cache if cache is not None else past_key_values
+        if past is not None:  # transformers' own `generate`
+            return super().forward(hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past)
         states, mask = hidden_states, attention_mask
         if encoder_hidden_states is not None:
             states, mask = encoder_hidden_states, encoder_attention_mask
@@ -164,26 +225,26 @@ class FastTextAttention(BlipTextSelfAttention):
         return context.transpose(1, 2).reshape(hidden_states.shape), None
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, T, width) as (B, heads, T, 64)."""
+        """Reshape (B, T, width) to (B, heads, T, 64)."""
         return states.view(*states.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
 
     def keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (B, heads, T, 64) of `states` (B, T, width)."""
+        """Return keys and values (B, heads, T, 64) of `states` (B, T, width)."""
         return self.heads(self.key(states)), self.heads(self.value(states))
 
 
 class BitDropout(nn.Dropout):
-    """Dropout that in bfloat16 on a CPU draws 16 bits for a decision, and not a whole random number.
+    """Dropout that in bfloat16 on a CPU uses 16 random bits per element.
 
-    torch draws them one by one there, which took a fifth of a step. The share that is dropped is `p` to 1 in 131,072;
-    the seed is torch's. In float32 and on other devices it is torch's dropout, number for number.
+    torch draws one number per element there, which took a fifth of a step. The dropped fraction is `p` to 1 in
+    131,072. In float32 and on other devices it is torch's dropout, number for number.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Drop elements of `input`, of any shape, and scale the others by 1 / (1 - p)."""
         if not self.training or not 0 < self.p < 1 or input.dtype != torch.bfloat16 or input.device.type != "cpu":
             return super().forward(input)
-        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: input.numel()].view(input.shape)
+        drawn = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = drawn.view(torch.int16)[: input.numel()].view(input.shape)
         kept = bits >= round(self.p * 2**16) - 2**15
         return input * kept.to(input.dtype).mul_(1 / (1 - self.p))

@@ -1,8 +1,8 @@
-"""The frozen vision tower's outputs: made once for each image, and kept on disk.
+"""Cache of the frozen vision encoder's features: computed once per image, stored on disk.
 
-A cache is a folder of parts. A part belongs to one process: NAME.bin holds features one behind the other, NAME.idx the
-16 bytes of each one's image in the same order. An image is added to the index after its features are safely on disk,
-so a kill at any time loses the last few and spoils nothing, and any number of processes may fill a folder together.
+A cache is a folder of parts. Each process writes one part: NAME.bin has the features, NAME.idx the 16-byte digest of
+each image, in the same order. An image is added to the index after its features are synced to disk, so a killed
+process loses the last few only, and several processes can write to a folder.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from medcap.data.images import DIGEST_BYTES
 
 logger = logging.getLogger(__name__)
 
-FLUSH = 64  # images: what a kill loses at most
-MOST_OF_DISK = 0.8  # of what is free, "auto" takes no more
+FLUSH = 64  # images; at most these are lost when a process is killed
+MAX_DISK_FRACTION = 0.8  # of the free disk space
 
 
 def default_folder() -> Path:
-    """Where features are kept: `medcap/features` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
+    """Return `medcap/features` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medcap" / "features"
 
 
 class FeatureCache:
     """Features by image digest, in `folder`: tensors of `shape` (1 + patches, width) and `dtype`.
 
-    Reading is safe in any process, DataLoader workers included; a copy of a cache (pickled or forked) only reads.
+    Any process may read, DataLoader workers included; a copy of a cache (pickled or forked) does not write.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self.folder, self.shape, self.dtype = folder, shape, dtype
         self._slots: dict[bytes, tuple[str, int]] = {}
-        self._read: dict[str, int] = {}  # how much of each index was read
+        self._read: dict[str, int] = {}  # bytes of each index that were read
         self._maps: dict[str, np.memmap] = {}
         self._part, self._pid = uuid.uuid4().hex, os.getpid()
         self._pending: list[bytes] = []
         self._full = False
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features tell of pictures; who shares them opens it
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features reveal images: private by default
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,12 +68,12 @@ class FeatureCache:
         return len(self._slots)
 
     def describe(self, images: int) -> str:
-        """One line: where features are kept, and how much room those of `images` images take."""
-        room = images * self.slot_bytes / 1e9
-        return f"features of the vision tower are kept in {self.folder}: {room:.2f} GB for {images:,} images"
+        """Return one line with the folder and the disk space of `images` images."""
+        size = images * self.slot_bytes / 1e9
+        return f"features of the vision encoder are cached in {self.folder}: {size:.2f} GB for {images:,} images"
 
     def refresh(self) -> None:
-        """Learn of what was added to the indexes, by this process and others, since the last look."""
+        """Read what this and other processes added to the indexes since the last call."""
         for index in self.folder.glob("*.idx"):
             done = self._read.get(index.stem, 0)
             if index.stat().st_size - done < DIGEST_BYTES:
@@ -81,32 +81,32 @@ class FeatureCache:
             with index.open("rb") as file:
                 file.seek(done)
                 digests = file.read()
-            whole = len(digests) // DIGEST_BYTES
-            for slot in range(whole):
+            complete = len(digests) // DIGEST_BYTES
+            for slot in range(complete):
                 digest = digests[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES]
                 self._slots.setdefault(digest, (index.stem, done // DIGEST_BYTES + slot))
-            self._read[index.stem] = done + whole * DIGEST_BYTES
+            self._read[index.stem] = done + complete * DIGEST_BYTES
 
     def get(self, digest: bytes) -> torch.Tensor | None:
-        """The features of an image, a copy of its own, or None where they are not there yet."""
+        """Return a copy of the features of an image, or None where they are not cached."""
         if digest not in self._slots:
             self.refresh()
         if digest not in self._slots:
             return None
         part, slot = self._slots[digest]
         if part not in self._maps or len(self._maps[part]) <= slot:
-            whole = (self.folder / f"{part}.bin").stat().st_size // self.slot_bytes
-            shape = (whole, self.slot_bytes)
+            slots = (self.folder / f"{part}.bin").stat().st_size // self.slot_bytes
+            shape = (slots, self.slot_bytes)
             self._maps[part] = np.memmap(self.folder / f"{part}.bin", dtype=np.uint8, mode="r", shape=shape)
         return torch.from_numpy(np.array(self._maps[part][slot])).view(self.dtype).view(self.shape)
 
     def put(self, digests: Sequence[bytes], features: torch.Tensor) -> None:
-        """Keep `features` (n, 1 + patches, width) of n images. A full disk is said once, and nothing is lost."""
+        """Store `features` (n, 1 + patches, width) of n images. After one warning, a full disk is ignored."""
         if self._full or self._pid != os.getpid():
             return
         try:
             with (self.folder / f"{self._part}.bin").open("ab") as file:
-                file.truncate(self._written_bytes)  # what a full disk left of an image
+                file.truncate(self._written_bytes)  # an incomplete image after a full disk
                 file.write(features.to(self.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         except OSError as error:
             self._give_up(error)
@@ -120,7 +120,7 @@ class FeatureCache:
         return (self._read.get(self._part, 0) // DIGEST_BYTES + len(self._pending)) * self.slot_bytes
 
     def flush(self) -> None:
-        """Put on disk what was kept so far, features before index."""
+        """Sync what was stored so far to disk, features before the index."""
         if not self._pending or self._full or self._pid != os.getpid():
             return
         try:
@@ -136,107 +136,122 @@ class FeatureCache:
         self.refresh()
 
     def _give_up(self, error: OSError) -> None:
-        """Keep no more: after half a digest, the next one would stand for another image's features."""
+        """Stop writing: after an incomplete digest, later ones would name another image's features."""
         self._full = True
-        logger.warning("%s: %s; features are no longer kept, and made anew where needed", self.folder, error)
+        logger.warning("%s: %s; features are no longer cached, and computed where needed", self.folder, error)
 
 
 @dataclass(frozen=True)
 class FeatureEncoder:
-    """From a batch of `CaptionCollator` to features, whether they were kept or not. `cache` None: nothing is kept."""
+    """Get the features of a batch of `CaptionCollator`: cached ones, and those of new images, which are cached.
 
-    tower: nn.Module
+    Without `cache` nothing is stored.
+    """
+
+    vision_model: nn.Module
     cache: FeatureCache | None = None
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Features (B, 1 + patches, width) of `pixel_values`, and of those that came as `features`, in order."""
-        pixels, known = batch.get("pixel_values"), batch.get("features")
-        device = next(self.tower.parameters()).device
+        """Return the features (B, 1 + patches, width) of the rows of `batch`, in order."""
+        pixels, cached = batch.get("pixel_values"), batch.get("features")
+        device = next(self.vision_model.parameters()).device
         if pixels is None:
-            return known.to(device, non_blocking=True)  # type: ignore[union-attr]
-        made = self._encode(pixels.to(device, non_blocking=True))
+            return cached.to(device, non_blocking=True)  # type: ignore[union-attr]
+        encoded = self._encode(pixels.to(device, non_blocking=True))
         if self.cache is not None and "digests" in batch:
-            self.cache.put([bytes(digest) for digest in batch["digests"].numpy()], made)
-        if known is None:
-            return made
-        is_known = batch["is_known"].to(device)
-        features = made.new_empty(len(is_known), *made.shape[1:])
-        features[is_known] = known.to(device, made.dtype, non_blocking=True)
-        features[~is_known] = made
+            self.cache.put([bytes(digest) for digest in batch["digests"].numpy()], encoded)
+        if cached is None:
+            return encoded
+        is_cached = batch["is_cached"].to(device)
+        features = encoded.new_empty(len(is_cached), *encoded.shape[1:])
+        features[is_cached] = cached.to(device, encoded.dtype, non_blocking=True)
+        features[~is_cached] = encoded
         return features
 
     def flush(self) -> None:
-        """Put on disk what was kept so far: only then it is found again, by this process and by others."""
+        """Sync the cache to disk; only then are its new features found."""
         if self.cache is not None:
             self.cache.flush()
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (B, 1 + patches, width). What is kept must not depend on what else was in the batch.
+        """Return features (B, 1 + patches, width) that do not depend on the other images of the batch, if cached.
 
-        A matrix product may round otherwise in a batch of another size, so a run that was killed and finds some images
-        kept would not be the run that was not. On a CPU an image alone takes about as long as in a batch.
+        A matrix product may round differently at another batch size, so a resumed run, which finds some images cached,
+        would differ from an uninterrupted one. On a CPU single images are about as fast as a batch.
         """
-        alone = self.cache is not None and pixels.device.type == "cpu"
-        return torch.cat([self.tower(part).last_hidden_state for part in pixels.split(1 if alone else len(pixels))])
+        one_by_one = self.cache is not None and pixels.device.type == "cpu"
+        parts = pixels.split(1 if one_by_one else len(pixels))
+        return torch.cat([self.vision_model(part).last_hidden_state for part in parts])
 
 
 def open_cache(
-    wanted: str, model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype, images: int
+    setting: str, model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype, images: int
 ) -> FeatureCache | None:
-    """The cache for `model` as `feature_cache` says: "auto", "off" or a folder; None for off.
+    """Open the feature cache of `model`.
 
-    It is looked for under a key of everything that the features depend on: another tower, size, precision or library
-    is another folder. `dtype` is what the tower computes in, and what is kept: nothing is rounded. `images`: how many
-    will be needed, for an estimate of the room. "auto" does without where a weight of the tower learns or the disk
-    lacks room, and says so; a folder that was asked for raises ValueError or OSError there.
+    The folder's name is a hash of everything that the features depend on: weights, image size, precision, libraries.
+
+    Args:
+        setting: A recipe's `feature_cache`: "auto", "off" or a folder.
+        model: Its vision encoder must be frozen.
+        processor: Its image processor is part of the hash.
+        dtype: Of the computation and of the stored features.
+        images: Number of images, to estimate the disk space.
+
+    Returns:
+        None for "off"; for "auto" also, with a warning, where features cannot be cached or do not fit on the disk.
+
+    Raises:
+        ValueError: The setting is a folder, and features cannot be cached.
     """
-    if wanted == "off":
+    if setting == "off":
         return None
     if reason := caching_obstacle(model):
-        _without(wanted, reason)
+        _no_cache(setting, reason)
         return None
     key = feature_key(model, processor, dtype)
-    folder = (default_folder() if wanted == "auto" else Path(wanted)) / key[:16]
+    folder = (default_folder() if setting == "auto" else Path(setting)) / key[:16]
     cache = FeatureCache(folder, feature_shape(model), dtype)
     needed, free = max(images - len(cache), 0) * cache.slot_bytes, shutil.disk_usage(folder).free
-    if needed > MOST_OF_DISK * free:
-        _without(wanted, f"{images:,} images need {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} free")
+    if needed > MAX_DISK_FRACTION * free:
+        _no_cache(setting, f"{images:,} images need {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} free")
         return None
     return cache
 
 
-def _without(wanted: str, reason: str) -> None:
-    if wanted != "auto":
-        raise ValueError(f"feature_cache: {wanted} cannot be used: {reason}; leave it at auto or off")
+def _no_cache(setting: str, reason: str) -> None:
+    if setting != "auto":
+        raise ValueError(f"feature_cache: {setting} cannot be used: {reason}; set it to auto or off")
     logger.warning("no feature cache: %s", reason)
 
 
 def feature_shape(model: BlipForConditionalGeneration) -> tuple[int, int]:
-    """What the tower makes of one image: (1 + patches, width)."""
+    """Return the shape of one image's features: (1 + patches, width)."""
     vision = model.config.vision_config
     return 1 + (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
 
 
 def caching_obstacle(model: BlipForConditionalGeneration) -> str:
-    """Why the tower's output for a picture is not always the same; "" where it is."""
+    """Return why the features of an image are not constant; "" where they are."""
     if any(weight.requires_grad for weight in model.vision_model.parameters()):
-        return "lora_target_modules reaches the vision tower, whose output changes as it learns"
+        return "lora_target_modules includes the vision encoder, whose features change in training"
     if any("lora_" in name for name, _ in model.vision_model.named_modules()):
-        return "the adapter changes the vision tower"
+        return "the adapter changes the vision encoder"
     if model.config.vision_config.attention_dropout:
-        return "the vision tower drops out attention at random"
+        return "the vision encoder uses attention dropout"
     return ""
 
 
 def feature_key(model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype) -> str:
-    """SHA-256, hexadecimal, of all that the features of an image depend on beside its bytes."""
+    """Return the SHA-256 (hexadecimal) of everything but the image that features depend on."""
     digest = hashlib.sha256()
     versions = {"medcap": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     about = {
         **versions,
         "pillow": PIL.__version__,
         "dtype": str(dtype),
+        "model_code": model.model_code,
         "vision": model.config.vision_config.to_dict(),
         "images": processor.image_processor.to_dict(),
     }

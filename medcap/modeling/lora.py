@@ -1,4 +1,4 @@
-"""LoRA adapters on BLIP: which weights learn, and how adapters are attached, loaded and merged."""
+"""LoRA adapters on BLIP: target modules, attaching, describing and merging."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from medcap.modeling.blip_fast import BitDropout
 from medcap.recipe import RecipeError
 
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
-_TOWER = r"vision_model\.encoder\.layers\.\d+\."
-# Regular expressions are matched against whole names. A list such as ["attention.self.query"] would reach the
-# self-attention only (PEFT matches the ends of names), and "all-linear" the head that is tied to the embeddings.
+_VISION = r"vision_model\.encoder\.layers\.\d+\."
+# Regular expressions match complete names. PEFT matches the ends of names in a list: ["attention.self.query"] would
+# adapt the self-attention only, and "all-linear" also the head, which is tied to the embeddings.
 TARGETS = {
     "query-key": _LAYER + r"(attention|crossattention)\.self\.(query|key)",
     "query-value": _LAYER + r"(attention|crossattention)\.self\.(query|value)",
@@ -23,7 +23,7 @@ TARGETS = {
     "text": _LAYER
     + r"((attention|crossattention)\.(self\.(query|key|value)|output\.dense)|intermediate\.dense|output\.dense)",
     "text-and-vision-attention": rf"{_LAYER}(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
-    rf"|{_TOWER}self_attn\.(qkv|projection)",
+    rf"|{_VISION}self_attn\.(qkv|projection)",
 }
 
 
@@ -38,17 +38,25 @@ def add_lora(
 ) -> PeftModel:
     """Freeze `model` and put LoRA adapters on the linear layers that `targets` names.
 
-    `targets` is a key of TARGETS or a regular expression for whole module names; `revision` is the base's, which the
-    adapter remembers beside its name. Raises RecipeError when it matches no
-    linear layer, or the language model's head: tied to the embeddings, it cannot be merged without changing them.
+    Args:
+        model: The base; it is changed in place.
+        targets: A key of TARGETS or a regular expression for complete module names.
+        r: Rank.
+        alpha: Updates are multiplied by alpha / r.
+        dropout: Dropout before the adapter.
+        revision: Of the base, saved with the adapter.
+
+    Raises:
+        RecipeError: `targets` matches no linear layer, or the head. The head is tied to the embeddings and cannot be
+            merged without changing them.
     """
     pattern = TARGETS.get(targets, targets)
     names = matching_layers(model, pattern)
     if not names:
-        raise RecipeError(f"lora_target_modules {targets!r} matches no linear layer; take one of {', '.join(TARGETS)}")
+        raise RecipeError(f"lora_target_modules {targets!r} matches no linear layer; use one of {', '.join(TARGETS)}")
     if tied := [name for name in names if ".cls." in name]:
         raise RecipeError(f"lora_target_modules {targets!r} reaches {tied[0]}, which is tied to the embeddings")
-    # task_type stays None: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION call BLIP with arguments that it refuses
+    # task_type stays None: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION pass arguments that BLIP does not accept
     config = LoraConfig(
         task_type=None,
         r=r,
@@ -66,12 +74,14 @@ def add_lora(
 
 
 def matching_layers(model: nn.Module, pattern: str) -> list[str]:
-    """Names of the linear layers whose whole name matches `pattern`."""
+    """Return the names of the linear layers whose complete name matches `pattern`."""
     try:
-        wanted = re.compile(pattern)
+        compiled = re.compile(pattern)
     except re.error as error:
         raise RecipeError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from error
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and wanted.fullmatch(name)]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and compiled.fullmatch(name)
+    ]
 
 
 def trainable_summary(model: PeftModel) -> str:
@@ -95,10 +105,15 @@ def trainable_names(model: PeftModel) -> list[str]:
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether `path` is a folder with a PEFT adapter."""
+    """Return whether `path` is a folder with a PEFT adapter."""
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def base_model(model: nn.Module) -> BlipForConditionalGeneration:
+    """Return the model without its PEFT wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+
+
 def merged(model: PeftModel) -> BlipForConditionalGeneration:
-    """Return a plain BLIP with the adapter added to its weights; the captions stay the same."""
+    """Return the base with the adapter added to its weights; captions do not change."""
     return model.merge_and_unload()

@@ -1,4 +1,4 @@
-"""The loss of a frozen language-model head, without a table of logits that outlives it."""
+"""Cross-entropy of a frozen language-model head that does not keep all logits in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-ROWS = 1024  # tokens whose logits exist at a time: 1024 x 30,524 in float32 are 125 MB
+ROWS = 1024  # tokens whose logits are in memory at a time: 1024 x 30,524 in float32 are 125 MB
 
 
 def head_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy of `head(hidden)` (n, width) with `labels` (n,) int64, summed over labels: a float32 scalar.
+    """Return the cross-entropy of `head(hidden)` (n, width) and `labels` (n,) int64, summed: a float32 scalar.
 
     The same as `F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)` and its
-    gradient with respect to `hidden`. The head gets no gradient: it is frozen, being tied to the embeddings. Its
-    gradient is made together with the loss, ROWS tokens at a time, as Liger's fused linear cross-entropy does (Hsu et
-    al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
+    gradient with respect to `hidden`. The head is frozen, because it is tied to the embeddings, and gets no gradient.
+    The gradient is computed together with the loss, ROWS tokens at a time, as Liger's fused linear cross-entropy does
+    (Hsu et al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
     """
     return _HeadLoss.apply(hidden, head.weight, head.bias, labels, smoothing)
 
@@ -35,15 +35,15 @@ class _HeadLoss(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for rows in torch.arange(len(hidden), device=hidden.device).split(ROWS):
-            likelihood = F.linear(hidden[rows], weight, bias).log_softmax(-1, dtype=torch.float32)
-            said = likelihood.gather(-1, labels[rows, None])
-            loss -= (1 - smoothing) * said.sum()
+            log_probs = F.linear(hidden[rows], weight, bias).log_softmax(-1, dtype=torch.float32)
+            chosen = log_probs.gather(-1, labels[rows, None])
+            loss -= (1 - smoothing) * chosen.sum()
             if smoothing:
-                loss -= smoothing * likelihood.mean(-1).sum()
-            if gradient is not None:  # softmax minus what was to be said
-                change = likelihood.exp_()
+                loss -= smoothing * log_probs.mean(-1).sum()
+            if gradient is not None:  # softmax minus the target distribution
+                change = log_probs.exp_()
                 change = change.sub_(smoothing / change.shape[-1]) if smoothing else change
-                change.scatter_add_(-1, labels[rows, None], torch.full_like(said, smoothing - 1))
+                change.scatter_add_(-1, labels[rows, None], torch.full_like(chosen, smoothing - 1))
                 gradient[rows] = (change.to(weight.dtype) @ weight).to(gradient.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient)

@@ -1,4 +1,4 @@
-"""In what precision a recipe is computed: what the device is fastest at, and what its numbers then are."""
+"""Precision of the computation: the dtype of a recipe's setting on a device."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import torch
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_dtype(wanted: str, device: torch.device | str) -> torch.dtype:
-    """The dtype that `wanted` ("auto", "fp32", "bf16" or "fp16") stands for on `device`.
+def allow_tf32(precision: str, device: torch.device | str) -> None:
+    """Let float32 matrix products of this process use TF32, where `precision` is "auto" and `device` is CUDA."""
+    if precision == "auto" and torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+    """Return the dtype of `precision` ("auto", "fp32", "bf16" or "fp16") on `device`.
 
     "auto" is bfloat16 where the device multiplies it in hardware (CUDA from Ampere on, a CPU with avx512_bf16 or AMX),
-    float16 on older CUDA devices, and float32 elsewhere. On CUDA it also lets float32 products use TF32.
+    float16 on older CUDA devices, and float32 elsewhere.
     """
     device = torch.device(device)
-    if device.type == "cuda" and wanted == "auto":
-        torch.set_float32_matmul_precision("high")
-    if wanted != "auto":
-        return PRECISIONS[wanted]
+    if precision != "auto":
+        return PRECISIONS[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has_bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -25,5 +29,5 @@ def resolve_dtype(wanted: str, device: torch.device | str) -> torch.dtype:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The short name of a dtype: fp32, bf16 or fp16."""
+    """Return the short name of a dtype: fp32, bf16 or fp16."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from medcap.io import commit_folder, staging_folder
 from medcap.phantom.captions import caption_of
 from medcap.phantom.images import Phantom, draw, random_phantom
 
@@ -48,9 +48,7 @@ def write_phantom(out: Path, *, train: int, valid: int, test: int, seed: int = 0
         raise ValueError(f"{wrong[0]}: each split needs at least one image")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: take another folder, or remove it")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = staging_folder(out)
     licences = []
     with tqdm(total=sum(counts.values()), desc="drawing phantoms", unit="image") as bar:
         for number, (split, count) in enumerate(counts.items()):
@@ -58,9 +56,7 @@ def write_phantom(out: Path, *, train: int, valid: int, test: int, seed: int = 0
             licences += [(image_id, "", LICENCE, "") for image_id in rows]
     _write_csv(part / "license_information.csv", ("ID", "PMCID", "Attribution", "Link"), licences)
     _write_csv(part / "cui_mapping.csv", ("CUI", "Canonical name"), CONCEPTS.values())
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
+    commit_folder(part, out)
 
 
 def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator, bar: tqdm) -> list[str]:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from medcap.evaluation.predictions import write_predictions
 from medcap.io import write_json
-from medcap.logs import redacted_line
+from medcap.logs import error_line
 from medcap.metrics.diversity import describe_captions
 from medcap.publish.hub_client import MAIN, Destination, push_release
 from medcap.publish.release import build_release
@@ -66,7 +66,7 @@ class EpochReleaseCallback(TrainerCallback):
         try:
             self._write_release(epoch)
         except Exception as error:
-            self.failed.append(f"epoch-{epoch}: {redacted_line(error)}")
+            self.failed.append(f"epoch-{epoch}: {error_line(error)}")
             logger.warning("no release of epoch-%s; training continues", self.failed[-1])
         self._start_upload()
 
@@ -110,7 +110,7 @@ class EpochReleaseCallback(TrainerCallback):
                 push_release(pending[0], self.to, revision=pending[0].name)
                 self.pushed.add(pending[0].name)
         except Exception as error:
-            logger.warning("%s. Training continues; the push is retried later", redacted_line(error))
+            logger.warning("%s. Training continues; the push is retried later", error_line(error))
 
     def finish(self, release: Path) -> str:
         """Push the pending epochs, and `release` as main; return its URL.

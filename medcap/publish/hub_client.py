@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from medcap import __version__
-from medcap.logs import redacted_line
+from medcap.logs import error_line
 from medcap.publish.release import RELEASE_FILES, check_release
 from medcap.recipe import Recipe
 
@@ -174,8 +174,8 @@ def _hub_error(message: str, error: Exception) -> OSError:
     if isinstance(error, LocalTokenNotFoundError):
         return OSError(f"{message}: there is no token; {TOKEN_ADVICE}")
     if _status(error) in (401, 403):
-        return OSError(f"{message}: {redacted_line(error)}; {TOKEN_ADVICE}")
-    return (HubUnreachableError if _is_transient(error) else OSError)(f"{message}: {redacted_line(error)}")
+        return OSError(f"{message}: {error_line(error)}; {TOKEN_ADVICE}")
+    return (HubUnreachableError if _is_transient(error) else OSError)(f"{message}: {error_line(error)}")
 
 
 def _check_role(account: dict[str, Any]) -> None:

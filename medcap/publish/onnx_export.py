@@ -123,5 +123,5 @@ def onnx_captions(
         pixels = processor(images=image, return_tensors="np").pixel_values
         features = torch.from_numpy(encoder.run(None, {"pixel_values": pixels})[0])
         ids = text_decoder.generate(input_ids=start_ids, encoder_hidden_states=features, generation_config=generation_config)
-        captions += decode_captions(processor.tokenizer, ids, prompt, restore=False)
+        captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
     return captions

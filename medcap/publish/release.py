@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from medcap.io import new_folder, write_json
-from medcap.logs import named_errors, redacted_line, token_pattern
+from medcap.logs import error_line, named_errors, token_pattern
 from medcap.publish.card import CardData, hub_results, is_row_of, last_part, render_card
 from medcap.publish.plots import check_plot, read_curve, write_plots
 from medcap.publish.run_paths import WEIGHTS, find_evaluation
@@ -275,5 +275,5 @@ def _text(path: Path) -> str:
         if path.suffix == ".json":
             json.loads(text)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path.name} is not what its name says, perhaps a pickle: {redacted_line(error)}") from None
+        raise ValueError(f"{path.name} is not what its name says, perhaps a pickle: {error_line(error)}") from None
     return text

@@ -19,6 +19,7 @@ from medcap.data.images import load_image
 from medcap.data.layout import DataLayout
 from medcap.data.load import read_data
 from medcap.io import write_text
+from medcap.logs import error_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ TEMPLATE = Path(__file__).with_name("audit_page.html")
 SHOWN = 40  # groups of pictures, sources and broken images; the JSON holds all
 _SHARES = (
     ("Modality, from the concepts curated by hand", "modality_by_concepts"),
-    ("Modality, from the words of the caption", "modality_by_words"),
+    ("Modality, from the words of the caption", "modality_by_text"),
     ("Region of the body, from the concepts curated by hand", "region_by_concepts"),
     ("Licences", "licenses"),
 )
@@ -71,7 +72,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
         try:
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # whatever a file that is not what it should be leads to
-            raise ValueError(f"{name}: no tokenizer that can be read: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{name}: no tokenizer that can be read: {error_line(error)}") from error
     try:
         return AutoTokenizer.from_pretrained(BLIP, local_files_only=True, trust_remote_code=False)
     except OSError:
@@ -86,7 +87,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
 
 def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what is found, one {text, bad} each: what the reader has to know before training."""
-    splits, pictures, drops = report["splits"], report["pictures"], report["left_out_by"]
+    splits, pictures, drops = report["splits"], report["similar_images"], report["dropped_by"]
     faults = {
         title: sum(len(part[key]) for part in splits.values())
         for title, key in (
@@ -122,11 +123,11 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _groups(pictures: Mapping[str, Any], where: str) -> int:
-    return int(pictures["same_pixels"][where] + pictures["nearly_the_same"][where])
+    return int(pictures["same_pixels"][where] + pictures["near_duplicates"][where])
 
 
 def _kinds(pictures: Mapping[str, Any], where: str) -> str:
-    same, near = pictures["same_pixels"][where], pictures["nearly_the_same"][where]
+    same, near = pictures["same_pixels"][where], pictures["near_duplicates"][where]
     return f"{same:,} groups with the same pixels, {near:,} nearly the same"
 
 
@@ -146,27 +147,27 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         row("blank captions", lambda part: f"{len(part['blank_captions']):,}"),
         row("missing images", lambda part: f"{len(part['missing_images']):,}"),
         row("unreadable images", lambda part: f"{len(part['broken_images']):,}"),
-        row("width, median (least to greatest)", lambda part: _range(part["pixels"]["width"])),
-        row("height, median (least to greatest)", lambda part: _range(part["pixels"]["height"])),
+        row("width, median (min to max)", lambda part: _range(part["pixels"]["width"])),
+        row("height, median (min to max)", lambda part: _range(part["pixels"]["height"])),
         row("words, mean", lambda part: f"{part['words'].get('mean', 0):.1f}"),
-        row("words, median (least to greatest)", lambda part: _range(part["words"])),
+        row("words, median (min to max)", lambda part: _range(part["words"])),
         row("different captions said of several images", lambda part: f"{part['repeated_captions']['captions']:,}"),
         row("images with such a caption", lambda part: f"{part['repeated_captions']['rows']:,}"),
         row("articles, patients or cases", lambda part: f"{part['groups']['distinct']:,}"),
     ]
     if all(part["tokens"] for part in parts):
-        lines.append(row("tokens, median (least to greatest)", lambda part: _range(part["tokens"])))
-        for limit in parts[0]["tokens"]["cut"]:
+        lines.append(row("tokens, median (min to max)", lambda part: _range(part["tokens"])))
+        for limit in parts[0]["tokens"]["truncated"]:
             lines.append(row(f"cut by max_caption_tokens {limit}", lambda part, limit=limit: _cut(part, limit)))
     return lines
 
 
 def _range(spread: Mapping[str, Any]) -> str:
-    return f"{spread['median']:g} ({spread['least']} to {spread['greatest']})" if spread["n"] else "none"
+    return f"{spread['median']:g} ({spread['min']} to {spread['max']})" if spread["n"] else "none"
 
 
 def _cut(part: Mapping[str, Any], limit: str) -> str:
-    n = part["tokens"]["cut"][limit]
+    n = part["tokens"]["truncated"][limit]
     return f"{n:,} ({n / part['tokens']['n']:.1%})"
 
 
@@ -200,7 +201,7 @@ def page(report: Mapping[str, Any], raw: Mapping[str, Dataset], name: str) -> st
         broken=[item for part in splits.values() for item in part["broken_images"].items()][:SHOWN],
         across=list(report["groups_across_splits"].items())[:SHOWN],
         grouped=any(part["groups"]["rows"] for part in splits.values()),
-        groups=report["pictures"]["groups"][:SHOWN],
+        groups=report["similar_images"]["groups"][:SHOWN],
         thumbnail=_Thumbnails(raw),
     )
 

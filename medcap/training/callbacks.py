@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: one progress bar, metrics.jsonl, and what it says of a few images."""
+"""Callbacks of a run: progress bar, metrics.jsonl, sample captions, resuming, and a check of the gradients."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medcap.io import write_text
 from medcap.training.monitors import TrainingMonitor
+
+if TYPE_CHECKING:
+    from medcap.training.resumable_trainer import ResumableTrainer
+    from medcap.training.trainer import CaptionTrainer
 
 METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eval_cider")
 
@@ -85,15 +91,15 @@ class Progress(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one line per evaluation, with the last training loss and the `health` until then beside it."""
+    """`metrics.jsonl`: one line per evaluation, with the last training loss and the throughput since the one before."""
 
-    def __init__(self, run: Path, health: TrainingMonitor) -> None:
-        self.path, self.health = run / "metrics.jsonl", health
+    def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
+        self.path, self.monitor = run / "metrics.jsonl", monitor
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget evaluations after the checkpoint: they will be made again."""
+        """Remove the lines of evaluations after the checkpoint, which are repeated."""
         if state.is_world_process_zero and self.path.exists():
             self._write(self._until(state.global_step))
 
@@ -109,7 +115,7 @@ class MetricsLog(TrainerCallback):
             return
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
-        line["health"] = self.health.evaluation_figures(state)
+        line["throughput"] = self.monitor.evaluation_figures(state)
         self._write([*self._until(state.global_step - 1), json.dumps(line)])
 
     def _until(self, step: int) -> list[str]:
@@ -120,29 +126,68 @@ class MetricsLog(TrainerCallback):
         write_text(self.path, "".join(f"{text}\n" for text in lines))
 
 
-class StepSeed(TrainerCallback):
-    """The random numbers of a step (dropout) depend on seed and step alone.
+class ResumeCallback(TrainerCallback):
+    """Restores a run that is resumed, and makes the random numbers of a step depend on seed and step alone.
 
-    So a run that goes on draws those of the run that was never stopped, whatever was drawn meanwhile: an epoch that
-    begins with workers takes a number, a resumed one takes it too, and one whose workers are still there does not.
+    So a resumed run draws the numbers (dropout) of an uninterrupted one, however many the start of the data loader's
+    workers has drawn meanwhile.
     """
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.restore_run()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin_epoch()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.trainer.has_loaded = True
         torch.manual_seed(args.seed * 1_000_003 + state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove old checkpoints of a run that was killed after its last one."""
+        self.trainer.remove_superseded()
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before an update with gradients that are not finite; in float16 the scaler skips such a step."""
+
+    def __init__(self, trainer: CaptionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        rows, self.trainer.rows_of_step = self.trainer.rows_of_step, []
+        if self.trainer.accelerator.scaler is None and not math.isfinite(norm := _gradient_norm(self.trainer.model)):
+            self.trainer.stop_non_finite(f"the norm of the gradients became {norm}", rows)
+
+
+def _gradient_norm(model: nn.Module) -> float:
+    norm = nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 class HasPredictions(Protocol):
-    """What scored the last evaluation, and still holds its captions."""
+    """A scorer that keeps the captions of its last evaluation."""
 
     predictions: list[str]
 
 
 class Samples(TrainerCallback):
-    """`samples/epoch-N.md`: what the model says of the same few images after each epoch.
+    """`samples/epoch-N.md`: predictions for the same few images after each epoch.
 
-    `draw(path, predictions)` makes the same as a picture, epoch-N.png.
+    `draw(path, images, columns)` draws them as epoch-N.png: the images, and for each its text in every column.
     """
 
     def __init__(
@@ -159,7 +204,7 @@ class Samples(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget epochs after the checkpoint, which will be trained again."""
+        """Remove the samples of epochs after the checkpoint, which are trained again."""
         if state.is_world_process_zero:
             for path in self.folder.glob("epoch-*"):
                 if int(path.stem.rpartition("-")[2]) > math.ceil(state.epoch or 0):
@@ -171,7 +216,7 @@ class Samples(TrainerCallback):
         if not state.is_world_process_zero:
             return
         rows = zip(self.ids, self.references, self.scores.predictions, strict=False)
-        blocks = [f"**{image_id}**\n- reference: {said}\n- prediction: {made}\n" for image_id, said, made in rows]
+        blocks = [f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n" for image_id, reference, prediction in rows]
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
         write_text(path, "\n".join([f"# After epoch {state.epoch:g}\n", *blocks]))

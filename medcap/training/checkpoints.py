@@ -1,7 +1,7 @@
-"""Checkpoints that are known to be whole: each holds the size and checksum of all its files, and is verified by them.
+"""Checkpoints that can be verified: each holds the size and checksum of all its files.
 
-A folder bears the name checkpoint-N only when it is complete and on the disk (medcap.io); what a broken
-disk or a careless hand makes of it later is found here, before anything is loaded from it.
+A folder is named checkpoint-N only after it is complete and synced to the disk (medcap.io). Damage that happens later
+is found here, before anything is loaded from it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from medcap.io import remove, write_text
+from medcap.io import remove_folder, write_text
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
 
 
-def write_checksums(folder: Path, stopped: Mapping[str, Any] | None = None) -> None:
-    """Write `checksums.json` of all files in `folder`; `stopped`: what a signal left undone there, if one did."""
+def write_checksums(folder: Path, pending: Mapping[str, Any] | None = None) -> None:
+    """Write `checksums.json` of all files in `folder`; `pending`: the work that a signal postponed, under `stopped`."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != CHECKSUMS
     }
-    write_text(folder / CHECKSUMS, json.dumps({"files": files, "stopped": stopped}, indent=1) + "\n")
+    write_text(folder / CHECKSUMS, json.dumps({"files": files, "stopped": pending}, indent=1) + "\n")
 
 
 def find_damage(checkpoint: Path) -> str:
-    """What is wrong with the files of a checkpoint, the first fault in words; "" when it is whole."""
+    """Return the first fault in the files of a checkpoint, such as "optimizer.pt is missing"; "" if it is complete."""
     try:
         files = _read(checkpoint)["files"].items()
         for name, expected in files:
@@ -46,33 +46,33 @@ def find_damage(checkpoint: Path) -> str:
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{CHECKSUMS} cannot be understood"
+        return f"{CHECKSUMS} cannot be parsed"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return "" if (checkpoint / STATE).is_file() else f"{STATE} is missing"
 
 
 def find_damage_for_resume(checkpoint: Path, with_best: bool) -> str:
-    """As `find_damage`; `with_best`: the best checkpoint, which the adapter may come from, must be complete too."""
+    """Return the first fault of a checkpoint, and `with_best` that of its best one, whose adapter may be saved last."""
     if found := find_damage(checkpoint):
         return found
     try:
         best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
     except (ValueError, TypeError):
-        return f"{STATE} cannot be understood"
+        return f"{STATE} cannot be parsed"
     if not with_best or not best or step_of(checkpoint) == best:
         return ""
     found = find_damage(checkpoint.with_name(f"checkpoint-{best}"))
-    return f"the best until then, checkpoint-{best}, is not whole: {found}" if found else ""
+    return f"its best checkpoint, checkpoint-{best}, is damaged: {found}" if found else ""
 
 
-def stopped_in(checkpoint: Path) -> Mapping[str, Any] | None:
-    """What a signal left undone at this checkpoint; None for one that was due."""
+def pending_work(checkpoint: Path) -> Mapping[str, Any] | None:
+    """Return the work that a signal postponed at this checkpoint; None for a scheduled checkpoint."""
     return _read(checkpoint)["stopped"]
 
 
-def is_for_a_stop(checkpoint: Path) -> bool:
-    """Whether only a signal had it written: it is superseded by the next one."""
+def is_stop_checkpoint(checkpoint: Path) -> bool:
+    """Return whether a signal caused this checkpoint, which the next one then supersedes."""
     try:
         return bool(_read(checkpoint).get("stopped"))
     except (OSError, ValueError):
@@ -80,22 +80,22 @@ def is_for_a_stop(checkpoint: Path) -> bool:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """What bears the name of a checkpoint in `run`, the newest first."""
+    """Return the checkpoint folders of a run, newest first."""
     found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """N of checkpoint-N."""
+    """Return N of checkpoint-N."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
-    """Remove the oldest checkpoints until `limit` are left (None or 0: no limit), but never the newest or the best."""
+    """Remove the oldest checkpoints until `limit` are left (None or 0: no limit), except the newest and the best."""
     newest_first = checkpoints(run)
     spare = [path for path in newest_first[:0:-1] if step_of(path) != best_step]
     for path in spare[: max(len(newest_first) - limit, 0) if limit else 0]:
-        remove(path)
+        remove_folder(path)
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A micro-batch that does not fit into memory, taken in parts: the same examples and the same step, piece by piece."""
+"""Splitting a micro-batch that does not fit into memory, without changing the step."""
 
 from __future__ import annotations
 
@@ -11,34 +11,38 @@ from torch import distributed as dist
 from torch import nn
 
 Batch = dict[str, torch.Tensor]
-# processes that hold parts of one model compute together: one of them cannot take more parts than the others
+# processes that share one model compute in step: none of them can take more parts than the others
 TOGETHER = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-OF_KNOWN, OF_UNKNOWN = ("features",), ("pixel_values", "digests")  # see CaptionCollator
+OF_CACHED, OF_UNCACHED = ("features",), ("pixel_values", "digests")  # see CaptionCollator
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether CUDA, or the system for a tensor or for Python, had no memory left."""
+    """Return whether `error` means that CUDA or the system had no memory left."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
 
 
 def split_batch(batch: Batch, rows: int) -> Iterator[Batch]:
-    """Parts of at most `rows` rows of a batch of `CaptionCollator`, in order."""
-    whole = len(batch["labels"])
-    if whole <= rows:
+    """Yield parts of at most `rows` rows of a batch of `CaptionCollator`, in order."""
+    total = len(batch["labels"])
+    if total <= rows:
         yield batch
         return
-    for start in range(0, whole, rows):
+    for start in range(0, total, rows):
         yield _part(batch, start, start + rows)
 
 
 def _part(batch: Batch, start: int, stop: int) -> Batch:
-    """Rows `start` to `stop`; images and features lie apart from one another where features were kept."""
-    known = batch.get("is_known")
-    if known is None:
+    """Return rows `start` to `stop`; tensors of cached and of uncached images have rows of their own."""
+    is_cached = batch.get("is_cached")
+    if is_cached is None:
         return {name: values[start:stop] for name, values in batch.items()}
     part = {}
     for name, values in batch.items():
-        counted = known if name in OF_KNOWN else ~known if name in OF_UNKNOWN else torch.ones_like(known)
+        counted = torch.ones_like(is_cached)
+        if name in OF_CACHED:
+            counted = is_cached
+        elif name in OF_UNCACHED:
+            counted = ~is_cached
         piece = values[int(counted[:start].sum()) : int(counted[:stop].sum())]
         if len(piece):
             part[name] = piece
@@ -46,14 +50,14 @@ def _part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 class Gradients:
-    """The gradients of the weights that learn, as they were: what half a backward pass added can be undone."""
+    """A copy of the gradients of trainable parameters, to undo an incomplete backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.before = [None if weight.grad is None else weight.grad.clone() for weight in self.weights]
 
     def restore(self) -> None:
-        """Take back what was added since."""
+        """Reset the gradients to the copy."""
         for weight, gradient in zip(self.weights, self.before, strict=True):
             weight.grad = None if gradient is None else gradient.clone()
 

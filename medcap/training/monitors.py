@@ -1,7 +1,7 @@
-"""Whether a training is well: how fast it goes, what it waits for, how long it will take, and whether it learns.
+"""Monitor a training: throughput, time waiting for data, time left, and whether the loss is better than chance.
 
-The figures go to the log, and so to whatever `report_to` names, and to metrics.jsonl. Nothing here waits for a GPU:
-what lies there is read when the Trainer reads the loss, every `logging_steps`.
+The figures go to the log, so to every integration in `report_to`, and to metrics.jsonl. Nothing here synchronizes with
+a GPU: counts on the device are read when the Trainer reads the loss, every `logging_steps`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 logger = logging.getLogger(__name__)
 
-STARVING = 0.3  # share of the time: more of it waiting for images is said
-FEW_STEPS = 20  # over fewer steps, the start of the loader is most of what is measured
-ENOUGH_CAPTIONS = 5000  # whose words are counted: more of them move the entropy by a few hundredths
+MAX_DATA_WAIT = 0.3  # fraction of the time; a warning above it
+MIN_STEPS = 20  # over fewer steps, the start of the data loader dominates the measurement
+ENTROPY_CAPTIONS = 5000  # a sample: more captions move the entropy by a few hundredths
 
 
 def token_entropy(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
-    """The loss at chance, in nats a token: that of saying each token as often as the captions do, whatever is asked.
+    """Return the loss at chance in nats a token: that of a model that knows token frequencies only.
 
-    It is the entropy of the tokens that are learned, [SEP] included (Shannon, 1948, section 6), and the least that is
-    reached without looking at the picture or at the words before. Of up to ENOUGH_CAPTIONS captions, evenly spread.
+    It is the entropy of the tokens that are learned, [SEP] included (Shannon, 1948, section 6), of up to
+    ENTROPY_CAPTIONS captions, evenly spread.
     """
-    few = list(captions[:: math.ceil(len(captions) / ENOUGH_CAPTIONS)])
+    few = list(captions[:: math.ceil(len(captions) / ENTROPY_CAPTIONS)])
     cut = tokenizer(few, truncation=True, max_length=max_caption_tokens)["input_ids"]
     counts = Counter(token for ids in cut for token in ids[1:])  # the first token is given
     total = sum(counts.values())
@@ -40,16 +40,16 @@ def token_entropy(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], m
 
 @dataclass
 class ThroughputMeter:
-    """What was done since it was new: by all processes but for `waited` and `seconds`, which are of this one."""
+    """Counts over all processes, except `waited` and `seconds`, which are of this one."""
 
     steps: int = 0
     images: int = 0
-    tokens: torch.Tensor | int = 0  # that are learned; on the device, until somebody wants to know
+    tokens: torch.Tensor | int = 0  # that are learned; stays on the device until `figures`
     waited: float = 0.0
     seconds: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Rates per second of training, without evaluations and checkpoints; the share of it waiting for images."""
+        """Return rates per second of training, and the fraction of it waiting for data; no evaluations or checkpoints."""
         if self.seconds == 0:
             return {}
         return {
@@ -60,9 +60,9 @@ class ThroughputMeter:
 
 
 class TrainingMonitor(TrainerCallback):
-    """Measures a training, and warns of what will not get better by itself: each once, in a line that says what to do.
+    """Measures throughput, and warns once each of slow data loading and of a loss at chance.
 
-    `chance`: the loss of a model that learned nothing but how frequent tokens are, from `token_entropy`.
+    `chance`: the loss of a model that knows token frequencies only, from `token_entropy`.
     """
 
     def __init__(self, chance: float | None = None) -> None:
@@ -70,39 +70,39 @@ class TrainingMonitor(TrainerCallback):
         self.since_log, self.since_evaluation = ThroughputMeter(), ThroughputMeter()
         self.began = self.mark = time.perf_counter()
         self.began_at_step, self.earlier = 0, 0.0
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
     # --- measuring ---
 
-    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, and note how long each let us wait."""
+    def time_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the same batches, and record how long each took to arrive."""
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - start
             for meter in (self.since_log, self.since_evaluation):
                 meter.waited += waited
             yield batch
 
-    def count(self, images: int, tokens: torch.Tensor | int) -> None:
-        """One step has `images` and `tokens` to learn from."""
+    def count_step(self, images: int, tokens: torch.Tensor | int) -> None:
+        """Count one step of `images` images and `tokens` learned tokens."""
         for meter in (self.since_log, self.since_evaluation):
             meter.steps += 1
             meter.images += images
             meter.tokens = meter.tokens + tokens
 
     def log_figures(self, state: TrainerState) -> dict[str, float]:
-        """What a line of the log says beside the loss; measured since the last one."""
+        """Return the figures since the last line of the log."""
         self._lap()
         figures = {**self.since_log.figures(), **self._now(state)}
         self.since_log = ThroughputMeter()
         return figures
 
     def evaluation_figures(self, state: TrainerState) -> dict[str, float]:
-        """What metrics.jsonl says beside the scores; measured since the last evaluation."""
+        """Return the figures since the last evaluation, with the last gradient norm."""
         norms = [line["grad_norm"] for line in state.log_history if "grad_norm" in line]
         last = {"grad_norm": norms[-1]} if norms else {}
         return {**self.since_evaluation.figures(), **last, **self._now(state)}
@@ -118,14 +118,14 @@ class TrainingMonitor(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """How long training has taken, evaluations and checkpoints included, and what led to the checkpoint."""
+        """Return the duration of the training: evaluations, checkpoints and the work before a resume included."""
         return self.earlier + time.perf_counter() - self.began
 
-    def _lap(self, trains: bool = True) -> None:
-        """Count the time since the last lap as training, or leave it out."""
+    def _lap(self, is_training: bool = True) -> None:
+        """Count the time since the last lap if it was spent on training."""
         now = time.perf_counter()
         for meter in (self.since_log, self.since_evaluation):
-            meter.seconds += (now - self.mark) * trains
+            meter.seconds += (now - self.mark) * is_training
         self.mark = now
 
     # --- events ---
@@ -133,7 +133,7 @@ class TrainingMonitor(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock, where a resumed run left it in its log."""
+        """Start the clock, or continue that of a resumed run from its log."""
         self.began = self.mark = time.perf_counter()
         self.began_at_step, self.earlier = state.global_step, 0.0
         for line in state.log_history:
@@ -145,12 +145,12 @@ class TrainingMonitor(TrainerCallback):
         self._lap()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._lap(trains=False)
+        self._lap(is_training=False)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._warn_of_waiting(args.dataloader_num_workers)
+        self._warn_of_data_wait(args.dataloader_num_workers)
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         if args.eval_strategy == "no" and losses:
             self._warn_of_chance("training", losses[-1], state)
@@ -163,33 +163,33 @@ class TrainingMonitor(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._lap(trains=False)
+        self._lap(is_training=False)
         self.since_evaluation = ThroughputMeter()
         if metrics and (state.epoch or 0) >= 1:
             self._warn_of_chance("validation", metrics["eval_loss"], state)
 
     # --- warnings ---
 
-    def _warn_of_waiting(self, workers: int) -> None:
+    def _warn_of_data_wait(self, workers: int) -> None:
         meter = self.since_evaluation
-        share = meter.figures().get("data_wait_share", 0.0)
-        if meter.steps >= FEW_STEPS and share > STARVING:
-            self._say_once(
-                "waiting",
-                f"training waits for images {share:.0%} of the time (more than {STARVING:.0%}): raise "
-                f"dataloader_num_workers, now {workers}, and leave feature_cache on where it can be",
+        fraction = meter.figures().get("data_wait_share", 0.0)
+        if meter.steps >= MIN_STEPS and fraction > MAX_DATA_WAIT:
+            self._warn_once(
+                "data wait",
+                f"training waits for images {fraction:.0%} of the time (more than {MAX_DATA_WAIT:.0%}): raise "
+                f"dataloader_num_workers, now {workers}, and use feature_cache where possible",
             )
 
     def _warn_of_chance(self, kind: str, loss: float, state: TrainerState) -> None:
         if self.chance is not None and loss >= self.chance:
-            self._say_once(
+            self._warn_once(
                 "chance",
-                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: {self.chance:.2f} "
-                "is reached by saying each token as often as training captions do, without picture or words. Raise "
-                "learning_rate, take more of lora_target_modules, or look whether captions go with their pictures",
+                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: a model that knows "
+                f"token frequencies only has {self.chance:.2f}. Raise learning_rate, adapt more lora_target_modules, "
+                "or check that captions belong to their images",
             )
 
-    def _say_once(self, what: str, text: str) -> None:
-        if what not in self.said:
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self.warned:
             logger.warning(text)
-        self.said.add(what)
+        self.warned.add(kind)

@@ -1,4 +1,4 @@
-"""Leaving early and going on exactly: a signal ends training after its step, with a checkpoint to go on from."""
+"""Preemption: a signal ends training after the current step, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -19,51 +19,50 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, `kill` and 
 
 
 class PreemptionCallback(TrainerCallback):
-    """After a signal, writes a checkpoint at this step and ends the program with status 128 + the signal's number.
+    """After a signal, writes a checkpoint at this step and exits with status 128 + the signal's number.
 
-    What was due at the step and would take long, its evaluation, is noted in the checkpoint and done when the run goes
-    on. All processes leave at the same step. A second Ctrl-C leaves at once.
+    An evaluation that is due at the step is postponed: the checkpoint records it, and the resumed run does it first.
+    All processes exit after the same step. A second Ctrl-C exits at once.
     """
 
     def __init__(self, trainer: CaptionTrainer) -> None:
         self.trainer, self.pid = trainer, os.getpid()
-        self.noted = 0  # the signal of this process
-        self.leaving = 0  # the one that all processes leave for
+        self.received = 0  # the signal of this process
+        self.stop_signal = 0  # the one that stops all processes
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Note SIGNALS instead of dying of them, for as long as this lasts."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        """Record SIGNALS instead of ending the program."""
+        before = {number: signal.signal(number, self._record) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: Any) -> None:
-        if os.getpid() != self.pid:  # a process that reads images, forked with this handler: it ends with its parent
+    def _record(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.pid:  # a data loader worker, forked with this handler, ends with its parent
             return
-        if number == signal.SIGINT and self.noted:
+        if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
-        if not self.noted and self.trainer.args.process_index == 0:
-            how = "; Ctrl-C once more leaves at once" if number == signal.SIGINT else ""
+        if not self.received and self.trainer.args.process_index == 0:
+            hint = "; press Ctrl-C again to exit at once" if number == signal.SIGINT else ""
             sys.stderr.write(
-                f"\nmedcap: {signal.Signals(number).name}: a checkpoint is written after this step{how}\n"
+                f"\nmedcap: {signal.Signals(number).name}: a checkpoint is written after this step{hint}\n"
             )
-        self.noted = number
+        self.received = number
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Do what a signal left undone, and train no step where the run had ended already."""
+        """Do the postponed work, and train no step if the run had ended already."""
         trainer = self.trainer
-        trainer.restore_losses()
-        if undone := trainer.undone_before:
-            control.should_log = False  # what the flags were comes with the checkpoint
-            control.should_evaluate, control.should_save = undone["evaluate"], undone["save"]
-            if undone["epoch_end"]:
+        if pending := trainer.resumed_pending:
+            control.should_log = False  # the checkpoint restores the flags, this one too
+            control.should_evaluate, control.should_save = pending["evaluate"], pending["save"]
+            if pending["epoch_end"]:
                 trainer.callback_handler.on_epoch_end(args, state, control)
-            trainer._maybe_log_save_evaluate(trainer._tr_loss, None, trainer.model, None, state.epoch, None, 0.0)
+            trainer.do_pending_work()
         control.should_training_stop |= state.global_step >= state.max_steps or any(
             one.early_stopping_patience_counter >= one.early_stopping_patience
             for one in trainer.callback_handler.callbacks
@@ -73,45 +72,45 @@ class PreemptionCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have a checkpoint written now, and no evaluation."""
-        if not self._agreed():
+        """Request a checkpoint of this step, and postpone its evaluation."""
+        if not self._should_stop():
             return
         ends = control.should_training_stop or float(state.epoch or 0).is_integer()
         if control.should_evaluate or ends or not control.should_save:
-            self._note_undone(control.should_evaluate, control.should_save, ends)
+            self._postpone(control.should_evaluate, control.should_save, ends)
         control.should_evaluate, control.should_save = False, True
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave an evaluation, with a checkpoint of the step that it came after."""
-        if self._agreed():
+        """Interrupt an evaluation, with a checkpoint of the step before it."""
+        if self._should_stop():
             ends = control.should_training_stop or float(state.epoch or 0).is_integer()
-            self._note_undone(True, control.should_save, ends)
-            self.trainer._save_checkpoint(self.trainer.model, None)
-            self._leave(state.global_step)
+            self._postpone(True, control.should_save, ends)
+            self.trainer.save_checkpoint()
+            self._exit(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The checkpoint is whole: leave."""
-        if self.leaving:
-            self._leave(state.global_step)
+        """Exit: the checkpoint is complete."""
+        if self.stop_signal:
+            self._exit(state.global_step)
 
-    def _agreed(self) -> bool:
-        """Whether any process was told to stop: asked of all of them, after the same step."""
-        self.leaving = self.noted
+    def _should_stop(self) -> bool:
+        """Return whether any process has received a signal; all processes agree, after the same step."""
+        self.stop_signal = self.received
         if self.trainer.accelerator.num_processes > 1:
-            noted = torch.tensor([self.noted], device=self.trainer.accelerator.device)
-            self.leaving = int(self.trainer.accelerator.gather(noted).max())
-        return self.leaving > 0
+            received = torch.tensor([self.received], device=self.trainer.accelerator.device)
+            self.stop_signal = int(self.trainer.accelerator.gather(received).max())
+        return self.stop_signal > 0
 
-    def _note_undone(self, evaluate: bool, save: bool, epoch_end: bool) -> None:
-        name = signal.Signals(self.leaving).name
-        self.trainer.undone = {"signal": name, "evaluate": evaluate, "save": save, "epoch_end": epoch_end}
+    def _postpone(self, evaluate: bool, save: bool, epoch_end: bool) -> None:
+        name = signal.Signals(self.stop_signal).name
+        self.trainer.pending = {"signal": name, "evaluate": evaluate, "save": save, "epoch_end": epoch_end}
 
-    def _leave(self, step: int) -> None:
+    def _exit(self, step: int) -> None:
         if self.trainer.args.process_index == 0:
-            name, checkpoint = signal.Signals(self.leaving).name, f"{self.trainer.args.output_dir}/checkpoint-{step}"
+            name, checkpoint = signal.Signals(self.stop_signal).name, f"{self.trainer.args.output_dir}/checkpoint-{step}"
             sys.stderr.write(
-                f"\nmedcap: stopped by {name}; {checkpoint} is whole, and the same command goes on from there\n"
+                f"\nmedcap: stopped by {name}; {checkpoint} is complete, and the same command resumes from it\n"
             )
-        raise SystemExit(128 + self.leaving)
+        raise SystemExit(128 + self.stop_signal)

@@ -1,4 +1,4 @@
-"""What breaks while images are read, said in one line that names what is at fault."""
+"""Errors of reading images during training, in one line that names the image or process at fault."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GO_ON = "then the same command goes on from the last checkpoint"
+RESUME = "then the same command resumes from the last checkpoint"
 
 
 @contextmanager
 def reader_errors() -> Iterator[None]:
-    """Raise in one line, as OSError, what the processes that read images died of, or could not read.
+    """Raise OSError, in one line, for a data loader worker that was killed or an image that it could not read.
 
-    torch hands on the error of such a process with its traceback as the message, and of one that was killed says so
-    among much else.
+    The message of torch holds the worker's whole traceback.
     """
     try:
         yield
@@ -24,9 +23,9 @@ def reader_errors() -> Iterator[None]:
         sys.stderr.write("\n")  # below the progress bar
         if killed := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text):
             raise OSError(
-                f"process {killed[1]}, which reads images, was killed; the kernel does that when memory is short: "
-                f"lower dataloader_num_workers or the batch size, {GO_ON}"
+                f"data loader worker {killed[1]} was killed; the kernel does that when memory is short: "
+                f"lower dataloader_num_workers or the batch size, {RESUME}"
             ) from error
         if found := re.search(r"image_id .*: cannot read image .*", text):
-            raise OSError(f"{found[0]}: it could be read when the run began; mend it, {GO_ON}") from error
+            raise OSError(f"{found[0]}: it was readable when the run began; fix it, {RESUME}") from error
         raise

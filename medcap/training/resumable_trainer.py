@@ -1,114 +1,194 @@
-"""ResumableTrainer: whole checkpoints, and runs that go on from them as if they had never been stopped."""
+"""ResumableTrainer: atomic checkpoints, and resumed runs that end as if they had never been interrupted."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, TrainerState
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput, seed_worker
 
-from medcap.io import PARTIAL, commit_folder, remove, write_text
-from medcap.logs import named_errors, one_line
-from medcap.training.callbacks import StepSeed
-from medcap.training.checkpoints import STATE, checkpoints, is_for_a_stop, rotate, step_of, stopped_in, write_checksums
+from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
+from medcap.logs import error_line, named_errors
+from medcap.private_hooks import check_hooks
+from medcap.training.callbacks import ResumeCallback
+from medcap.training.checkpoints import (
+    STATE,
+    checkpoints,
+    is_stop_checkpoint,
+    pending_work,
+    rotate,
+    step_of,
+    write_checksums,
+)
 from medcap.training.sampler import LengthSampler
 
-LOSS_WINDOW = "loss_window_{}.json"  # of a process
+LOSS_WINDOW = "loss_window_{}.json"  # one per process
+LOADER_OPTIONS = (
+    "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "drop_last",
+    "multiprocessing_context", "in_order",  # the last two: in newer releases of transformers only
+)  # fmt: skip
 
 
 class ResumableTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` whose steps depend on seed and step alone, and whose checkpoints are whole or not there.
+    """A `Seq2SeqTrainer` whose steps depend on seed and step alone, and whose checkpoints are complete or absent.
 
-    Started again from one of them, a run takes up order, random numbers, losses of the log, and what a signal left
-    undone: on a CPU it ends bit for bit as it would have without the interruption.
+    A resumed run restores the order of the images, the random numbers, the losses that are not logged yet, and the
+    evaluation that a signal postponed. On a CPU its result is bit for bit that of an uninterrupted run.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's; `save_total_limit` is handling_signals here, not there."""
+        """Take the Trainer's arguments; `save_total_limit` is applied in `save_checkpoint` instead."""
         super().__init__(*args, **kwargs)
-        self.add_callback(StepSeed())
-        self.checkpoint_limit, self.args.save_total_limit = self.args.save_total_limit, None  # see `_save_checkpoint`
-        self.superseded: list[Path] = []  # checkpoints to be removed once there is a new one
+        self.args = copy.copy(self.args)
+        self.checkpoint_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.groups_by_length = self.args.train_sampling_strategy == "group_by_length"
+        if self.groups_by_length:  # the Trainer would group the evaluation by length too, and read every image for it
+            self.args.train_sampling_strategy = "random"
+        self.superseded: list[Path] = []  # checkpoints to remove after the next one is written
         self.resumed: Path | None = None
-        self.undone: Mapping[str, Any] | None = None  # what a signal keeps from being done at this step
-        self.undone_before: Mapping[str, Any] | None = None  # and kept, at that of `resumed`
+        self.has_loaded = False  # whether the first step, and so everything in `resumed`, was loaded
+        self.pending: Mapping[str, Any] | None = None  # work that a signal postpones at this step
+        self.resumed_pending: Mapping[str, Any] | None = None  # work that was postponed at the step of `resumed`
+        self.add_callback(ResumeCallback(self))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            self.order = super()._get_train_sampler(train_dataset)
-            return self.order
-        lengths = (self.train_dataset if train_dataset is None else train_dataset)[self.args.length_column_name]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.order = LengthSampler(lengths, batch_size, seed)
-        return self.order
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, from a checkpoint if one is given (True: the newest); errors of loading it name its folder."""
+        if resume_from_checkpoint is True and (found := checkpoints(Path(self.args.output_dir))):
+            resume_from_checkpoint = str(found[0])
+        self.resumed = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
+        self.has_loaded = False
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception:
+            if self.resumed is None or self.has_loaded:
+                raise
+            with named_errors(self.resumed, FloatingPointError, torch.OutOfMemoryError):
+                raise
 
-    def _init_training_state(
-        self, max_steps: int, steps: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
-    ) -> tuple[int, int]:
-        """As the Trainer's; the best checkpoint is looked for in this run, wherever its folder lay before."""
-        begin = super()._init_training_state(max_steps, steps, epochs, resume_from_checkpoint, trial)
-        run = Path(self.args.output_dir)
-        if (best := run / f"checkpoint-{self.state.best_global_step}").is_dir():
-            self.state.best_model_checkpoint = str(best)
-        step = self.state.global_step
-        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or is_for_a_stop(path)]
-        if resume_from_checkpoint is not None:
-            self.resumed = Path(resume_from_checkpoint)
-            self.undone_before = stopped_in(self.resumed)
-        return begin
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the Trainer's loader; with `group_by_length`, one whose order `LengthSampler` chooses."""
+        if not self.groups_by_length:
+            return super().get_train_dataloader()
+        args, lengths = self.args, self.train_dataset[self.args.length_column_name]
+        step_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        sampler = LengthSampler(lengths, step_size, args.seed if args.data_seed is None else args.data_seed)
+        self.sampler = sampler
+        options = {name: getattr(args, f"dataloader_{name}", None) for name in LOADER_OPTIONS}
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=args.train_batch_size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        return self.accelerator.prepare(loader)
+
+    def begin_epoch(self) -> None:
+        """Set the epoch of the order; accelerate does not reach a sampler behind the batches that it skips."""
+        if self.groups_by_length:
+            self.sampler.set_epoch(int(self.state.epoch or 0))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, in the order of this epoch; nothing where early stopping has said so already."""
-        if self.control.should_training_stop:
+        """Run one epoch; none where early stopping or max_steps had ended the resumed run already."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the Trainer does. Raises FloatingPointError for weights that are not finite."""
+        self._check_weights()
+        return super().evaluate(*args, **kwargs)
+
+    def restore_run(self) -> None:
+        """Restore what the Trainer leaves out: the best checkpoint's folder, losses not logged yet, postponed work."""
+        check_hooks("transformers", self)
+        run, step = Path(self.args.output_dir), self.state.global_step
+        self._set_best_checkpoint(run)
+        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or is_stop_checkpoint(path)]
+        if self.resumed is None:
             return
-        if isinstance(self.order, LengthSampler):  # accelerate does not reach it behind the batches that it skips
-            self.order.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
+        self.resumed_pending = pending_work(self.resumed)
+        window = self.resumed / LOSS_WINDOW.format(self.args.process_index)
+        if window.is_file():
+            losses = json.loads(window.read_text(encoding="utf-8"))
+            self._tr_loss.fill_(losses["loss"])
+            self._globalstep_last_logged = losses["since_step"]
+
+    def do_pending_work(self) -> None:
+        """Log, evaluate and save as `self.control` says, outside of an epoch."""
+        self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, self.state.epoch, None, 0.0)
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this step now. Raises OSError if it cannot be written."""
+        self._save_checkpoint(self.model, None)
+
+    def remove_superseded(self, newest: Path | None = None) -> None:
+        """Remove the checkpoints that `newest` supersedes, then the oldest beyond `save_total_limit`."""
+        if self.args.should_save:
+            for path in self.superseded:
+                if path != newest:
+                    remove_folder(path)
+            rotate(Path(self.args.output_dir), self.checkpoint_limit, self.state.best_global_step)
+
+    def stop_non_finite(self, problem: str, rows: Iterable[int]) -> NoReturn:
+        """Raise FloatingPointError that names the step and the image ids of `rows` of the training data."""
+        ids = ", ".join(str(self.train_dataset[row].get("image_id", row)) for row in rows)
+        step = self.state.global_step + 1
+        raise FloatingPointError(f"{problem} at step {step}, image_id {ids}; no weight was changed. {self._advice()}")
+
+    def _check_weights(self) -> None:
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and not weight.isfinite().all():
+                step = self.state.global_step
+                raise FloatingPointError(f"{name} is not finite after step {step}. {self._advice()}")
+
+    def _advice(self) -> str:
+        fix = "lower learning_rate, or remove the images at fault, and"
+        if not (last := checkpoints(Path(self.args.output_dir))):
+            return f"There is no checkpoint yet: {fix} start again in another output_dir"
+        return f"{last[0].name} is unchanged: {fix} resume from it with --allow_changes"
+
+    def _set_best_checkpoint(self, run: Path, being_written: Path | None = None) -> None:
+        best = run / f"checkpoint-{self.state.best_global_step}"  # also right in a run folder that was moved
+        if best == being_written or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write checkpoint-N whole: under another name, with checksums, synced, renamed; then remove older ones.
+        """Write checkpoint-N atomically: under another name, with checksums, synced, renamed; then remove older ones.
 
-        The Trainer's own writes in place, so that a kill or a full disk leaves a torn one under the name that is
-        looked for. Its `save_total_limit` of 1 removes the last checkpoint before the adapter is written. Raises
-        OSError, one line, when it cannot be written; those before it stay.
+        The Trainer writes in place, so that a kill or a full disk leaves a damaged checkpoint that the next start
+        would use. Its `save_total_limit` of 1 removes the last checkpoint before the adapter is written. Raises
+        FloatingPointError for weights that are not finite, and OSError, in one line, for a failed write.
         """
-        run, step = Path(self.args.output_dir), self.state.global_step
-        final = run / f"checkpoint-{step}"
+        self._check_weights()
+        run = Path(self.args.output_dir)
+        final = run / f"checkpoint-{self.state.global_step}"
         part = final.with_name(final.name + PARTIAL)
         self.store_flos()
-        best = run / f"checkpoint-{self.state.best_global_step}"
-        if best == final or best.is_dir():
-            self.state.best_model_checkpoint = str(best)
+        self._set_best_checkpoint(run, final)
         try:
             self._write_checkpoint(part)
             if self.args.should_save:
-                write_checksums(part, self.undone)
+                write_checksums(part, self.pending)
                 commit_folder(part, final)
-        except Exception as error:  # safetensors and torch have their own for a full disk
+        except Exception as error:  # safetensors and torch raise their own errors for a full disk
             shutil.rmtree(part, ignore_errors=True)
-            raise OSError(f"{final} could not be written: {one_line(error)}; {self._how_to_go_on()}") from error
-        self._tidy(final)
-        self.superseded = [final] if self.undone else []
+            before = [path.name for path in checkpoints(run)][:1]
+            advice = f"{before[0]} is unchanged: the same command resumes from it" if before else "there is none yet"
+            raise OSError(f"{final} could not be written: {error_line(error)}; {advice}") from error
+        self.remove_superseded(final)
+        self.superseded = [final] if self.pending else []
         self.accelerator.wait_for_everyone()
-
-    def _finalize_training(self, *args: Any) -> Any:
-        """As the Trainer's; a run that was killed after its last checkpoint has older ones to remove still."""
-        self._tidy()
-        return super()._finalize_training(*args)
-
-    def _tidy(self, final: Path | None = None) -> None:
-        """Remove what a new checkpoint, `final`, has superseded, and what is beyond the limit."""
-        if self.args.should_save:
-            for path in self.superseded:
-                if path != final:
-                    remove(path)
-            rotate(Path(self.args.output_dir), self.checkpoint_limit, self.state.best_global_step)
 
     def _write_checkpoint(self, part: Path) -> None:
         if self.args.should_save:
@@ -119,43 +199,13 @@ class ResumableTrainer(Seq2SeqTrainer):
             self._save_optimizer_and_scheduler(str(part))
             self._save_scaler(str(part))
             self._save_rng_state(str(part))
+            window = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
+            write_text(part / LOSS_WINDOW.format(self.args.process_index), json.dumps(window))
         if self.args.should_save:
-            keeping = [
+            exportable = [
                 one for one in [*self.callback_handler.callbacks, self.control] if isinstance(one, ExportableState)
             ]
-            self.state.stateful_callbacks = {type(one).__name__: one.state() for one in keeping}
+            self.state.stateful_callbacks = {type(one).__name__: one.state() for one in exportable}
             self.state.save_to_json(str(part / STATE))
         self.accelerator.wait_for_everyone()
 
-    def _how_to_go_on(self) -> str:
-        before = [path.name for path in checkpoints(Path(self.args.output_dir))][:1]
-        return (
-            f"{before[0]} is as it was: the same command goes on from there" if before else "there is none before it"
-        )
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """With the random numbers, the losses since the last line of the log, which the next line is the mean of."""
-        super()._save_rng_state(output_dir)
-        window = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
-        write_text(Path(output_dir) / LOSS_WINDOW.format(self.args.process_index), json.dumps(window))
-
-    def restore_losses(self) -> None:
-        """Take up the losses of steps that are not in the log yet, from the checkpoint that is gone on from."""
-        path = self.resumed and self.resumed / LOSS_WINDOW.format(self.args.process_index)
-        if path and path.is_file():
-            window = json.loads(path.read_text(encoding="utf-8"))
-            self._tr_loss.fill_(window["loss"])
-            self._globalstep_last_logged = window["since_step"]
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with named_errors(resume_from_checkpoint):
-            TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE))  # read again, unnamed
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with named_errors(checkpoint):  # the Trainer unpickles no more than weights, and says how one might
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with named_errors(checkpoint):
-            super()._load_rng_state(checkpoint)

@@ -1,4 +1,4 @@
-"""How a run goes on: from which checkpoint, and whether recipe, data and base are still those that it began with."""
+"""Resume a run: choose the checkpoint, and refuse changes of recipe, data or base since the run began."""
 
 from __future__ import annotations
 
@@ -13,80 +13,77 @@ from medcap.training.checkpoints import STATE, checkpoints, find_damage_for_resu
 
 logger = logging.getLogger(__name__)
 
-# where a run and its data lie, how it is shown, read and pushed: none of it changes what is trained (what is in
-# `data_dir` does, and has a fingerprint)
+# keys that do not change what is trained: paths, display, reading and pushing (the content of `data_dir` has a
+# fingerprint of its own)
 FREE = {
     "output_dir", "data_dir", "resume_from_checkpoint", "allow_changes", "disable_tqdm", "report_to",
     "dataloader_num_workers", "feature_cache", "save_total_limit", "push_to_hub", "hub_model_id",
     "hub_private_repo", "hub_overwrite",
 }  # fmt: skip
-ALLOW = "go on all the same with --allow_changes"
 
 
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
-    """Where training goes on: `resume_from_checkpoint`, or the newest whole checkpoint of the run; None: the start.
+    """Return the checkpoint to resume from; None to train from scratch.
 
-    A run that was cut short goes on by itself when it is started again with the same recipe, and says so; a checkpoint
-    that is not whole is named, and the one before it used. Raises RecipeError for a finished run, for another recipe,
-    and for a checkpoint that was asked for and is not there or not whole.
+    It is `resume_from_checkpoint`, or else the newest undamaged checkpoint of the run: an interrupted run resumes when
+    the same command is given again. A damaged checkpoint is reported, and the one before it used.
+
+    Raises:
+        RecipeError: The run is finished, its recipe differs, or the requested checkpoint is missing or damaged.
     """
-    run, wanted = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
+    run, requested = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
     found = checkpoints(run)
-    if wanted not in (None, "last"):
-        found = [_named(Path(wanted))]
-    elif wanted == "last" and not found:
-        raise RecipeError(f"resume_from_checkpoint is last, but {run} holds no checkpoint")
-    elif wanted is None and is_finished(run):
+    if requested not in (None, "last"):
+        found = [_existing(Path(requested))]
+    elif requested == "last" and not found:
+        raise RecipeError(f"resume_from_checkpoint is last, but {run} has no checkpoint")
+    elif requested is None and is_finished(run):
         raise RecipeError(
-            f"{run} holds a finished run: take another --output_dir, or go on from its last checkpoint with "
+            f"{run} is a finished run: use another --output_dir, or resume from its last checkpoint with "
             "--resume_from_checkpoint last"
         )
-    elif found and not (run / "recipe.yaml").is_file() and wanted is None:
+    elif found and not (run / "recipe.yaml").is_file() and requested is None:
         raise RecipeError(
-            f"{run} holds a run of an unknown recipe: go on with --resume_from_checkpoint last, or take another "
+            f"{run} is a run without recipe.yaml: resume with --resume_from_checkpoint last, or use another "
             "--output_dir"
         )
     if not found:
         return None
     refuse_changes(recipe, recipe_changes(run / "recipe.yaml", recipe))
-    return _first_whole(found, recipe)
+    return _first_undamaged(found, recipe)
 
 
 def is_finished(run: Path) -> bool:
-    """Whether training came to its end: its adapter is there, which is written last."""
+    """Return whether training has finished: the adapter is written last."""
     return (run / "adapter").exists()
 
 
-def _named(checkpoint: Path) -> Path:
+def _existing(checkpoint: Path) -> Path:
     if not (checkpoint / STATE).is_file():
-        raise RecipeError(f"resume_from_checkpoint: {checkpoint} is no checkpoint: it has no {STATE}")
+        raise RecipeError(f"resume_from_checkpoint: {checkpoint} is not a checkpoint: it has no {STATE}")
     return checkpoint
 
 
-def _first_whole(found: list[Path], recipe: Recipe) -> str | None:
-    wanted, say = recipe.training.resume_from_checkpoint, recipe.training.process_index == 0
-    flaws = []
+def _first_undamaged(found: list[Path], recipe: Recipe) -> str | None:
+    args = recipe.training
+    log = logger.warning if args.process_index == 0 else logger.debug
+    damaged: list[str] = []
     for checkpoint in found:
-        if not (found_flaw := find_damage_for_resume(checkpoint, recipe.training.load_best_model_at_end)):
-            break
-        flaws.append(f"{checkpoint} is not whole ({found_flaw})")
-    else:
-        if wanted is not None:
-            raise RecipeError(
-                f"resume_from_checkpoint: {'; '.join(flaws)}; name another one, or start anew without it"
-            )
-        if say:
-            logger.warning("%s; no checkpoint is left, and the run starts over", "; ".join(flaws))
-        return None
-    if say and flaws:
-        logger.warning("%s; the run goes on from %s", "; ".join(flaws), checkpoint.name)
-    elif say:
-        logger.warning("the run goes on from %s", checkpoint)
-    return str(checkpoint)
+        if damage := find_damage_for_resume(checkpoint, args.load_best_model_at_end):
+            damaged.append(f"{checkpoint} is damaged ({damage})")
+            continue
+        log("%sresuming from %s", "".join(f"{text}; " for text in damaged), checkpoint)
+        return str(checkpoint)
+    if args.resume_from_checkpoint is not None:
+        raise RecipeError(
+            f"resume_from_checkpoint: {'; '.join(damaged)}; name another checkpoint, or train from scratch without it"
+        )
+    log("%s; no other checkpoint exists, training from scratch", "; ".join(damaged))
+    return None
 
 
 def recipe_changes(written: Path, recipe: Recipe) -> list[str]:
-    """Keys in which `recipe` differs from the one `written` when the run began, in words; none where there is none."""
+    """Return the changes of a recipe since the one `written` when the run began; none if that is missing."""
     if not written.is_file():
         return []
     before = read_recipe(["--config", str(written)])
@@ -96,14 +93,15 @@ def recipe_changes(written: Path, recipe: Recipe) -> list[str]:
 
 
 def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of data, base, precision and processes is not what it was, in words; of `environment.json` then and now."""
+    """Return the changes of data, base model, precision and processes between two `environment.json`."""
     changes = []
     for split, rows in now["data"].items():
         old = before.get("data", {}).get(split, rows)
         differ = [key for key in ("rows", "fingerprint", "images") if old.get(key) != rows.get(key)]
-        if differ:
-            what = "images" if differ == ["images"] else f"data ({old['rows']:,} images then, {rows['rows']:,} now)"
-            changes.append(f"the {split} split has other {what}")
+        if differ == ["images"]:
+            changes.append(f"the {split} split has other images")
+        elif differ:
+            changes.append(f"the {split} split has other data ({old['rows']:,} images then, {rows['rows']:,} now)")
     for key in ("precision", "processes"):
         if before.get(key, now[key]) != now[key]:
             changes.append(f"{key} was {before[key]} and is {now[key]}")
@@ -113,15 +111,18 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 
 def refuse_changes(recipe: Recipe, changes: list[str]) -> None:
-    """Raise RecipeError for `changes` since the run began, unless the recipe allows them: then they are said."""
+    """Raise RecipeError for `changes` since the run began; log them instead if the recipe allows changes."""
     run = recipe.training.output_dir
     if changes and not recipe.training.allow_changes:
-        raise RecipeError(f"{run} was begun otherwise: {'; '.join(changes)}; take another --output_dir, or {ALLOW}")
+        raise RecipeError(
+            f"the run in {run} began with other settings: {'; '.join(changes)}; use another --output_dir, or resume "
+            "all the same with --allow_changes"
+        )
     if changes and recipe.training.process_index == 0:
-        logger.warning("%s goes on with changes: %s", run, "; ".join(changes))
+        logger.warning("resuming %s with changes: %s", run, "; ".join(changes))
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """`environment.json` of a run; empty where there is none."""
+    """Return `environment.json` of a run; {} if it is missing."""
     path = run / "environment.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -21,7 +21,7 @@ from medcap.data.selection import check_images
 from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
 from medcap.modeling.feature_cache import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
-from medcap.modeling.precision import precision_name, resolve_dtype
+from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import Recipe, RecipeError
 from medcap.reporting.plots import write_sample_sheet
 from medcap.training.callbacks import MetricsLog, Progress, Samples
@@ -52,6 +52,7 @@ def check_devices(recipe: Recipe) -> None:
 
 def resolve_precision(recipe: Recipe) -> torch.dtype:
     """What the recipe's precision is on this device; the Trainer is told to compute in it."""
+    allow_tf32(recipe.model.precision, recipe.training.device)
     dtype = resolve_dtype(recipe.model.precision, recipe.training.device)
     recipe.training.bf16, recipe.training.fp16 = dtype == torch.bfloat16, dtype == torch.float16
     recipe.training.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
@@ -66,6 +67,7 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProce
         quantization=recipe.model.quantization,
         revision=recipe.model.model_revision,
         dtype=dtype,
+        model_code=recipe.model.model_code,
     )
     generation_config = make_generation_config(model, **vars(recipe.generation))
     adapted = add_lora(
@@ -174,6 +176,6 @@ def samples(run: Path, few: Dataset, scores: CaptionMetrics) -> Samples:
 
 def pixels_and_captions(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
     """What the collator needs of each row, with its number and length; pixels or features are read with the row."""
-    numbered = rows.select_columns(["image_id", "image", "caption"]).add_column("row", list(range(len(rows))))
+    numbered = rows.select_columns(["image_id", "image", "caption"])
     numbered = numbered.add_column("length", caption_lengths(processor.tokenizer, rows["caption"]))
     return with_pixel_values(numbered, processor.image_processor, None if cache is None else cache.get)

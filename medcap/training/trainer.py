@@ -1,13 +1,11 @@
-"""CaptionTrainer: the Trainer with the loss, the generation and the memory that BLIP needs."""
+"""CaptionTrainer: Trainer with BLIP's loss, generation, cached features and automatic micro-batches."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -15,16 +13,18 @@ from accelerate.utils.memory import clear_device_cache
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import EvalPrediction, GenerationConfig
 from transformers.trainer_utils import EvalLoopOutput
 
 from medcap.data.captions import IGNORED
-from medcap.modeling.beam_search import generate_ids
-from medcap.modeling.blip import prompt_ids
+from medcap.modeling.blip_fast import CaptioningBlip, prepare_blip
 from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder
-from medcap.training.checkpoints import checkpoints
+from medcap.modeling.generation import generate_ids
+from medcap.modeling.lora import base_model
+from medcap.training.callbacks import FiniteGradients
+from medcap.training.caption_rows import CaptionRows
 from medcap.training.micro_batches import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
@@ -33,10 +33,12 @@ from medcap.training.resumable_trainer import ResumableTrainer
 class CaptionTrainer(ResumableTrainer):
     """Train and evaluate a BLIP captioner on batches of `CaptionCollator`.
 
-    Evaluation hands to `compute_metrics` the generated ids (n, T) and, as `label_ids`, the row numbers (n,) that the
-    batches carry in `row`: so every prediction is scored against its own, whole reference, in whatever order and on
-    however many processes it was made. Logits and pixels are not kept. `compute_metrics` is called on the main process
-    alone, and every process is told what it said.
+    Data sets are sequences of {"pixel_values", "caption"} and optionally "image_id"; the model may be a PEFT model or
+    a plain BlipForConditionalGeneration, which `prepare_blip` then changes in place.
+
+    `compute_metrics` gets the generated ids (n, T) and, as `label_ids`, row numbers (n,), so that every prediction is
+    scored against its complete reference whatever the order and number of processes. Logits and pixels are not
+    stored. It is called on the main process, and its result is broadcast.
     """
 
     def __init__(
@@ -45,45 +47,65 @@ class CaptionTrainer(ResumableTrainer):
         generation_config: GenerationConfig,
         prompt: str = "",
         features: FeatureCache | None = None,
-        health: TrainingMonitor | None = None,
+        monitor: TrainingMonitor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`generation_config`: from `medcap.modeling.blip.make_generation_config`; `prompt`: their given start.
+        """Initialize the trainer.
 
-        `features`: where those of the tower are kept; the data sets then give the digest of each image. `health`
-        measures, and its figures go into the log.
+        Args:
+            *args: As for `Seq2SeqTrainer`.
+            generation_config: From `medcap.modeling.blip.make_generation_config`.
+            prompt: Text that every caption continues.
+            features: Feature cache; rows then have a "digest" (see `medcap.data.images.ImageTransform`).
+            monitor: Measures throughput; its figures are logged.
+            compute_metrics: Scores generated ids, see above.
+            **kwargs: As for `Seq2SeqTrainer`.
         """
         self.scores = compute_metrics
         once = None if compute_metrics is None else self._score_once
         super().__init__(*args, compute_metrics=once, **kwargs)
         self.generation_config, self.prompt = generation_config, prompt
         self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
-        self.rows_of_step: list[int] = []  # that this process has taken since the last change of the weights
-        blip = self.model.get_base_model()
+        self.rows_of_step: list[int] = []  # of this process, since the last optimizer step
+        if self.train_dataset is not None:
+            self.train_dataset = self._rows_with_numbers(self.train_dataset)
+        blip = base_model(self.model)
+        if not isinstance(blip, CaptioningBlip):
+            prepare_blip(blip, self.processing_class, "plain")
         self.encoder = FeatureEncoder(blip.vision_model, features)
-        self.tower_learns = any(weight.requires_grad for weight in blip.vision_model.parameters())
-        blip.text_decoder.label_smoothing = self.args.label_smoothing_factor  # of shifted labels, in training alone
+        self.trains_vision_encoder = any(weight.requires_grad for weight in blip.vision_model.parameters())
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
-        self.loss_is_scaled_for_ga = True  # and compute_loss divides by that count: nothing is divided again
-        self.health = health or TrainingMonitor()
-        self.add_callback(self.health)  # after those that read what it has measured
-        self._evaluated: list[torch.Tensor] = []  # of each batch of an evaluation: summed loss, labels
+        self.loss_is_scaled_for_ga = True  # the loss is divided by that count, and not again
+        self.monitor = monitor or TrainingMonitor()
+        self.add_callback(self.monitor)  # after the callbacks that read its figures
+        self.add_callback(FiniteGradients(self))
+        self._evaluated: list[torch.Tensor] = []  # per batch of an evaluation: summed loss, labels
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)  # the Trainer's own would read every image to learn of lengths
+    def _rows_with_numbers(self, dataset: Any) -> CaptionRows:
+        collator = self.data_collator
+        return CaptionRows(dataset, collator.tokenizer, collator.prompt, self.args.length_column_name)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the Trainer's loader of rows that have their number."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().get_eval_dataloader(self._rows_with_numbers(dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Return the Trainer's loader of rows that have their number."""
+        return super().get_test_dataloader(self._rows_with_numbers(test_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
-        """The micro-batches of one step of this process, and how many labels those of all processes have."""
-        batches = map(self._without_repeats, self.health.waiting(epoch_iterator))
-        found, labels = super().get_batch_samples(batches, num_batches, device)
-        self.health.count(self._rows(found), 0 if labels is None else labels)
-        return found, labels
+        """Return the micro-batches of one step of this process, and the number of labels on all processes."""
+        batches = map(self._without_repeats, self.monitor.time_batches(epoch_iterator))
+        samples, labels = super().get_batch_samples(batches, num_batches, device)
+        self.monitor.count_step(self._rows(samples), 0 if labels is None else labels)
+        return samples, labels
 
     def _rows(self, batches: list[dict[str, torch.Tensor]]) -> int:
-        """How many rows the micro-batches of one step have on all processes, repeated ones left out."""
+        """Count the rows of one step on all processes, without repeated ones."""
         rows = sum(len(batch["labels"]) for batch in batches) * self.args.world_size
         loader = self.accelerator.gradient_state
         if loader.end_of_dataloader and loader.remainder > 0:
@@ -91,14 +113,13 @@ class CaptionTrainer(ResumableTrainer):
         return rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """A line of the log, with the health of the training beside its loss."""
-        super().log({**logs, **self.health.log_figures(self.state)} if "loss" in logs else logs, start_time)
+        """Log `logs`, with the monitor's figures if there is a loss."""
+        super().log({**logs, **self.monitor.log_figures(self.state)} if "loss" in logs else logs, start_time)
 
     def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Take the labels off rows that are there for the second time.
+        """Remove the labels of rows that accelerate repeats to fill the last batch of a data set.
 
-        Where the processes cannot share the last batch of a data set evenly, accelerate fills it up with the first
-        rows: to be counted twice by who knows nothing of it. They stand behind the `remainder` rows of all processes.
+        They come after the `remainder` rows of all processes.
         """
         loader = self.accelerator.gradient_state
         if loader.end_of_dataloader and loader.remainder > 0:
@@ -113,34 +134,34 @@ class CaptionTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy summed over labels, divided by the labels of the whole step (scalar float32).
+        """Return the summed cross-entropy divided by the labels of the step, or of `inputs` if None (float32 scalar).
 
-        BLIP divides by the labels of the micro-batch, while its `**kwargs` make the Trainer believe that it divides
-        by `num_items_in_batch`: 2 x 4 would give four times the loss and gradient of 8 x 1 (transformers#47688).
+        Label smoothing applies in training only.
         """
-        pictures = inputs["pixel_values"] if self.tower_learns and model.training else self._features(inputs)
-        loss, outputs = self._loss(model, pictures, inputs, num_items_in_batch)
+        features = None if self.trains_vision_encoder and model.training else self._features(inputs)
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        outputs = self._forward(model, inputs, features, num_items_in_batch, smoothing)
+        loss = outputs.loss
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, outputs) if return_outputs else loss
 
-    def _loss(
+    def _forward(
         self,
         model: nn.Module,
-        pictures: torch.Tensor,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> tuple[torch.Tensor, Any]:
-        outputs = model(
-            pixel_values=pictures,
+        inputs: Batch,
+        features: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+        label_smoothing: float = 0.0,
+    ) -> Any:
+        return model(
+            **({"pixel_values": inputs["pixel_values"]} if features is None else {"features": features}),
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             labels=inputs["labels"],
+            num_items_in_batch=num_items_in_batch,
+            label_smoothing=label_smoothing,
         )
-        loss = outputs.loss.float()
-        if num_items_in_batch is not None:
-            loss = loss * (inputs["labels"][:, 1:].ne(IGNORED).sum() / num_items_in_batch)
-            if self.args.average_tokens_across_devices:  # the gradients are averaged over processes, and were summed
-                loss = loss * self.accelerator.num_processes
-        return loss, outputs
 
     def _features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.accelerator.autocast():
@@ -149,11 +170,10 @@ class CaptionTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One micro-batch, forward and backward, in parts of half its size or less where it does not fit into memory.
+        """Run one micro-batch forward and backward, in smaller parts where it does not fit into memory.
 
-        The loss is a sum over labels, so that parts add up to the gradient of the whole. How many rows fit is
-        remembered for the steps to come. Raises MemoryError where not even one does, and FloatingPointError before
-        weights are updated with a nan.
+        The loss is a sum over labels, so the gradients of the parts add up. The size that fits is used for later
+        steps. Raises MemoryError when one row does not fit, and FloatingPointError before a nan reaches the weights.
         """
         self.rows_of_step += inputs["row"].tolist()
         rows, before = len(inputs["labels"]), Gradients(model)
@@ -168,18 +188,18 @@ class CaptionTrainer(ResumableTrainer):
     def _in_parts(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None, size: int
     ) -> torch.Tensor | None:
-        """The summed loss of parts of `size` rows, their gradients added; None where one does not fit into memory.
+        """Return the summed loss of parts of `size` rows, gradients accumulated; None where one does not fit.
 
-        Each process splits for itself, so no part may wait for another process: gradients are averaged afterwards.
+        Processes split independently, so gradients are not synchronized here but averaged afterwards.
         """
-        apart = model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+        no_sync = model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
         losses = []
         try:
-            with apart, disable_input_dtype_casting(self.model):  # autocast does it, and not to float32 first
+            with no_sync, disable_input_dtype_casting(self.model):  # autocast casts, without float32 first
                 for part in split_batch(inputs, size):
                     losses.append(super().training_step(model, part, num_items_in_batch))
                     if not torch.isfinite(losses[-1]):
-                        self._stop(f"the loss became {losses[-1].item()}", part["row"].tolist())
+                        self.stop_non_finite(f"the loss became {losses[-1].item()}", part["row"].tolist())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self.accelerator.distributed_type in TOGETHER:
                 raise
@@ -187,7 +207,7 @@ class CaptionTrainer(ResumableTrainer):
         return torch.stack(losses).sum()
 
     def _fewer(self, size: int) -> int:
-        """How many rows to try after `size` did not fit; the device's memory is tidied up."""
+        """Return how many rows to try after `size` did not fit; release unused device memory."""
         clear_device_cache(garbage_collection=True)
         step = self.state.global_step + 1
         if size == 1:
@@ -203,43 +223,14 @@ class CaptionTrainer(ResumableTrainer):
         )
         return half
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Raise FloatingPointError for gradients that are not finite; in float16 the scaler leaves such a step out."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
-            self._stop(f"the norm of the gradients became {float(norm)}", self.rows_of_step)
-        self.rows_of_step = []
-        return norm
-
-    def _stop(self, what: str, rows: Sequence[int]) -> NoReturn:
-        ids = ", ".join(str(self.train_dataset[row]["image_id"]) for row in rows)
-        raise FloatingPointError(
-            f"{what} at step {self.state.global_step + 1}, image_id {ids}; no weight was changed. {self._advice()}"
-        )
-
-    def _advice(self) -> str:
-        what = "lower learning_rate, or leave out what is wrong, and"
-        if not (last := checkpoints(Path(self.args.output_dir))):
-            return f"There is no checkpoint yet: {what} start again in another output_dir"
-        return f"{last[0].name} is as it was: {what} go on from there with --allow_changes"
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Raise FloatingPointError before weights that are not finite are evaluated, or become a checkpoint."""
-        if self.control.should_evaluate or self.control.should_save:
-            for name, weight in self.model.named_parameters():
-                if weight.requires_grad and not weight.isfinite().all():
-                    step = self.state.global_step
-                    raise FloatingPointError(f"{name} is not finite after step {step}. {self._advice()}")
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As the Trainer's, but `loss` is the mean over all labels, on whatever batches and however many processes.
+        """Evaluate as the Trainer does, with the loss as the mean over all labels.
 
-        The Trainer's is a mean of batches' means: it moves with the size of the batches, and counts repeated rows.
+        The Trainer's is a mean of batch means: it depends on the batch size and counts repeated rows.
         """
         self._evaluated = []
-        self.encoder.flush()  # what training or this evaluation saw first need never be encoded again
-        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps the repeated rows
+        self.encoder.flush()  # so that the evaluation finds what training encoded
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's does not remove repeated rows
         evaluated = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         self.encoder.flush()
         loss, labels = self.accelerator.reduce(torch.stack(self._evaluated).sum(0), "sum")
@@ -247,7 +238,7 @@ class CaptionTrainer(ResumableTrainer):
         return evaluated
 
     def _score_once(self, evaluated: EvalPrediction) -> dict[str, float]:
-        """What the main process scored, on every process: so all choose the same best epoch and stop at the same."""
+        """Return the main process's scores on every process, so that all choose the same best epoch."""
         metrics = [self.scores(evaluated) if self.scores and self.is_world_process_zero() else None]
         return broadcast_object_list(metrics)[0]
 
@@ -259,17 +250,15 @@ class CaptionTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Loss (scalar), generated ids (B, T) and row numbers (B,) of one batch.
+        """Return summed loss (scalar), generated ids (B, T) and row numbers (B,) of one batch.
 
-        The captions come from the pixels alone: `Seq2SeqTrainer` would hand `input_ids`, the reference, to `generate`
-        as the beginning of the caption.
+        Generation gets the features only: `Seq2SeqTrainer` would pass `input_ids`, the reference, to `generate`.
         """
         inputs = self._without_repeats(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             features = self._features(inputs)
-            loss = self._loss(model, features, inputs)[0].detach()
-            labels = inputs["labels"].ne(IGNORED).sum()
-            self._evaluated.append(torch.stack([loss * labels, labels]))
+            loss = self._forward(model, inputs, features, num_items_in_batch=1).loss.detach()
+            self._evaluated.append(torch.stack([loss, inputs["labels"].ne(IGNORED).sum()]))
             if prediction_loss_only:
                 return loss, None, None
             ids = self._generate(features)
@@ -277,6 +266,6 @@ class CaptionTrainer(ResumableTrainer):
 
     def _generate(self, features: torch.Tensor) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
-        given = prompt_ids(model, self.processing_class.tokenizer, self.prompt, len(features))
+        tokenizer = self.processing_class.tokenizer
         with self.accelerator.autocast():
-            return generate_ids(model.text_decoder, features, self.generation_config, given)
+            return generate_ids(model, features, self.generation_config, tokenizer, self.prompt)

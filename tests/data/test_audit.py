@@ -76,7 +76,7 @@ def report(planted):
 
 
 def test_a_picture_encoded_again_at_another_size_is_found_across_splits(report):
-    (group,) = [group for group in report["pictures"]["groups"] if "leak" in str(group["images"])]
+    (group,) = [group for group in report["similar_images"]["groups"] if "leak" in str(group["images"])]
     assert [(image["split"], image["image_id"]) for image in group["images"]] == [
         ("train", "PHANTOM_train_000004"),
         ("test", "leak"),
@@ -85,8 +85,8 @@ def test_a_picture_encoded_again_at_another_size_is_found_across_splits(report):
 
 
 def test_nothing_but_what_was_planted_is_alike(report):
-    pictures = report["pictures"]
-    assert pictures["nearly_the_same"] == {"within_a_split": 0, "across_splits": 1}
+    pictures = report["similar_images"]
+    assert pictures["near_duplicates"] == {"within_a_split": 0, "across_splits": 1}
     assert pictures["same_pixels"] == {
         "within_a_split": 1,
         "across_splits": 0,
@@ -104,10 +104,10 @@ def test_what_the_report_says_an_option_leaves_out_is_what_it_leaves_out(report,
     data = load_rocov2(planted, exclude_leaks=True, max_broken=0.2)
     counts = {split: drop_counts(rows) for split, rows in data.items()}
     leaked = {split: n["leaked_image"] + n["leaked_group"] for split, n in counts.items()}
-    assert leaked == {"train": 2, "valid": 0, "test": 0} == report["left_out_by"]["exclude_leaks"]
+    assert leaked == {"train": 2, "valid": 0, "test": 0} == report["dropped_by"]["exclude_leaks"]
     assert not {"PHANTOM_train_000004", "PHANTOM_train_000007"} & set(data["train"]["image_id"])
     repeated = load_rocov2(planted, dedupe=True, max_broken=0.2)
-    assert report["left_out_by"]["dedupe"] == {s: drop_counts(rows)["duplicate"] for s, rows in repeated.items()}
+    assert report["dropped_by"]["dedupe"] == {s: drop_counts(rows)["duplicate"] for s, rows in repeated.items()}
     free = load_rocov2(planted, license_filter="commercial", max_broken=0.2, splits=["train", "test"])
     assert {split: rows["image_id"][:] for split, rows in free.items()} == {
         "train": ["PHANTOM_train_000007"], "test": ["PHANTOM_test_000002"],
@@ -130,9 +130,9 @@ def test_lengths_are_those_of_the_captions(tmp_path, tiny_base):
         "test"
     ]
     assert found["words"]["n"] == 3
-    assert (found["words"]["mean"], found["words"]["median"], found["words"]["greatest"]) == (4.0, 3.0, 7)
-    assert found["words"]["by_fives"][:3] == [2, 1, 0]
-    assert found["tokens"]["cut"] == {
+    assert (found["words"]["mean"], found["words"]["median"], found["words"]["max"]) == (4.0, 3.0, 7)
+    assert found["words"]["histogram"][:3] == [2, 1, 0]
+    assert found["tokens"]["truncated"] == {
         "5": 2,
         "9": 1,
     }  # [CLS] and [SEP] counted: 7 + 2 fit into 9; "one" and "two" are spelt
@@ -149,7 +149,7 @@ def test_concepts_are_counted_by_split_and_named(report):
 
 
 def test_modality_in_words_agrees_with_the_concepts_of_phantoms(report):
-    by_words = {k: n for k, n in report["splits"]["train"]["modality_by_words"].items() if k != "unknown"}
+    by_words = {k: n for k, n in report["splits"]["train"]["modality_by_text"].items() if k != "unknown"}
     by_concepts = report["splits"]["train"]["modality_by_concepts"]
     assert all(n <= by_concepts[name] + 1 for name, n in by_words.items())  # "an x-ray" of the broken image
     assert sum(by_words.values()) > 30
@@ -226,5 +226,5 @@ def test_a_split_without_any_caption_is_counted_as_that(tmp_path):
     write_rows(path, [[image_id, caption if image_id == "ID" else " "] for image_id, caption in read_rows(path)])
     report = audit(read_rocov2(tmp_path / "data"), {})
     valid = report["splits"]["valid"]
-    assert (valid["words"]["n"], sum(valid["words"]["by_fives"])) == (0, 0)
+    assert (valid["words"]["n"], sum(valid["words"]["histogram"])) == (0, 0)
     assert "blank captions" in summary(report)

@@ -6,7 +6,7 @@ Traps 6, 7, 8, 10. pytest tests/data/test_captions.py
 import pytest
 import torch
 
-from medcap.data.captions import IGNORED, CaptionCollator, clean_caption, cut_fraction
+from medcap.data.captions import IGNORED, CaptionCollator, TokenizedCaptions, clean_caption
 
 DEC = 1000  # not an id of the tokenizer, as in the Hub's BLIP
 
@@ -110,15 +110,42 @@ def test_row_numbers_come_along(tokenizer):
     assert CaptionCollator(tokenizer, DEC, 96)(rows)["row"].tolist() == [7, 3]
 
 
+def test_cached_features_and_images_travel_under_their_own_keys(tokenizer):
+    rows = [
+        {"pixel_values": None, "features": torch.full((5, 4), 1.0), "digest": b"a" * 16},
+        {"pixel_values": torch.zeros(3, 2, 2), "features": None, "digest": b"b" * 16},
+        {"pixel_values": None, "features": torch.full((5, 4), 2.0), "digest": b"c" * 16},
+    ]
+    batch = CaptionCollator(tokenizer, DEC, 96)(rows)
+    assert batch["is_cached"].tolist() == [True, False, True]
+    assert batch["features"][:, 0, 0].tolist() == [1.0, 2.0]
+    assert batch["pixel_values"].shape == (1, 3, 2, 2)
+    assert bytes(batch["digests"][0].numpy()) == b"b" * 16
+
+
 CUT = {
-    "no captions": ([], 3, 0.0),
-    "blank": ([""], 2, 0.0),
-    "exactly as long": (["a large mass"], 5, 0.0),
-    "one too long": (["a large mass"], 4, 1.0),
-    "one in four": (["mass", "mass", "a mass", "a large solid mass"], 4, 0.25),
+    "no captions": ([], 3, "", 0.0),
+    "blank": ([""], 2, "", 0.0),
+    "exactly as long": (["a large mass"], 5, "", 0.0),
+    "one too long": (["a large mass"], 4, "", 1.0),
+    "one in four": (["mass", "mass", "a mass", "a large solid mass"], 4, "", 0.25),
+    "too long with its prompt": (["a large mass"], 7, "a picture of", 1.0),
+    "as long as allowed with its prompt": (["a large mass"], 8, "a picture of", 0.0),
 }
 
 
-@pytest.mark.parametrize(("captions", "most", "share"), CUT.values(), ids=CUT)
-def test_the_share_of_cut_captions(tokenizer, captions, most, share):
-    assert cut_fraction(tokenizer, captions, most) == share
+@pytest.mark.parametrize(("captions", "most", "prompt", "fraction"), CUT.values(), ids=CUT)
+def test_the_fraction_of_cut_captions(tokenizer, captions, most, prompt, fraction):
+    assert TokenizedCaptions.tokenize(tokenizer, captions, prompt).cut_fraction(most) == fraction
+
+
+@pytest.mark.parametrize("prompt", ["", "a picture of"])
+@pytest.mark.parametrize("most", [5, 96])
+def test_statistics_are_those_of_the_batch(tokenizer, prompt, most):
+    """Lengths and learned tokens are counted as the collator makes them."""
+    captions = ["mass", "a large solid mass", "a cyst", "a a a a a a mass"]
+    batch = collated(tokenizer, captions, prompt=prompt, max_caption_tokens=most)
+    tokenized = TokenizedCaptions.tokenize(tokenizer, captions, prompt)
+    assert [min(length, most) for length in tokenized.lengths] == batch["attention_mask"].sum(1).tolist()
+    counts = batch["labels"][batch["labels"] != IGNORED].unique(return_counts=True)[1].double()
+    assert tokenized.entropy(most) == pytest.approx(torch.distributions.Categorical(counts).entropy().item())

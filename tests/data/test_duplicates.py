@@ -1,9 +1,9 @@
-"""Pictures that resemble each other are found without comparing each with each, and none is missed."""
+"""Similar images are found without comparing every pair, and none is missed."""
 
 import numpy as np
 import pytest
 
-from medcap.data.duplicates import NEAR, ImageSimilarity, leaked_groups, near_pairs
+from medcap.data.duplicates import MAX_DISTANCE, ImageSimilarity, leaked_groups, near_pairs
 
 
 def random_hashes(n, seed=0, prototypes=None, flips=20):
@@ -33,7 +33,7 @@ def test_near_pairs_are_those_of_brute_force(limit, prototypes):
         assert expected
 
 
-def test_no_pair_comes_twice_and_each_is_in_order():
+def test_pairs_are_unique_and_ordered():
     pairs = near_pairs(random_hashes(400, prototypes=2, flips=6))
     assert len(pairs) > 1000
     assert (pairs[:, 0] < pairs[:, 1]).all()
@@ -41,25 +41,25 @@ def test_no_pair_comes_twice_and_each_is_in_order():
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_of_no_or_one_hash_there_are_no_pairs(n):
+def test_fewer_than_two_hashes_give_no_pairs(n):
     assert near_pairs(np.zeros((n, 32), np.uint8)).shape == (0, 2)
 
 
-def test_hashes_that_end_in_zeros_are_told_apart():
-    assert len(likeness_of([flipped(*range(100)), flipped(*range(101)), flipped()]).pairs) == 1
+def test_hashes_that_end_in_zeros_are_distinguished():
+    assert len(similarity_of([flipped(*range(100)), flipped(*range(101)), flipped()]).pairs) == 1
 
 
-def test_two_hashes_exactly_at_the_limit_are_near_whatever_bits_differ():
+def test_hashes_at_the_limit_are_near_for_any_choice_of_bits():
     rng = np.random.default_rng(1)
     zero = np.zeros(256, np.uint8)
-    for n, found in ((NEAR, 1), (NEAR + 1, 0)):
+    for n, found in ((MAX_DISTANCE, 1), (MAX_DISTANCE + 1, 0)):
         for _ in range(50):
             other = zero.copy()
             other[rng.choice(256, n, replace=False)] = 1
             assert len(near_pairs(np.packbits([zero, other], axis=1))) == found
 
 
-def likeness_of(hashes):
+def similarity_of(hashes):
     return ImageSimilarity.of([bytes(row) for row in hashes])
 
 
@@ -69,63 +69,63 @@ def flipped(*bits):
     return np.packbits(row)
 
 
-# a chain: each is near the next, the ends are not near; then a copy of the first, and one that is alone
+# a chain (each is near the next, the ends are not), a copy of the first, and an unrelated hash
 CHAIN = [flipped(), flipped(*range(10)), flipped(*range(20)), flipped(), flipped(*range(100, 200))]
 
 
-def test_groups_hang_together_and_loners_are_none():
-    assert likeness_of(CHAIN).groups() == [[0, 1, 2, 3]]
+def test_groups_are_connected_components_of_two_or_more():
+    assert similarity_of(CHAIN).groups() == [[0, 1, 2, 3]]
 
 
-def test_of_a_chain_only_what_resembles_one_that_is_kept_is_a_repetition():
-    assert likeness_of(CHAIN).repeated([0] * 5).tolist() == [False, True, False, True, False]
+def test_only_images_similar_to_a_kept_image_are_duplicates():
+    assert similarity_of(CHAIN).duplicates([0] * 5).tolist() == [False, True, False, True, False]
 
 
-def test_repetitions_are_counted_within_a_split():
-    assert likeness_of(CHAIN).repeated([0, 1, 0, 0, 1]).tolist() == [False, False, False, True, False]
+def test_duplicates_are_found_within_a_split_only():
+    assert similarity_of(CHAIN).duplicates([0, 1, 0, 0, 1]).tolist() == [False, False, False, True, False]
 
 
-def test_what_resembles_a_picture_of_a_higher_split_leaks():
-    assert likeness_of(CHAIN).leaked(np.array([0, 1, 2, 0, 0])).tolist() == [True, True, False, True, False]
-    assert likeness_of(CHAIN).leaked(np.array([2, 0, 0, 2, 0])).tolist() == [False, True, False, False, False]
+def test_images_similar_to_one_of_a_higher_split_leak():
+    assert similarity_of(CHAIN).leaked(np.array([0, 1, 2, 0, 0])).tolist() == [True, True, False, True, False]
+    assert similarity_of(CHAIN).leaked(np.array([2, 0, 0, 2, 0])).tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_leaks_and_repetitions_are_those_of_brute_force(seed):
+def test_leaks_and_duplicates_are_those_of_brute_force(seed):
     rng = np.random.default_rng(seed)
     hashes = random_hashes(60, seed, prototypes=8)[rng.integers(0, 40, 80)]
-    rank, near = rng.integers(0, 3, 80), np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= NEAR
-    found = likeness_of(hashes)
+    rank, near = rng.integers(0, 3, 80), np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= MAX_DISTANCE
+    found = similarity_of(hashes)
     assert found.leaked(rank).tolist() == [bool((rank[near[i]] > rank[i]).any()) for i in range(80)]
     kept = []
     for i in range(80):
         if not any(near[i, j] and rank[i] == rank[j] for j in kept):
             kept.append(i)
-    assert np.flatnonzero(~found.repeated(rank.tolist())).tolist() == kept
+    assert np.flatnonzero(~found.duplicates(rank.tolist())).tolist() == kept
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_groups_are_those_of_brute_force(seed):
     hashes = random_hashes(60, seed, prototypes=12)
-    near = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= NEAR
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= MAX_DISTANCE
     labels = np.arange(len(hashes))
-    for _ in labels:  # everyone takes the least label of those who are near
+    for _ in labels:  # every image takes the smallest label of its neighbours
         labels = np.where(near, labels, len(labels)).min(1)
     expected = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
-    assert likeness_of(hashes).groups() == [group for group in expected if len(group) > 1]
+    assert similarity_of(hashes).groups() == [group for group in expected if len(group) > 1]
 
 
-def test_ten_thousand_copies_are_one_kind():
-    found = likeness_of([flipped()] * 10_000)
-    assert (len(found.pairs), found.repeated([0] * 10_000).sum()) == (0, 9_999)
+def test_ten_thousand_copies_share_one_hash():
+    found = similarity_of([flipped()] * 10_000)
+    assert (len(found.pairs), found.duplicates([0] * 10_000).sum()) == (0, 9_999)
 
 
-def test_of_no_pictures_nothing_is_alike():
-    found = likeness_of([])
+def test_an_empty_data_set_has_no_duplicates():
+    found = similarity_of([])
     assert found.groups() == []
-    assert found.repeated([]).tolist() == found.leaked(np.array([], int)).tolist() == []
+    assert found.duplicates([]).tolist() == found.leaked(np.array([], int)).tolist() == []
 
 
-def test_a_group_leaks_from_the_lower_split_and_the_unknown_is_no_group():
+def test_groups_leak_from_the_lower_split_and_unknown_groups_do_not():
     groups = ["PMC1", "PMC2", None, "PMC1", "PMC2", None, "", ""]
     assert leaked_groups(groups, [0, 1, 0, 2, 1, 2, 0, 2]).tolist() == [True] + [False] * 7

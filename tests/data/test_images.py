@@ -225,9 +225,20 @@ def test_what_is_known_is_not_decoded(processor, tmp_path):
     known = {image_digest(str(tmp_path / "a.png")): features}
     entries = [{"bytes": None, "path": str(tmp_path / name)} for name in ("b.png", "c.png")]
     out = ImageTransform(processor, known.get)({"image": entries})
-    assert out["pixel_values"][0] is features
+    assert out["features"] == [features, None]
+    assert out["pixel_values"][0] is None
     assert out["pixel_values"][1].shape == (3, SIDE, SIDE)
     assert out["digest"] == [image_digest(entry) for entry in entries]
+
+
+def test_an_uncached_file_is_read_once(processor, tmp_path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+    read, reads = images._read_bytes, []
+    monkeypatch.setattr(images, "_read_bytes", lambda path: reads.append(path) or read(path))
+    entry = {"bytes": None, "path": str(tmp_path / "a.png")}
+    row = ImageTransform(processor, {}.get)({"image": [entry]})
+    assert reads == [entry["path"]]
+    assert torch.equal(row["pixel_values"][0], ImageTransform(processor)({"image": [entry]})["pixel_values"][0])
 
 
 def test_an_image_that_is_not_there_is_named_before_its_features_are_looked_for(processor, tmp_path):

@@ -200,7 +200,7 @@ def test_fraction_out_of_range_raises(tmp_path, fraction):
 
 
 def test_fraction_that_keeps_nothing_raises(tmp_path):
-    with pytest.raises(ValueError, match="nothing is left of the 3 rows of train: 3 outside_fraction"):
+    with pytest.raises(ValueError, match="no rows left: all 3 rows of train were dropped: 3 outside_fraction"):
         load_rocov2(write_split(tmp_path / "data"), fraction=1e-6, splits=["train"])
 
 
@@ -235,7 +235,7 @@ def test_missing_images_below_the_limit_are_dropped_named_and_counted(tmp_path, 
     assert "train_7" not in data["image_id"][:]
     assert drop_counts(data) == counts(read=20, missing=1, kept=19)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "1 of 20 images of train are missing: train_7. Left out" in caplog.text
+    assert "1 of 20 images of train are missing: train_7. They are dropped" in caplog.text
 
 
 def counts(**changed):
@@ -334,7 +334,7 @@ def test_one_split_for_a_list_of_splits_raises(tmp_path):
 
 @pytest.mark.parametrize("max_broken", [-0.1, 5])
 def test_limit_that_is_no_share_raises(tmp_path, max_broken):
-    with pytest.raises(ValueError, match="max_broken is a share, 0 to 1, got"):
+    with pytest.raises(ValueError, match="max_broken must be 0 to 1, got"):
         load_rocov2(tmp_path, max_broken=max_broken)
 
 

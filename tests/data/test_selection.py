@@ -102,9 +102,7 @@ def test_only_licences_that_allow_commercial_use_stay(raw):
 
 def test_without_any_licence_there_is_nothing_to_filter_by(raw):
     unknown = raw["train"].remove_columns("license").add_column("license", [None] * 6, feature=FEATURES["license"])
-    with pytest.raises(
-        ValueError, match="license_filter is commercial, but no licence is known of any image of train"
-    ):
+    with pytest.raises(ValueError, match="license_filter is commercial, but no license of an image of train is known"):
         select_rows({"train": unknown}, ["train"], Selection(license_filter="commercial"))
 
 
@@ -134,8 +132,8 @@ def test_a_picture_that_cannot_be_decoded_is_counted_as_that(raw, folder):
     ("keys", "message"),
     [
         ({"fraction": 0}, "fraction must be above 0 and at most 1, got 0"),
-        ({"max_broken": 2}, "max_broken is a share, 0 to 1, got 2"),
-        ({"license_filter": "free"}, "license_filter is any or commercial, got 'free'"),
+        ({"max_broken": 2}, "max_broken must be 0 to 1, got 2"),
+        ({"license_filter": "free"}, "license_filter must be any or commercial, got 'free'"),
     ],
 )
 def test_a_choice_out_of_range_raises(keys, message):
@@ -149,7 +147,7 @@ def test_rows_that_were_selected_or_shuffled_keep_their_own_images_and_licences(
     wanted = Selection(license_filter="commercial", max_broken=0.5)
     data = select_rows({"train": train.select([5, 4, 2, 0])}, ["train"], wanted)
     assert kept(data) == {"train": [4, 0]}
-    with pytest.raises(ValueError, match="no licence is known of any image of train"):
+    with pytest.raises(ValueError, match="no license of an image of train is known"):
         select_rows({"train": train.select([5, 2])}, ["train"], wanted)
 
 
@@ -159,21 +157,21 @@ def test_what_repeats_a_leak_but_is_none_itself_stays(raw, monkeypatch):
     train, test = raw["train"].select([0, 1]).remove_columns("group"), raw["test"].select([0, 1])
     train = train.add_column("group", [None, None], feature=FEATURES["group"])
 
-    def prints_of(rows, num_proc):
+    def infos_of(rows, num_proc, perceptual_hash):
         bits = np.array([np.isin(np.arange(256), list(hashes[image_id])) for image_id in rows["image_id"]])
-        return [ImageInfo(pixels=str(i), phash=np.packbits(row).tobytes()) for i, row in enumerate(bits)]
+        return [ImageInfo(pixel_digest=str(i), phash=np.packbits(row).tobytes()) for i, row in enumerate(bits)]
 
-    monkeypatch.setattr("medcap.data.selection.inspect_images", prints_of)
+    monkeypatch.setattr("medcap.data.selection.inspect_images", infos_of)
     data = select_rows({"train": train, "test": test}, ["train"], Selection(dedupe=True, exclude_leaks=True))
     assert (kept(data), reasons(data["train"])) == ({"train": [1]}, {"leaked_image": 1})
 
 
 def test_a_split_of_which_nothing_is_left_raises_with_the_reasons(raw, folder):
-    with pytest.raises(ValueError, match="nothing is left of the 1 rows of valid: 1 license"):
+    with pytest.raises(ValueError, match="no rows left: all 1 rows of valid were dropped: 1 license"):
         select_rows({"valid": raw["valid"].select([1])}, ["valid"], Selection(license_filter="commercial"))
     (folder / "broken.png").write_bytes(b"")
     other = datasets.Dataset.from_dict({"image_id": ["a"], "image": [str(folder / "broken.png")]})
-    with pytest.raises(ValueError, match="nothing is left of the 1 rows of the data set: 1 undecodable"):
+    with pytest.raises(ValueError, match="no rows left: all 1 rows of the data set were dropped: 1 undecodable"):
         check_images(other.cast_column("image", datasets.Image()), max_broken=1)
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from medcap.data.rocov2 import load_rocov2
-from medcap.data.tables import check_ids, read_column, read_jsonl, read_parquet, read_table, some
+from medcap.data.tables import check_ids, list_some, read_column, read_jsonl, read_parquet, read_table
 
 BAD_CSV = {
     "other columns": ("image,text\r\na,b\r\n", r"needs the columns ID, Caption, has image, text"),
@@ -110,5 +110,5 @@ def test_ids_with_dots_and_blanks_are_sound():
 
 
 def test_of_many_names_five_are_told():
-    assert some(list("abcde")) == "a, b, c, d, e"
-    assert some(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert list_some(list("abcde")) == "a, b, c, d, e"
+    assert list_some(list("abcdefg")) == "a, b, c, d, e and 2 more"

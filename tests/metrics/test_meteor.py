@@ -18,6 +18,8 @@ from medcap.metrics.coco import score_captions, tokenize
 from medcap.metrics.java import find_java, run_java
 from medcap.metrics.meteor import Meteor, bounded
 
+pytestmark = pytest.mark.usefixtures("own_meteor")
+
 # METEOR 1.5's protocol with a known answer; it notes the lines that it got in lines.txt beside itself
 METEOR = """
 import os

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from medcap.modeling.beam_search import generate_ids
+from medcap.modeling.beam_search import beam_search
 from medcap.modeling.blip import first_token_id, make_generation_config, prompt_ids
 
 IMAGES = 24
@@ -42,7 +42,7 @@ def until_the_end(ids, end):
 def ours(model, pixels, settings, given):
     with torch.no_grad():
         features = model.vision_model(pixels).last_hidden_state
-    return generate_ids(model.text_decoder, features, settings, given)
+    return beam_search(model.text_decoder, features, settings, given)
 
 
 @pytest.mark.parametrize("eagerness", [0.0, 8.0, 12.0])
@@ -96,6 +96,6 @@ def test_the_decoder_forgets_pictures_and_beams(loaded):
         make_generation_config(model, num_beams=2, max_new_tokens=3),
         prompt_ids(model, loaded[1].tokenizer, "", IMAGES),
     )
-    attentions = [module for module in model.modules() if hasattr(module, "memory")]
+    attentions = [module for module in model.modules() if hasattr(module, "beam_cache")]
     assert len(attentions) == 2 * len(model.text_decoder.bert.encoder.layer)
-    assert all(attention.memory is None for attention in attentions)
+    assert all(attention.beam_cache is None for attention in attentions)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BlipForConditionalGeneration, GenerationConfig
 
-from medcap.modeling.beam_search import generate_ids
+from medcap.modeling.beam_search import beam_search
 from medcap.modeling.blip import (
     decode_captions,
     first_token_id,
@@ -205,7 +205,7 @@ def test_generation_goes_on_from_the_prompt(blip):
     words = processor.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
     captions = make_generation_config(model, num_beams=2, max_new_tokens=5)
     given = prompt_ids(*blip_and_tokenizer(blip), PROMPT, 2)
-    ids = generate_ids(model.text_decoder, seen(model, pictures(NATIVE)), captions, given)
+    ids = beam_search(model.text_decoder, seen(model, pictures(NATIVE)), captions, given)
     assert ids[:, : 1 + len(words)].tolist() == [[first_token_id(model), *words]] * 2
     assert ids.shape[1] <= 1 + len(words) + 5  # the prompt does not count as new
     assert (ids[:, 1 + len(words)] != processor.tokenizer.sep_token_id).all()  # nor does it end the caption

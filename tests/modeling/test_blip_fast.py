@@ -1,16 +1,18 @@
-"""The faster parts say what BLIP's own say: in training, in evaluation, with bytes, features and gradients.
+"""The fast modules compute what BLIP's own compute: logits, loss, gradients, with uint8 images and features.
 
-Traps 1, 7, 14, 21, 22. pytest tests/modeling/test_fast.py
+Traps 1, 7, 14, 15, 21, 22. pytest tests/modeling/test_blip_fast.py
 """
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration, DynamicCache
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from medcap.modeling import loss
 from medcap.modeling.blip import load_blip, make_generation_config
 from medcap.modeling.blip_fast import BitDropout, attend
+from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import add_lora
 from medcap.modeling.loss import head_loss
 
@@ -79,7 +81,9 @@ def test_features_stand_for_their_picture(loaded):
     batch = batch_of(loaded[0])
     with torch.no_grad():
         features = loaded[0].vision_model(batch["pixel_values"]).last_hidden_state
-        assert torch.equal(loaded[0](**{**batch, "pixel_values": features}).logits, loaded[0](**batch).logits)
+        assert torch.equal(
+            loaded[0](**{**batch, "pixel_values": None}, features=features).logits, loaded[0](**batch).logits
+        )
 
 
 def test_transformers_own_generate_still_works(plain, loaded):
@@ -87,6 +91,69 @@ def test_transformers_own_generate_still_works(plain, loaded):
     captions = make_generation_config(plain, num_beams=3, max_new_tokens=8)
     asked = {"pixel_values": pixels, "generation_config": captions}
     assert torch.equal(loaded[0].generate(**asked), plain.generate(**asked))
+
+
+def test_plain_and_fast_code_give_the_same_loss_gradient_and_captions(tiny_base):
+    results = []
+    for model_code in ("fast", "plain"):
+        model, processor = load_blip(str(tiny_base), model_code=model_code)
+        batch = batch_of(model.eval())
+        features = model.vision_model(batch.pop("pixel_values")).last_hidden_state
+        weight = model.text_decoder.bert.encoder.layer[0].crossattention.self.value.weight
+        labels = {"labels": labels_of(batch), "num_items_in_batch": 7, "label_smoothing": 0.1}
+        computed = model(**batch, features=features, **labels).loss
+        gradient = torch.autograd.grad(computed, [weight])[0]
+        captions = [
+            generate_ids(model, features, make_generation_config(model, num_beams=beams, max_new_tokens=8),
+                         processor.tokenizer, "a picture of").tolist()
+            for beams in (1, 3)
+        ]  # fmt: skip
+        results.append((computed.detach(), gradient, captions))
+    fast, plain_code = results
+    torch.testing.assert_close(fast[:2], plain_code[:2], atol=1e-5, rtol=1e-4)
+    assert fast[2] == plain_code[2]
+    assert type(model.text_decoder) is BlipTextLMHeadModel
+
+
+def test_the_loss_is_divided_by_the_given_number_of_labels(loaded):
+    batch = batch_of(loaded[0])
+    labels = labels_of(batch)
+    with torch.no_grad():
+        mean, summed = (loaded[0](**batch, labels=labels, num_items_in_batch=n).loss for n in (None, 1))
+    assert summed.item() == pytest.approx(mean.item() * labels[:, 1:].ne(-100).sum().item(), rel=1e-6)
+
+
+def test_unknown_keywords_are_errors(loaded):
+    model, batch = loaded[0], batch_of(loaded[0])
+    states = torch.zeros(1, 2, model.config.text_config.hidden_size)
+    layer = model.text_decoder.bert.encoder.layer[0]
+    vision = model.vision_model.encoder.layers[0].self_attn
+    for call in (
+        lambda: model(**batch, surprise=1),
+        lambda: model.vision_model(batch["pixel_values"], surprise=1),
+        lambda: model.text_decoder(batch["input_ids"], labels=labels_of(batch), surprise=1),
+        lambda: layer.attention.self(states, surprise=1),
+        lambda: vision(states, surprise=1),
+    ):
+        with pytest.raises(TypeError, match="surprise|unexpected"):
+            call()
+
+
+def test_the_attention_uses_the_cache_under_both_names(loaded):
+    """transformers 5.24 renamed `past_key_values` to `cache`."""
+    attention = loaded[0].text_decoder.bert.encoder.layer[0].attention.self
+    states = torch.randn(1, 3, loaded[0].config.text_config.hidden_size)
+    with torch.no_grad():
+        expected = attention(states)[0][:, -1:]
+        for name in ("past_key_values", "cache"):
+            past = DynamicCache()
+            attention(states[:, :2], **{name: past})
+            torch.testing.assert_close(attention(states[:, 2:], **{name: past})[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_saved_adapter_does_not_name_medcap(blip, tmp_path):
+    add_lora(blip[0], targets="attention", r=4, alpha=8, dropout=0.0).save_pretrained(tmp_path)
+    assert "medcap" not in (tmp_path / "adapter_config.json").read_text()
 
 
 def test_another_size_sees_the_same_with_interpolated_positions(plain, tiny_base):

@@ -275,19 +275,19 @@ def test_a_tower_that_learns_has_no_cache(blip, caplog, tmp_path):
     adapted = add_lora(blip[0], targets="text-and-vision-attention", r=4, alpha=8, dropout=0.0)
     assert open_cache("auto", adapted.get_base_model(), blip[1], torch.float32, 9) is None
     assert caplog.messages == [
-        "no feature cache: lora_target_modules reaches the vision tower, whose output changes as it learns"
+        "no feature cache: lora_target_modules includes the vision encoder, whose features change in training"
     ]
     with pytest.raises(ValueError, match=r"feature_cache: .* cannot be used: lora_target_modules reaches the vision"):
         open_cache(str(tmp_path), adapted.get_base_model(), blip[1], torch.float32, 9)
     adapted.requires_grad_(False)
-    assert caching_obstacle(adapted.get_base_model()) == "the adapter changes the vision tower"
+    assert caching_obstacle(adapted.get_base_model()) == "the adapter changes the vision encoder"
 
 
 def test_a_tower_that_drops_out_attention_has_no_cache(blip):
     blip[0].requires_grad_(False)
     assert caching_obstacle(blip[0]) == ""
     blip[0].config.vision_config.attention_dropout = 0.1
-    assert caching_obstacle(blip[0]) == "the vision tower drops out attention at random"
+    assert caching_obstacle(blip[0]) == "the vision encoder uses attention dropout"
 
 
 def test_off_is_off(blip):
@@ -304,7 +304,7 @@ def test_room_is_looked_for_first(blip, monkeypatch, caplog, tmp_path):
     assert open_cache("auto", *blip, torch.float32, most) is not None
     assert open_cache("auto", *blip, torch.float32, most + 1) is None
     assert "images need 0.0 GB more" in caplog.text
-    with pytest.raises(ValueError, match="leave it at auto or off"):
+    with pytest.raises(ValueError, match="set it to auto or off"):
         open_cache(str(tmp_path), *blip, torch.float32, most + 1)
 
 

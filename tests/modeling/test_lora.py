@@ -136,7 +136,7 @@ def test_with_the_head_wrapped_merging_would_change_the_model(blip):
 
 
 REFUSED = {
-    "nothing": ("", "matches no linear layer; take one of query-key, query-value, attention, text, "),
+    "nothing": ("", "matches no linear layer; use one of query-key, query-value, attention, text, "),
     "a name that does not exist": ("attentions", "matches no linear layer"),
     "a part of a name": (r"crossattention\.self\.query", "matches no linear layer"),
     "not linear": (r".*layer\.0\.attention", "matches no linear layer"),

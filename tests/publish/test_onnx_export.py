@@ -57,7 +57,7 @@ def test_the_program_of_the_card_runs_by_onnxruntime_alone(models, trained_run, 
     done = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     greedy = load_captioner(
-        str(trained_run.folder / "adapter"), generation={"num_beams": 1, "no_repeat_ngram_size": 0}, restore=False
+        str(trained_run.folder / "adapter"), generation={"num_beams": 1, "no_repeat_ngram_size": 0}, detokenize=False
     )
     assert done.stdout.strip() == greedy.caption([image])[0] != ""
 

@@ -206,7 +206,7 @@ def test_same_run_same_bytes(run, tmp_path):
 
 def test_a_release_is_never_written_over(run, release, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in release.iterdir()}
-    with pytest.raises(FileExistsError, match="release exists: a release is never written over"):
+    with pytest.raises(FileExistsError, match="release exists and is never overwritten"):
         build_release(run, release)
     assert {path: path.stat().st_mtime_ns for path in release.iterdir()} == before
     (tmp_path / "file").touch()

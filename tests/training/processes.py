@@ -15,7 +15,7 @@ from test_trainer import CAPTIONS as EIGHT
 from torch import multiprocessing
 from transformers import TrainerCallback
 
-from medcap.data.captions import CaptionCollator, caption_lengths
+from medcap.data.captions import CaptionCollator
 from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
@@ -31,13 +31,6 @@ STEPS = {
 }
 
 
-class Rows(list):
-    """A list of rows that also gives a column."""
-
-    def __getitem__(self, at):
-        return [row[at] for row in self] if isinstance(at, str) else super().__getitem__(at)
-
-
 class Gradients(TrainerCallback):
     """Keeps the gradient of every step as one vector."""
 
@@ -49,14 +42,12 @@ class Gradients(TrainerCallback):
         self.steps.append(torch.cat(found).clone())
 
 
-def rows_of(tokenizer, count):
+def rows_of(count):
     pixels = torch.randn(len(CAPTIONS), 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    lengths = caption_lengths(tokenizer, CAPTIONS)
-    columns = zip(CAPTIONS[:count], lengths[:count], strict=True)
-    return Rows(
-        {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption, "length": length, "row": row}
-        for row, (caption, length) in enumerate(columns)
-    )
+    return [
+        {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption}
+        for row, caption in enumerate(CAPTIONS[:count])
+    ]
 
 
 def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
@@ -72,7 +63,7 @@ def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
         model=adapted,
         args=arguments,
         generation_config=make_generation_config(model, num_beams=1, max_new_tokens=6),
-        train_dataset=rows_of(processor.tokenizer, len(CAPTIONS)),
+        train_dataset=rows_of(len(CAPTIONS)),
         data_collator=CaptionCollator(processor.tokenizer, first_token_id(model), 64),
         processing_class=processor,
         callbacks=list(callbacks),
@@ -107,7 +98,7 @@ def evaluated(base, out, images, batch):
         return {"images": float(len(found.label_ids))}
 
     trainer = trainer_of(base, out, compute_metrics=score, per_device_eval_batch_size=batch)
-    metrics = trainer.evaluate(rows_of(trainer.processing_class.tokenizer, images))
+    metrics = trainer.evaluate(rows_of(images))
     return {"scored": scored, "loss": metrics["eval_loss"], "images": metrics["eval_images"]}
 
 

@@ -9,15 +9,15 @@ import shutil
 
 import pytest
 
-from medcap.io import PARTIAL, commit_folder, remove, staging_folder, write_text
+from medcap.io import PARTIAL, commit_folder, remove_folder, staging_folder, write_text
 from medcap.training.checkpoints import (
     CHECKSUMS,
     checkpoints,
     find_damage,
     find_damage_for_resume,
-    is_for_a_stop,
+    is_stop_checkpoint,
     rotate,
-    stopped_in,
+    pending_work,
     write_checksums,
 )
 
@@ -58,8 +58,8 @@ FAULTS = {
     "one bit": ("optimizer.pt", turn_a_bit, "optimizer.pt has another checksum"),
     "a file in a folder": ("global_step/shard.pt", os.unlink, "global_step/shard.pt is missing"),
     "no checksums": (CHECKSUMS, os.unlink, f"{CHECKSUMS} is missing"),
-    "half of the checksums": (CHECKSUMS, spoil, f"{CHECKSUMS} cannot be understood"),
-    "checksums of another make": (CHECKSUMS, lambda path: path.write_text("[]"), f"{CHECKSUMS} cannot be understood"),
+    "half of the checksums": (CHECKSUMS, spoil, f"{CHECKSUMS} cannot be parsed"),
+    "checksums of another make": (CHECKSUMS, lambda path: path.write_text("[]"), f"{CHECKSUMS} cannot be parsed"),
 }
 
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
     run = make(15, best=15).parent
     found = {path.name: find_damage_for_resume(path, with_best=True) for path in checkpoints(run)}
     broken = "optimizer.pt has another checksum"
-    behind = f"the best until then, checkpoint-6, is not whole: {broken}"
+    behind = f"its best checkpoint, checkpoint-6, is damaged: {broken}"
     assert found == {
         "checkpoint-15": "", "checkpoint-12": behind, "checkpoint-9": behind,
         "checkpoint-6": broken, "checkpoint-3": "",
@@ -87,10 +87,10 @@ def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
 
 
 def test_what_a_signal_left_undone_is_remembered(make):
-    assert stopped_in(make(3)) is None
-    assert stopped_in(make(4, stopped={"signal": "SIGTERM"})) == {"signal": "SIGTERM"}
+    assert pending_work(make(3)) is None
+    assert pending_work(make(4, stopped={"signal": "SIGTERM"})) == {"signal": "SIGTERM"}
     spoil(make(5) / CHECKSUMS)
-    assert [path.name for path in checkpoints(make(6).parent) if is_for_a_stop(path)] == ["checkpoint-4"]
+    assert [path.name for path in checkpoints(make(6).parent) if is_stop_checkpoint(path)] == ["checkpoint-4"]
 
 
 def test_checkpoints_are_sorted_by_step_and_half_written_ones_are_none(make, tmp_path):
@@ -127,7 +127,7 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path):
 def test_a_removal_that_is_killed_leaves_no_half_folder_under_the_name(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-3").mkdir()
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # as far as it came
-    remove(tmp_path / "checkpoint-3")
+    remove_folder(tmp_path / "checkpoint-3")
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-3.old{PARTIAL}"]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, write_recipe
 
-from medcap.commands.train import launch
+from medcap.launch import launch_command
 from medcap.recipe import RecipeError, read_recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -77,7 +77,7 @@ def trained(tiny_base, phantoms, tmp_path_factory):
         per_device_train_batch_size=3, per_device_eval_batch_size=3, learning_rate=1.0e-5, num_beams=1,
         max_new_tokens=4,
     )  # fmt: skip
-    program = launch(["--config", str(recipe)], "cpu-ddp")
+    program = launch_command(["--config", str(recipe)], "cpu-ddp")
     done = subprocess.run(program, capture_output=True, text=True, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return folder, done.stdout, done.stderr.replace("\r", "\n").splitlines()
@@ -99,7 +99,7 @@ def test_two_processes_say_everything_once(trained):
     assert stdout.startswith(f"{folder / 'run' / 'adapter'}: the adapter of checkpoint-")
     assert stdout.count("\n") == 1
     once = (
-        "12 training and 6 validation images", "weights learn", "features of the vision tower", "epoch 1: loss",
+        "12 training and 6 validation images", "weights learn", "features of the vision encoder", "epoch 1: loss",
         "epoch 2: loss", "after epoch 1 the validation loss is", "decoding train:   0%", "training:   0%",
     )  # fmt: skip
     assert {text: sum(text in line for line in stderr) for text in once} == dict.fromkeys(once, 1)
@@ -138,7 +138,7 @@ ENDINGS = {
 def test_processes_that_fail_end_with_one_line_and_the_status_of_the_first(tmp_path, which):
     """The one that waits for the lost one says nothing, or of a killed one that it is lost."""
     (tmp_path / "fails.py").write_text(FAILS, encoding="utf-8")
-    program = launch([], "cpu-ddp")[:-1]
+    program = launch_command([], "cpu-ddp")[:-1]
     done = subprocess.run(
         [*program, str(tmp_path / "fails.py"), which], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
     )
@@ -159,7 +159,7 @@ ALONE = {
 @pytest.mark.parametrize(("does", "status", "said"), ALONE.values(), ids=ALONE)
 def test_one_process_alone_ends_with_its_status(tmp_path, does, status, said):
     (tmp_path / "ends.py").write_text(f"import os, sys\n{does}\n", encoding="utf-8")
-    program = launch([], "cpu")[:-1]
+    program = launch_command([], "cpu")[:-1]
     done = subprocess.run([*program, str(tmp_path / "ends.py")], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
 

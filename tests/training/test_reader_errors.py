@@ -118,8 +118,8 @@ def test_parts_of_a_batch_are_the_batch(blip, rows):
     pictures = rows_of()
     for place in (0, 3, 4, 6):
         pixels = pictures[place]["pixel_values"][None]
-        pictures[place]["pixel_values"] = encode({"pixel_values": pixels})[0]
-    batch = collate([{**row, "digest": bytes([row["row"]] * 16)} for row in pictures])
+        pictures[place] |= {"features": encode({"pixel_values": pixels})[0], "pixel_values": None}
+    batch = collate([{"features": None, **row, "digest": bytes([at] * 16), "row": at} for at, row in enumerate(pictures)])
     parts = list(split_batch(batch, rows))
     assert [len(part["labels"]) for part in parts] == [len(some) for some in torch.arange(8).split(rows)]
     for name in ("input_ids", "attention_mask", "labels", "row"):

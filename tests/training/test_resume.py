@@ -137,7 +137,7 @@ def test_a_run_stopped_by_a_signal_after_any_step_goes_on_exactly(train, undistu
         last = checkpoints(run)[0]
         assert (last.name, find_damage(last)) == (f"checkpoint-{step}", "")
         said = capsys.readouterr().err
-        assert f"medcap: stopped by {number.name}; {last} is whole, and the same command goes on from there" in said
+        assert f"medcap: stopped by {number.name}; {last} is complete, and the same command resumes from it" in said
     assert_same_run(train(run, last), undisturbed)
     names = [sorted(path.name for path in folder.iterdir()) for folder in (run, tmp_path / "undisturbed")]
     assert names[0] == names[1] == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]

@@ -296,7 +296,7 @@ def test_training_from_kept_features_gives_the_losses_of_training_without(
         train_script, trained_run, tmp_path / "a", precision=precision, feature_cache=tmp_path / "kept"
     )
     plain, _ = trained_with(train_script, trained_run, tmp_path / "b", precision=precision, feature_cache="off")
-    assert "features of the vision tower are kept in" in said
+    assert "features of the vision encoder are cached in" in said
     assert len(list((tmp_path / "kept").rglob("*.idx"))) == 1
     for key in ("loss", "eval_loss"):
         assert [line[key] for line in cached] == pytest.approx([line[key] for line in plain], abs=bound)

@@ -8,8 +8,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
-from transformers import EvalPrediction, TrainerCallback
+from transformers import BlipForConditionalGeneration, BlipProcessor, EvalPrediction, TrainerCallback
 
 from medcap.data.captions import IGNORED, CaptionCollator
 from medcap.data.detokenize import detokenize
@@ -39,7 +40,7 @@ def rows_of(captions=CAPTIONS, size=32):
     """Rows as the transform gives them: noise for pictures, the same for the same number of captions."""
     pixels = torch.randn(len(captions), 3, size, size, generator=torch.Generator().manual_seed(0))
     return [
-        {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption, "row": row}
+        {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption}
         for row, caption in enumerate(captions)
     ]
 
@@ -113,7 +114,7 @@ def test_the_loss_is_the_mean_over_the_tokens_that_follow(make_trainer):
 
 def test_the_loss_does_not_depend_on_the_padding(make_trainer):
     trainer = make_trainer()
-    batch = trainer.data_collator(trainer.train_dataset[:3])
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(3)])
     wider = {"pixel_values": batch["pixel_values"]}
     for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", IGNORED)):
         wider[name] = F.pad(batch[name], (0, 50), value=value)
@@ -226,6 +227,39 @@ def test_a_quantized_base_trains(make_trainer, tiny_base, quantization):
     assert all(
         torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters() if name in before
     )
+
+
+# --- plain models and data sets ---
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_a_plain_model_and_plain_rows_train_and_evaluate(tiny_base, tmp_path, as_dataset):
+    """Without an adapter, row numbers or lengths; grouping by length counts the tokens itself."""
+    model = BlipForConditionalGeneration.from_pretrained(tiny_base)
+    processor = BlipProcessor.from_pretrained(tiny_base)
+    rows = [{"pixel_values": row["pixel_values"], "caption": row["caption"]} for row in rows_of()]
+    if as_dataset:
+        columns = {name: [row[name] for row in rows] for name in ("caption", "pixel_values")}
+        columns["pixel_values"] = [pixels.numpy() for pixels in columns["pixel_values"]]
+        rows = Dataset.from_dict(columns).with_format("torch")
+    trainer = CaptionTrainer(
+        model=model,
+        args=CaptionTrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=2, per_device_train_batch_size=4,
+            eval_strategy="no", save_strategy="no", load_best_model_at_end=False, logging_steps=1,
+            train_sampling_strategy="group_by_length", learning_rate=1e-3, per_device_eval_batch_size=4,
+        ),
+        generation_config=make_generation_config(model, num_beams=2, max_new_tokens=5),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=CaptionCollator(processor.tokenizer, first_token_id(model), 64),
+        processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    evaluated = trainer.predict(rows)
+    assert evaluated.label_ids.tolist() == list(range(8))
+    assert evaluated.metrics["test_loss"] < losses(trainer)[0]
+    assert trainer.train_dataset.lengths[0] == len(processor.tokenizer(CAPTIONS[0])["input_ids"])
 
 
 # --- evaluation ---

@@ -15,7 +15,7 @@ from transformers import BlipImageProcessor, BlipProcessor
 
 from medcap.data.captions import CaptionCollator
 from medcap.modeling.blip import first_token_id, make_generation_config
-from medcap.modeling.blip_fast import use_fast_modules
+from medcap.modeling.blip_fast import prepare_blip
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
@@ -31,7 +31,7 @@ for where in ("nowhere", "forward", "backward"):
     own.mkdir(exist_ok=True)
     tokenizer = tiny_tokenizer(own)
     model, processor = tiny_blip(tokenizer), BlipProcessor(BlipImageProcessor(), tokenizer)
-    use_fast_modules(model, processor)
+    prepare_blip(model, processor)
     torch.manual_seed(0)
     trainer = CaptionTrainer(
         model=add_lora(model, targets="text", r=4, alpha=8, dropout=0.0),

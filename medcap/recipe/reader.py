@@ -1,0 +1,207 @@
+"""Reading a recipe: a YAML file, overridden by command-line options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medcap.logs import error_line
+from medcap.recipe.arguments import (
+    MEDCAP_GROUPS,
+    REPLACED,
+    CaptionTrainingArguments,
+    Recipe,
+    RecipeError,
+    check_ranges,
+)
+from medcap.recipe.help import help_requested, recipe_help
+from medcap.recipe.values import convert, key_types
+
+COMMAND_LINE = "command line"
+REQUIRED = ("data_dir", "model_name_or_path", "output_dir")
+MAX_BRACKETS = 1000  # the time PyYAML needs grows with the square of the nesting depth
+
+
+def read_recipe(overrides: list[str]) -> Recipe:
+    """Read a recipe from command-line arguments; prints the help and exits for --help and --help-all.
+
+    Args:
+        overrides: arguments such as ["--config", FILE, "--learning_rate", "1e-4"]. Options override keys of the file.
+
+    Raises:
+        RecipeError: one line with the source (the file or the command line), the key, its value and what is allowed.
+    """
+    if help_requested(overrides):
+        print(recipe_help(every_key="--help-all" in overrides))
+        raise SystemExit(0)
+    options = _read_options(overrides)
+    config = options.pop("config", None)
+    content = {} if config is None else read_yaml(Path(config))
+    for key in content:
+        _check_known(key, config)
+    sources = {**dict.fromkeys(content, str(config)), **dict.fromkeys(options, COMMAND_LINE)}
+    merged = {**content, **options}
+    values = {key: _converted(key, value, sources[key]) for key, value in merged.items() if value is not None}
+    _merge_precision(values, sources)
+    _check_values(values, sources)
+    return _build(values, sources)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the keys of a recipe file without checking them.
+
+    Aliases (`*name`) are refused because a few lines of them can expand to more text than memory holds.
+
+    Raises:
+        RecipeError: the file cannot be read or is not a mapping with text keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise RecipeError(f"{path}: not a recipe: more than {MAX_BRACKETS:,} brackets")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: write the value where it is used")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except RecursionError:
+        raise RecipeError(f"{path}: not a recipe: values are nested too deeply") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise RecipeError(f"{path}: a recipe is a list of `key: value` lines, got {type(content).__name__}")
+    return content
+
+
+def _read_options(arguments: list[str]) -> dict[str, Any]:
+    """Return {key: text, list of texts, or bool} from `--key value ...`, `--key=value`, `--key` and `--no_key`."""
+    options: dict[str, list[str] | bool] = {}
+    words: list[str] | None = None  # of the last option
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, has_value, text = argument[2:].partition("=")
+            key = name.replace("-", "_")
+            if key not in key_types() and bool in key_types().get(key.removeprefix("no_"), ()) and not has_value:
+                options[key.removeprefix("no_")], words = False, None
+                continue
+            if key != "config":
+                _check_known(key, COMMAND_LINE)
+            words = [text] if has_value else []
+            options[key] = words
+            words = None if has_value else words
+        elif words is None:
+            raise RecipeError(f"{COMMAND_LINE}: unexpected argument {argument!r}; write --key value")
+        else:
+            words.append(argument)
+    return {key: _option_value(key, words) for key, words in options.items()}
+
+
+def _option_value(key: str, words: list[str] | bool) -> str | list[str] | bool:
+    if isinstance(words, bool):
+        return words
+    allowed = key_types().get(key, (str,))
+    if not words and bool in allowed:
+        return True
+    if not words:
+        raise RecipeError(f"{COMMAND_LINE}: --{key} needs a value")
+    if len(words) > 1 and not any(getattr(kind, "__origin__", None) is list for kind in allowed):
+        raise RecipeError(
+            f"{COMMAND_LINE}: unexpected argument {words[1]!r} after --{key} {words[0]}; quote the value"
+        )
+    return words if len(words) > 1 else words[0]
+
+
+def _check_known(key: str, source: str) -> None:
+    if key in REPLACED:
+        raise RecipeError(f"{source}: there is no key {key!r}; use {REPLACED[key]}")
+    if key not in key_types():
+        known = sorted(key_types().keys() - REPLACED.keys())
+        raise RecipeError(
+            f"{source}: unknown key {key!r}; did you mean {difflib.get_close_matches(key, known, 1, 0)[0]!r}?"
+        )
+
+
+def _converted(key: str, value: Any, source: str) -> Any:
+    try:
+        return convert(key, value)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def _merge_precision(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Replace the Trainer's bf16 and fp16 by `precision`."""
+    flags = [key for key in ("bf16", "fp16") if key in values]
+    if not flags:
+        return
+    if "precision" in values:
+        raise RecipeError(f"{sources[flags[0]]}: {flags[0]} and precision set the same thing: remove {flags[0]}")
+    enabled = [key for key in flags if values.pop(key)]
+    if len(enabled) > 1:
+        raise RecipeError(f"{sources['bf16']}: bf16 and fp16 are both true; set precision to one of them")
+    values["precision"], sources["precision"] = (*enabled, "fp32")[0], sources[flags[0]]
+    for key in flags:
+        del sources[key]
+
+
+def _check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Raise RecipeError for a missing key and for values that are out of range or contradict each other."""
+    for key in REQUIRED:
+        if not values.get(key):
+            raise RecipeError(f"{key} is missing: write it into the recipe or give --{key}")
+    for key in values:
+        try:
+            check_ranges({key: values[key]})
+        except RecipeError as error:
+            raise RecipeError(f"{sources[key]}: {error}") from None
+    fraction = values.get("train_fraction", 1)
+    if not 0 < fraction <= 1:
+        raise RecipeError(f"{sources['train_fraction']}: train_fraction is {fraction}; allowed is above 0, at most 1")
+    if values.get("remove_unused_columns"):
+        raise RecipeError(
+            f"{sources['remove_unused_columns']}: remove_unused_columns must be false: "
+            "the collator needs the image column"
+        )
+
+
+def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Recipe:
+    groups = {
+        name: arguments(**{field.name: values[field.name] for field in fields(arguments) if field.name in values})
+        for name, arguments in MEDCAP_GROUPS.items()
+    }
+    own = {field.name for arguments in MEDCAP_GROUPS.values() for field in fields(arguments)}
+    try:
+        training = CaptionTrainingArguments(**{key: value for key, value in values.items() if key not in own})
+    except Exception as error:  # Seq2SeqTrainingArguments raises errors of many types
+        raise RecipeError(f"{_files(sources)}: {error_line(error)}") from error
+    recipe = Recipe(**groups, training=training, given=frozenset(sources))
+    held_out = recipe.data.valid_fraction + recipe.data.test_fraction
+    if held_out >= 1:
+        raise RecipeError(
+            f"valid_fraction and test_fraction are {held_out:g} together; "
+            "their sum must be below 1 to leave images for training"
+        )
+    _check_push(training)
+    return recipe
+
+
+def _files(sources: Mapping[str, str]) -> str:
+    """Return the sources that were read, for an error that belongs to no single key."""
+    return " and ".join(sorted(set(sources.values()), key=lambda source: source == COMMAND_LINE)) or COMMAND_LINE
+
+
+def _check_push(training: CaptionTrainingArguments) -> None:
+    """Check that push_to_hub has an evaluated adapter to push after each epoch."""
+    if not training.push_to_hub:
+        return
+    for key in ("eval_strategy", "save_strategy"):
+        if (value := str(getattr(getattr(training, key), "value", getattr(training, key)))) != "epoch":
+            raise RecipeError(
+                f"push_to_hub pushes each evaluated and saved epoch: {key} is {value!r}, must be 'epoch'"
+            )
+    if not training.predict_with_generate:
+        raise RecipeError("push_to_hub pushes the captions of each epoch: predict_with_generate must be true")

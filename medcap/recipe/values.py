@@ -1,0 +1,98 @@
+"""Conversion of YAML values and command-line text to the types of a recipe's keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
+from typing import Any, Literal
+
+from medcap.recipe.arguments import MEDCAP_GROUPS, CaptionTrainingArguments, RecipeError
+
+_BOOLS = {
+    **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
+}
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+
+
+@cache
+def key_types() -> dict[str, tuple[Any, ...]]:
+    """Return the types allowed for each key, None excluded, in the order in which a conversion is tried."""
+    allowed = {}
+    for arguments in (*MEDCAP_GROUPS.values(), CaptionTrainingArguments):
+        hints = typing.get_type_hints(arguments)
+        allowed.update({field.name: _alternatives(hints[field.name]) for field in dataclasses.fields(arguments)})
+    return allowed
+
+
+def convert(key: str, value: Any) -> Any:
+    """Convert `value`, from YAML or text of the command line, to the type of `key`.
+
+    Raises:
+        RecipeError: in one line the key, its value and what is expected.
+    """
+    allowed = key_types()[key]
+    for kind in allowed:
+        try:
+            return _convert_to(kind, value)
+        except (TypeError, ValueError, LookupError, OverflowError, RecursionError):
+            continue
+    if isinstance(value, bool):  # the key takes text
+        words, quoted = ("yes or on", "yes") if value else ("no or off", "no")
+        raise RecipeError(f'{key}: YAML reads a bare {words} as {str(value).lower()}; quote it: {key}: "{quoted}"')
+    text = repr(value)
+    text = text if len(text) <= 100 else f"{text[:100]}..."
+    raise RecipeError(f"{key} is {text}; expected {' or '.join(map(describe, allowed))}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union; text comes after the types it could be read as, a list last."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = [kind for kind in (typing.get_args(hint) if is_union else (hint,)) if kind is not type(None)]
+    if any(_is_enum(kind) for kind in members):  # `SchedulerType | str`: text must name a member
+        members = [kind for kind in members if kind is not str]
+    return tuple(sorted(members, key=lambda kind: (typing.get_origin(kind) is list, kind is str)))
+
+
+def _convert_to(kind: Any, value: Any) -> Any:
+    """Convert to one type; raises an error of several types for a value that does not fit."""
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal:
+        return {str(choice): choice for choice in typing.get_args(kind)}[str(value)]
+    if origin is bool:
+        return _BOOLS[str(value).lower()]
+    if origin is list:
+        return [
+            _convert_to(typing.get_args(kind)[0], item) for item in (value if isinstance(value, list) else [value])
+        ]
+    if origin is dict:
+        return _mapping(value)
+    is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    if not is_scalar or (origin is int and isinstance(value, float)):
+        raise TypeError
+    if origin in (int, float, str) or _is_enum(kind):
+        return kind(value)
+    raise TypeError
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    content = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    if not isinstance(content, dict):
+        raise TypeError
+    return content
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def describe(kind: Any) -> str:
+    """Return what a type allows, for an error message or the help."""
+    choices: Sequence[Any] = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    choices = [member.value for member in kind] if _is_enum(kind) else choices
+    return ", ".join(map(str, choices)) or _NAMES.get(typing.get_origin(kind) or kind, str(kind))
