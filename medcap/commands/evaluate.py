@@ -98,7 +98,9 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
 
     precision = precision_name(captioner.model.dtype)
     other = load_captioner(args.baseline, image_size=captioner.image_size, precision=precision)
-    other = replace(other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize)
+    other = replace(
+        other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize
+    )
     other = other.with_cache(args.feature_cache, len(split.rows))
     name = f"{Path(args.baseline).name} (baseline)"
     evaluate(other, split, args.out / "baseline", name=name, batch_size=args.batch_size, baselines=False)

@@ -23,7 +23,9 @@ DASH = "[-‐‑–—]"  # and the em dash, which no valid caption sets between
 TITLES = "finding|image|picture|plane|presentation|radiograph|ray|scan|section|view"
 NOT_TITLES = "based|directed|fusion|guided"  # image-guided
 AFTER_TITLES = r"note|shows|showing|image \d|(?:axial|coronal|sagittal|transvers(?:e|al)) (?:image|section|view)"
-SIDES = "ap [-–] antero|lt [-–] left|pa [-–] postero|rt [-–] right"  # abbreviations that no rule of initials finds
+ABBREVIATION_PAIRS = (
+    "ap [-–] antero|lt [-–] left|pa [-–] postero|rt [-–] right"  # abbreviations that no rule of initials finds
+)
 
 
 class Rule(NamedTuple):
@@ -154,7 +156,7 @@ RULES = (
         "compounds and ranges: x - ray, t2 - weighted, 3 - 5 mm, pet / ct (98.7 %). Left apart (76 of 98): an "
         "abbreviation before its meaning, ct - computed tomography, flair - fluid-attenuated; a picture's title, "
         "axial view - a mass, pelvis - coronal image; journals' 'resolution / colour version'",
-        rf"\b(?:{SIDES}|resolution / (?=colou?r))"
+        rf"\b(?:{ABBREVIATION_PAIRS}|resolution / (?=colou?r))"
         rf"|\b(?:{TITLES})s? [-–] (?!(?:{NOT_TITLES})\b)"
         rf"| [-–] (?=(?:{AFTER_TITLES})\b)"
         rf"|(?<=[\w%)\]°*]) ({DASH}|/) (?=[\w(\[]|[-+]\d)",

@@ -1,12 +1,12 @@
-"""DICOM files as Pillow images: once this module is imported, `PIL.Image.open` reads them, and so does `datasets`.
+"""Read DICOM files as Pillow images: after `register_dicom()`, `PIL.Image.open` and `datasets` read them.
 
-A Pillow plugin, so that every place that reads an image reads DICOM. pydicom (the extra `dicom`) does the work and is
-imported when the first DICOM file is met. Only the picture comes out: no tag is copied into `Image.info`, and no
-message holds the value of a tag that is not about pixels.
+pydicom (the extra `dicom`) decodes the files and is imported with the first of them. Only the image is returned: no
+tag is copied into `Image.info`, and no message contains the value of a tag that does not describe pixels.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from medcap.data.dicom_streams import check_inflation, check_stream
+from medcap.data.dicom_streams import INSTALL, check_inflation, check_stream
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 EXTENSIONS = (".dcm", ".dicom", ".ima")
-INSTALL = "pip install 'medcap[dicom]'"
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
@@ -33,6 +32,13 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
         return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+@functools.cache
+def register_dicom() -> None:
+    """Register `DicomImageFile` with Pillow; later calls do nothing."""
+    Image.register_open(DicomImageFile.format, DicomImageFile)
+    Image.register_extensions(DicomImageFile.format, list(EXTENSIONS))
 
 
 class DicomImageFile(ImageFile.ImageFile):
@@ -314,7 +320,3 @@ def _full_range(values: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDAr
 
 def _shape(settings: Dataset) -> str:
     return str(settings.get("PresentationLUTShape", ""))
-
-
-Image.register_open(DicomImageFile.format, DicomImageFile)
-Image.register_extensions(DicomImageFile.format, list(EXTENSIONS))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from types import ModuleType
+from typing import Any, BinaryIO
 
-MOST_INFLATED = 2**30  # bytes
+INSTALL = "pip install 'medcap[dicom]'"
+MAX_INFLATED = 2**30  # bytes
 _SIZ = b"\xff\x4f\xff\x51"  # a JPEG 2000 codestream begins so, and its size follows
 _JP2 = b"\0\0\0\x0cjP  "  # a codestream in a JP2 file, which PS3.5 A.4.4 forbids and some devices write
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # without Huffman tables, reserved, arithmetic coding
@@ -25,10 +28,11 @@ def check_inflation(file: BinaryIO) -> None:
     from pydicom import filereader
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+    steps = _private_steps(filereader)
     try:
         filereader.read_preamble(file, force=True)
-        syntax = filereader._read_file_meta_info(file).get("TransferSyntaxUID")
-        filereader._read_command_set_elements(file)
+        syntax = steps[0](file).get("TransferSyntaxUID")
+        steps[1](file)
     except Exception:  # then it raises again, and first, when the file is read
         syntax = None
     if syntax == DeflatedExplicitVRLittleEndian:
@@ -36,13 +40,25 @@ def check_inflation(file: BinaryIO) -> None:
     file.seek(0)
 
 
+def _private_steps(filereader: ModuleType) -> list[Callable[[BinaryIO], Any]]:
+    """Return pydicom's two private functions that read up to the deflated data.
+
+    November 2026, pydicom 3.0: remove when a public function returns the position or bounds the inflated size.
+    """
+    names = ("_read_file_meta_info", "_read_command_set_elements")
+    if missing := [name for name in names if not hasattr(filereader, name)]:
+        version = metadata.version("pydicom")
+        raise ValueError(f"pydicom {version} has no filereader.{missing[0]}; install pydicom 3.0: {INSTALL}")
+    return [getattr(filereader, name) for name in names]
+
+
 def _inflate(file: BinaryIO) -> None:
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while block := inflate.unconsumed_tail or file.read(2**16):
             size += len(inflate.decompress(block, 2**20))
-            if size > MOST_INFLATED:
-                raise ValueError(f"it unpacks to more than the {MOST_INFLATED:,} bytes that are read")
+            if size > MAX_INFLATED:
+                raise ValueError(f"it unpacks to more than the {MAX_INFLATED:,} bytes that are read")
     except zlib.error:
         raise ValueError("not a sound DICOM file: it is deflated, and cannot be unpacked") from None
 

@@ -26,7 +26,7 @@ RECORD = 10821435
 HUB_ID = "eltorio/ROCOv2-radiology"
 SPLITS = ("train", "valid", "test")
 ATTEMPTS = 8  # in a row in which not one byte comes
-LONGEST_WAIT = 600  # seconds that a server's Retry-After may ask for
+MAX_RETRY_AFTER = 600  # seconds that a server's Retry-After may ask for
 _BUSY = {408, 429, 500, 502, 503, 504}
 _CHUNK = 1 << 16  # what came of an unfinished chunk is lost when a connection breaks
 _TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
@@ -101,7 +101,7 @@ def download_hub(out: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
     patterns = [f"data/{name}-*.parquet" for name in names]
     options: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": patterns, "local_dir": out}
     plan = snapshot_download(HUB_ID, dry_run=True, **options)
-    _check_room(sum(file.file_size for file in plan if file.will_download), out)
+    _check_disk_space(sum(file.file_size for file in plan if file.will_download), out)
     snapshot_download(HUB_ID, **options)
     return sorted(path for pattern in patterns for path in out.glob(pattern))
 
@@ -161,10 +161,10 @@ def _is_there(file: RemoteFile, out: Path) -> bool:
 def _check_space(missing: Sequence[RemoteFile], out: Path) -> None:
     parts = [_part(file, out) for file in missing]
     have = sum(part.stat().st_size for part in parts if part.exists())
-    _check_room(sum(file.size for file in missing) - have, out)
+    _check_disk_space(sum(file.size for file in missing) - have, out)
 
 
-def _check_room(needed: int, out: Path) -> None:
+def _check_disk_space(needed: int, out: Path) -> None:
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -214,6 +214,7 @@ def _digest_of_download(
     return _digest(part, file).hexdigest()
 
 
+# stamina cannot reset its count of attempts when bytes arrived, and pooch restarts a broken download from byte 0
 def _persistently(attempt: Any, url: str, progress: Any = lambda: 0) -> Any:
     """Call `attempt` until it succeeds, waiting longer each time; ValueError after `ATTEMPTS` without progress."""
     failures, before = 0, progress()
@@ -283,7 +284,7 @@ def _retry_after(answer: requests.Response, url: str) -> float | None:
             seconds = max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0)
         except (ValueError, TypeError):
             return None
-    if seconds > LONGEST_WAIT:
+    if seconds > MAX_RETRY_AFTER:
         raise ValueError(f"{url}: status {answer.status_code}, to be asked again in {seconds:.0f} seconds; try later")
     return seconds
 

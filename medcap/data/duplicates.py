@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits of 256. Copies of radiographs at 0.33 to 1.7 times the size and JPEG quality 40 to 90 differed in at most 6 bits,
-# copies of phantoms in 16. No two different images differed in fewer than 32 (377 radiographs) or 20 (500 phantoms).
+# Bits of 256. Copies of radiographs at 0.33 to 1.7 times the size and JPEG quality 40 to 90 differed in up to 6 bits,
+# copies of phantoms in up to 16. No two different images differed in fewer than 32 (377 radiographs) or 20 (500
+# phantoms).
 MAX_DISTANCE = 16
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from medcap.data.dicom import is_dicom
+from medcap.data.dicom import is_dicom, register_dicom
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and nothing but the two names below needs it
     from transformers.image_processing_utils import BaseImageProcessor
@@ -30,6 +30,7 @@ Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
 @functools.cache
 def image_extensions() -> frozenset[str]:
     """Return the file name extensions that Pillow reads, lower case with the dot: .jpg, .png, .tif, .dcm, ..."""
+    register_dicom()
     formats = Image.registered_extensions()
     return frozenset(extension for extension, name in formats.items() if name in Image.OPEN)
 
@@ -145,6 +146,7 @@ def _rescaled(image: Image.Image) -> Image.Image:
 
 def _open(data: bytes, name: str, frame: int | None = None) -> Image.Image:
     """Return the opened image; a decompression bomb of which Pillow only warns is an error here."""
+    register_dicom()
     file = io.BytesIO(data)
     file.name = name  # tells a DICOM file that lacks its preamble
     with warnings.catch_warnings():

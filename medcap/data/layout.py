@@ -74,7 +74,7 @@ def rows_by_split(told: Sequence[str], where: object) -> dict[str, list[int]]:
 
 
 def complete_splits(
-    given: dict[str, Rows], take: Callable[[Rows, list[int]], Rows], form: DataLayout, where: str
+    given: dict[str, Rows], take: Callable[[Rows, list[int]], Rows], layout: DataLayout, where: str
 ) -> dict[str, Rows]:
     """Return `given` with the validation split, and test beside it, taken out of train where there is no valid.
 
@@ -84,22 +84,22 @@ def complete_splits(
     if "train" not in given or "valid" in given:
         return given
     train = given["train"]
-    shares: dict[str, float] = {"test": form.test_fraction, "valid": form.valid_fraction}
+    shares: dict[str, float] = {"test": layout.test_fraction, "valid": layout.valid_fraction}
     if "test" in given:
         del shares["test"]
     groups = [group or image_id for group, image_id in zip(train["group"], train["image_id"], strict=True)]
-    splits = [_split(group, shares, form.split_seed) for group in groups]
+    splits = [_split(group, shares, layout.split_seed) for group in groups]
     made = {split: numbers for split in ("train", *shares) if (numbers := _where(splits, split))}
     counts = ", ".join(f"{len(numbers)} {split}" for split, numbers in made.items())
-    logger.warning("%s: %d rows are split into %s, by %s", where, len(splits), counts, _by(form, train["group"]))
+    logger.warning("%s: %d rows are split into %s, by %s", where, len(splits), counts, _by(layout, train["group"]))
     return {**given, **{split: take(train, numbers) for split, numbers in made.items()}}
 
 
-def _by(form: DataLayout, groups: Sequence[str | None]) -> str:
-    if form.group_column is None:
+def _by(layout: DataLayout, groups: Sequence[str | None]) -> str:
+    if layout.group_column is None:
         return "image: those of one patient may be in several splits; name the patients with group_column"
     unknown = sum(group is None for group in groups)
-    return form.group_column + (f"; {unknown} rows without one are split by image" if unknown else "")
+    return layout.group_column + (f"; {unknown} rows without one are split by image" if unknown else "")
 
 
 def _split(group: str, shares: Mapping[str, float], seed: int) -> str:

@@ -46,7 +46,7 @@ def find_csvs(place: Path) -> dict[str, Path]:
     return _unique([(split_of(path.stem), path) for path in sorted(place.glob("*.csv"))])
 
 
-def read_imagefolder(folder: Path, form: DataLayout) -> dict[str, Dataset]:
+def read_imagefolder(folder: Path, layout: DataLayout) -> dict[str, Dataset]:
     """Return the raw rows of an image folder (see `find_metadata`); file names are relative to the metadata file.
 
     One metadata file for all: the column `split` tells the splits, or the first folder of every file name does.
@@ -54,10 +54,10 @@ def read_imagefolder(folder: Path, form: DataLayout) -> dict[str, Dataset]:
     tables = find_metadata(folder)
     if not tables:
         raise ValueError(f"no {', '.join(METADATA)} in {folder}, nor in a train/, validation/ or test/ in it")
-    return _read_files(tables, folder, form, inside=True)
+    return _read_files(tables, folder, layout, inside=True)
 
 
-def read_csv(place: Path, form: DataLayout) -> dict[str, Dataset]:
+def read_csv(place: Path, layout: DataLayout) -> dict[str, Dataset]:
     """Return the raw rows of a CSV file, or of one for each split; paths are relative to it, or absolute.
 
     One CSV for all: the column `split` tells the splits.
@@ -65,45 +65,45 @@ def read_csv(place: Path, form: DataLayout) -> dict[str, Dataset]:
     tables = find_csvs(place)
     if not tables:
         raise ValueError(f"no CSV at {place}: give the file, or a folder with train.csv, valid.csv and test.csv")
-    return _read_files(tables, place if place.is_dir() else place.parent, form, inside=False)
+    return _read_files(tables, place if place.is_dir() else place.parent, layout, inside=False)
 
 
-def read_hub(name: str, form: DataLayout, nothing: str) -> dict[str, Dataset]:
+def read_hub(name: str, layout: DataLayout, nothing: str) -> dict[str, Dataset]:
     """Return the raw rows of a data set on the Hub, or of a folder of parquet files; `nothing` as `open_data_set`."""
     found = open_data_set(name, nothing)
     names = _unique((split_of(split), split) for split in found)
     if not names:
         raise ValueError(f"{name}: its splits are {', '.join(found)}; needed is one called {SPLIT_NAMES}")
-    given = {split: _hub_rows(found[there], split, form, name) for split, there in names.items()}
-    given = complete_splits(given, lambda rows, numbers: rows.select(numbers).flatten_indices(), form, name)
+    given = {split: _hub_rows(found[there], split, layout, name) for split, there in names.items()}
+    given = complete_splits(given, lambda rows, numbers: rows.select(numbers).flatten_indices(), layout, name)
     return {split: Dataset(rows.data, rows.info, NamedSplit(split)) for split, rows in given.items()}
 
 
-def _hub_rows(rows: Dataset, split: str, form: DataLayout, name: str) -> Dataset:
-    image, where = form.image_column or "image", f"{name}, split {split}"
+def _hub_rows(rows: Dataset, split: str, layout: DataLayout, name: str) -> Dataset:
+    image, where = layout.image_column or "image", f"{name}, split {split}"
     _need(rows.column_names, image, "image_column", where)
-    texts = {"image_id", "cuis", "cui", "license", form.caption_column or "caption", form.group_column}
+    texts = {"image_id", "cuis", "cui", "license", layout.caption_column or "caption", layout.group_column}
     table = rows.select_columns([column for column in rows.column_names if column in texts]).to_dict()
     ours = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", Image())
     ids = _texts(table["image_id"]) if "image_id" in table else [f"{split}-{row:06d}" for row in range(len(rows))]
-    for column, values in {"image_id": ids, **_described(table, len(rows), form, where)}.items():
+    for column, values in {"image_id": ids, **_described(table, len(rows), layout, where)}.items():
         ours = ours.add_column(column, values, feature=FEATURES[column])
     return ours
 
 
-def _read_files(tables: Mapping[str, Path], root: Path, form: DataLayout, inside: bool) -> dict[str, Dataset]:
-    read = {split: _read_rows(path, root, form, inside) for split, path in tables.items()}
+def _read_files(tables: Mapping[str, Path], root: Path, layout: DataLayout, inside: bool) -> dict[str, Dataset]:
+    read = {split: _read_rows(path, root, layout, inside) for split, path in tables.items()}
     given = read if "" not in read else _told(read[""], tables[""])
-    given = complete_splits(given, _taken, form, str(root))
+    given = complete_splits(given, _taken, layout, str(root))
     return {
         split: Dataset.from_dict({name: table[name] for name in FEATURES}, FEATURES, split=NamedSplit(split))
         for split, table in given.items()
     }
 
 
-def _read_rows(path: Path, root: Path, form: DataLayout, inside: bool) -> Table:
+def _read_rows(path: Path, root: Path, layout: DataLayout, inside: bool) -> Table:
     """Return the columns of `FEATURES`, and "told": for each row the name of its split, blank where none is told."""
-    table, column = _read(path), form.image_column or "file_name"
+    table, column = _read(path), layout.image_column or "file_name"
     _need(table, column, "image_column", path)
     names = [str(name or "").replace("\\", "/") for name in table[column]]  # tables are also written on Windows
     _check_names(names, column, path, inside)
@@ -114,7 +114,7 @@ def _read_rows(path: Path, root: Path, form: DataLayout, inside: bool) -> Table:
     return {
         "image_id": _texts(table["image_id"]) if "image_id" in table else _ids(places, path),
         "image": [place if os.path.isfile(place) else None for place in paths],
-        **_described(table, len(names), form, path),
+        **_described(table, len(names), layout, path),
         "told": [str(name or "") for name in table.get("split", tops if by_folder else [""] * len(names))],
     }
 
@@ -125,19 +125,19 @@ def _read(path: Path) -> Table:
     return read_jsonl(path) if path.suffix == ".jsonl" else dict(read_table(path, []))
 
 
-def _described(table: Table, n: int, form: DataLayout, where: object) -> Table:
+def _described(table: Table, n: int, layout: DataLayout, where: object) -> Table:
     """Return what a table of `n` rows says of its images: caption, concepts, group and licence."""
-    caption, nothing = form.caption_column or "caption", [None] * n
+    caption, nothing = layout.caption_column or "caption", [None] * n
     _need(table, caption, "caption_column", where)
     if lists := [row for row, text in enumerate(table[caption], 1) if isinstance(text, (list, dict))]:
         raise ValueError(f"{where}: {caption} must be one text, and is a list or an object in row {lists[0]}")
-    if form.group_column:
-        _need(table, form.group_column, "group_column", where)
+    if layout.group_column:
+        _need(table, layout.group_column, "group_column", where)
     return {
         "caption": _texts(table[caption]),
         "cuis": [split_cuis(value) for value in table.get("cuis", table.get("cui", nothing))],
         "manual_cuis": [[]] * n,
-        "group": _texts(table[form.group_column]) if form.group_column else nothing,
+        "group": _texts(table[layout.group_column]) if layout.group_column else nothing,
         "license": [license_of(text or "") or text for text in _texts(table.get("license", nothing))],
     }
 

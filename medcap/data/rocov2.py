@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, Image, NamedSplit, load_dataset
 from datasets.exceptions import DatasetBuildError
 
 from medcap.data.concepts import split_cuis
+from medcap.data.dicom import register_dicom
 from medcap.data.images import index_images
 from medcap.data.licenses import Source, read_sources
 from medcap.data.selection import FEATURES, Selection, select_rows
@@ -55,10 +56,10 @@ def load_rocov2(
     """
     if isinstance(splits, str):
         raise ValueError(f"splits must be a list of names, got {splits!r}: write [{splits!r}]")
-    wanted = Selection(fraction, seed, max_broken, license_filter, dedupe, exclude_leaks)
+    selection = Selection(fraction, seed, max_broken, license_filter, dedupe, exclude_leaks)
     splits = ["valid" if split == "validation" else split for split in splits]
     raw = read_rocov2(path_or_hub_id, splits, others_too=exclude_leaks)
-    return select_rows(raw, splits, wanted, num_proc)
+    return select_rows(raw, splits, selection, num_proc)
 
 
 def read_rocov2(
@@ -69,6 +70,7 @@ def read_rocov2(
     Columns as `FEATURES`, texts as they are, None for an image that is not there: of the others, all may be missing.
     Raises as `load_rocov2`.
     """
+    register_dicom()  # `datasets` decodes with Pillow
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir() and any(folder.glob("*_captions.csv")):
         others = [split for split in SPLITS if others_too and _find(folder, split, "captions.csv")]

@@ -84,7 +84,9 @@ def evaluate(
 
 
 def _pairs(captioner: Captioner, split: Split) -> dict[str, object]:
-    return signature_pairs(split.name, split.rows, captioner.generation_config, captioner.model.dtype, captioner.detokenize)
+    return signature_pairs(
+        split.name, split.rows, captioner.generation_config, captioner.model.dtype, captioner.detokenize
+    )
 
 
 def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,9 @@ MERGED_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | {"config.jso
 NEEDED = ("config.json", "model.safetensors", "generation_config.json", "processor_config.json", "README.md")
 
 
-def write_merged(folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]) -> None:
+def write_merged(
+    folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]
+) -> None:
     """Write the run's adapter, merged into its base, into `folder`: a BLIP model that needs transformers only.
 
     The written model is loaded again and must generate exactly the adapter's captions for a few images. This is a

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from medcap.modeling.blip import decode_captions, prompt_ids
 from medcap.publish.card_data import CardData
-from medcap.publish.merge import check_captions, merge, check_images
+from medcap.publish.merge import check_captions, check_images, merge
 from medcap.publish.release import RELEASE_FILES, check_files, write_card, write_files
 from medcap.publish.run_paths import WEIGHTS
 
@@ -26,7 +26,9 @@ ONNX_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | set(MODELS)
 NEEDED = (*MODELS, "generation_config.json", "processor_config.json", "README.md")
 
 
-def write_onnx(folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]) -> None:
+def write_onnx(
+    folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]
+) -> None:
     """Write encoder.onnx, decoder.onnx and the other files of a release into `folder`.
 
     Beam search with onnxruntime must generate exactly the adapter's captions for a few images. This is a `Writer` for
@@ -122,6 +124,8 @@ def onnx_captions(
     for image in images:
         pixels = processor(images=image, return_tensors="np").pixel_values
         features = torch.from_numpy(encoder.run(None, {"pixel_values": pixels})[0])
-        ids = text_decoder.generate(input_ids=start_ids, encoder_hidden_states=features, generation_config=generation_config)
+        ids = text_decoder.generate(
+            input_ids=start_ids, encoder_hidden_states=features, generation_config=generation_config
+        )
         captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
     return captions

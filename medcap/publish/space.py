@@ -29,7 +29,9 @@ SPACE_FILES = frozenset(
 )
 
 
-def write_space(folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]) -> None:
+def write_space(
+    folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]
+) -> None:
     """Write a Space that contains the release of the run's adapter into `folder`.
 
     A local base is copied into the Space; a base on the Hub is downloaded by the app. This is a `Writer` for
@@ -61,7 +63,9 @@ def _detokenize_source() -> str:
 
 def _copy_base(base: Path, to: Path) -> None:
     if not (base / "model.safetensors").is_file():
-        raise FileNotFoundError(f"{base} contains no model.safetensors to copy into the Space; name a base on the Hub with --base")
+        raise FileNotFoundError(
+            f"{base} contains no model.safetensors to copy into the Space; name a base on the Hub with --base"
+        )
     to.mkdir()
     for name in BASE_FILES:
         if (base / name).is_file():

@@ -109,7 +109,10 @@ class PreemptionCallback(TrainerCallback):
 
     def _exit(self, step: int) -> None:
         if self.trainer.args.process_index == 0:
-            name, checkpoint = signal.Signals(self.stop_signal).name, f"{self.trainer.args.output_dir}/checkpoint-{step}"
+            name, checkpoint = (
+                signal.Signals(self.stop_signal).name,
+                f"{self.trainer.args.output_dir}/checkpoint-{step}",
+            )
             sys.stderr.write(
                 f"\nmedcap: stopped by {name}; {checkpoint} is complete, and the same command resumes from it\n"
             )

@@ -208,4 +208,3 @@ class ResumableTrainer(Seq2SeqTrainer):
             self.state.stateful_callbacks = {type(one).__name__: one.state() for one in exportable}
             self.state.save_to_json(str(part / STATE))
         self.accelerator.wait_for_everyone()
-

@@ -4,6 +4,8 @@ import builtins
 import io
 import logging
 import shutil
+import subprocess
+import sys
 import traceback
 
 import datasets
@@ -390,7 +392,7 @@ def test_a_deflated_file_is_read_up_to_a_limit(tmp_path, monkeypatch):
     assert np.asarray(read_image(path).convert("L"))[0, 7] == 7
     bomb = file_of(dicom(np.zeros((2000, 2000), U8), DeflatedExplicitVRLittleEndian), tmp_path / "b.dcm")
     assert bomb.stat().st_size < 10_000
-    monkeypatch.setattr(dicom_streams, "MOST_INFLATED", 1_000_000)
+    monkeypatch.setattr(dicom_streams, "MAX_INFLATED", 1_000_000)
     monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("it was unpacked"))
     with pytest.raises(ValueError, match="unpacks to more than the 1,000,000 bytes"):
         read_image(bomb)
@@ -507,7 +509,7 @@ def test_a_deflated_file_is_found_wherever_its_data_begin(tmp_path, stated, monk
         content = content[:140] + stated.to_bytes(4, "little") + content[144:]
     path.write_bytes(content)
     assert begin < len(content)
-    monkeypatch.setattr(dicom_streams, "MOST_INFLATED", 1_000_000)
+    monkeypatch.setattr(dicom_streams, "MAX_INFLATED", 1_000_000)
     monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("it was unpacked"))
     with pytest.raises(ValueError, match="unpacks to more than the 1,000,000 bytes"):
         read_image(path)
@@ -538,3 +540,20 @@ def test_a_text_under_any_tag_about_pixels_is_not_quoted(tmp_path, name, syntax,
         path.write_bytes(content)
         said = said_of(path) + caplog.text + "".join(capfd.readouterr())
         assert "Doe" not in said + "".join(str(warning.message) for warning in recwarn)
+
+
+def test_importing_the_package_registers_no_pillow_plugin_and_reading_a_dicom_file_does(tmp_path):
+    path = file_of(dicom(U8([[0, 200]]), WindowCenter=128, WindowWidth=256), tmp_path / "a.dcm")
+    program = (
+        "import sys; from PIL import Image; import medcap.data.images as images; "
+        "assert 'DICOM' not in Image.OPEN; print(images.read_image(sys.argv[1]).size); assert 'DICOM' in Image.OPEN"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("(2, 1)\n", 0), done.stderr
+
+
+def test_a_pydicom_without_the_private_functions_is_reported(tmp_path, monkeypatch):
+    path = file_of(dicom(U8([[0, 200]])), tmp_path / "a.dcm")
+    monkeypatch.delattr(pydicom.filereader, "_read_file_meta_info")
+    with pytest.raises(ValueError, match=r"pydicom \d.* has no filereader._read_file_meta_info; install pydicom"):
+        read_image(path)

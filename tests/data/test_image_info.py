@@ -207,7 +207,7 @@ def test_a_relative_path_is_remembered_with_its_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"this is no sqlite file" * 99, None])
-def test_a_open_cache_that_cannot_be_opened_costs_time_and_no_more(tmp_path, caplog, content):
+def test_a_cache_that_cannot_be_opened_costs_time_and_no_more(tmp_path, caplog, content):
     if content:
         (tmp_path / "cache" / "medcap").mkdir(parents=True)
         (tmp_path / "cache" / "medcap" / f"image-info-{image_info._VERSION}.sqlite").write_bytes(content)
@@ -217,7 +217,7 @@ def test_a_open_cache_that_cannot_be_opened_costs_time_and_no_more(tmp_path, cap
     assert "will be decoded again next time" in caplog.text
 
 
-def test_a_open_cache_that_cannot_be_written_costs_time_and_no_more(tmp_path, caplog, monkeypatch):
+def test_a_cache_that_cannot_be_written_costs_time_and_no_more(tmp_path, caplog, monkeypatch):
     rows = write_files(tmp_path / "files")
     open_cache = image_info._open_cache
 

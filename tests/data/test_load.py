@@ -97,7 +97,7 @@ def test_every_format_is_found_and_gives_the_rows_of_the_rocov2_folder(name, mak
 def test_rocov2s_layout_is_found_and_read_as_by_load_rocov2(phantoms):
     wanted = Selection(fraction=0.5, seed=3)
     assert find_layout(phantoms) == "rocov2"
-    found = load_data(phantoms, wanted=wanted, splits=["train", "validation"])
+    found = load_data(phantoms, selection=wanted, splits=["train", "validation"])
     expected = load_rocov2(phantoms, fraction=0.5, seed=3, splits=["train", "validation"])
     assert {split: fingerprint(rows) for split, rows in found.items()} == {
         split: fingerprint(rows) for split, rows in expected.items()

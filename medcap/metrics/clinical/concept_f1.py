@@ -23,9 +23,7 @@ class ConceptScores(PrecisionRecall):
     what: str = WHAT
 
 
-def concept_f1(
-    predictions: Sequence[str], cuis: Sequence[Sequence[str]], names: Mapping[str, str]
-) -> ConceptScores:
+def concept_f1(predictions: Sequence[str], cuis: Sequence[Sequence[str]], names: Mapping[str, str]) -> ConceptScores:
     """Compare the concepts named in each prediction with those of its image.
 
     A concept without a name is always missed. The score of the references is a practical upper bound.
