@@ -59,7 +59,7 @@ class MedcapLoop:
         self.recipe = read_recipe(list(map(str, argv)))
         self.dtype = self.script.resolve_precision(self.recipe)
         self.model, self.processor, self.captions = self.script.make_model(self.recipe, self.dtype)
-        self.data = self.script.checked_data(self.recipe)
+        self.data = self.script.load_checked_splits(self.recipe)
         self.count = 0
 
     def new_cache(self) -> FeatureCache:
@@ -67,7 +67,7 @@ class MedcapLoop:
         self.count += 1
         model = replace(self.recipe.model, feature_cache=str(self.out / f"features-{self.count}"))
         self.recipe = replace(self.recipe, model=model)
-        cache = self.script.open_features(self.recipe, self.data, self.model, self.processor, self.dtype)
+        cache = self.script.open_feature_cache(self.recipe, self.data, self.model, self.processor, self.dtype)
         assert cache is not None
         return cache
 
@@ -77,7 +77,14 @@ class MedcapLoop:
         # without METEOR, whose Java process would use the same cores
         scores = CaptionMetrics(self.processor.tokenizer, self.data["valid"]["caption"])
         trainer = self.script.make_trainer(
-            self.recipe, self.data, self.model, self.processor, self.captions, scores, cache
+            self.recipe,
+            self.data,
+            self.model,
+            self.processor,
+            self.captions,
+            scores,
+            cache,
+            self.script.write_sample_sheet,
         )
         trainer.add_callback(self.timer)
         trainer.train()

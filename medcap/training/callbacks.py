@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -91,7 +92,7 @@ class Progress(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one line per evaluation, with the last training loss and the throughput since the one before."""
+    """`metrics.jsonl`: one line per evaluation, with the last training loss and the throughput until then."""
 
     def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
         self.path, self.monitor = run / "metrics.jsonl", monitor
@@ -178,6 +179,9 @@ def _gradient_norm(model: nn.Module) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
+Draw = Callable[[Path, Dataset, Mapping[str, Sequence[str]]], None]
+
+
 class HasPredictions(Protocol):
     """A scorer that keeps the captions of its last evaluation."""
 
@@ -193,13 +197,11 @@ class Samples(TrainerCallback):
     def __init__(
         self,
         run: Path,
-        ids: list[str],
-        references: list[str],
+        images: Dataset,
         scores: HasPredictions,
-        draw: Callable[[Path, list[str]], None],
+        draw: Draw,
     ) -> None:
-        self.folder, self.ids, self.references = run / "samples", ids, references
-        self.scores, self.draw = scores, draw
+        self.folder, self.images, self.scores, self.draw = run / "samples", images, scores, draw
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -215,7 +217,9 @@ class Samples(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        rows = zip(self.ids, self.references, self.scores.predictions, strict=False)
+        ids, references = list(self.images["image_id"]), list(self.images["caption"])
+        predictions = self.scores.predictions[: len(ids)]
+        rows = zip(ids, references, predictions, strict=True)
         blocks = [
             f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n"
             for image_id, reference, prediction in rows
@@ -223,4 +227,4 @@ class Samples(TrainerCallback):
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
         write_text(path, "\n".join([f"# After epoch {state.epoch:g}\n", *blocks]))
-        self.draw(path.with_suffix(".png"), self.scores.predictions[: len(self.ids)])
+        self.draw(path.with_suffix(".png"), self.images, {"reference": references, "prediction": predictions})

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation while training."""
+"""The metrics of an evaluation during training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionMetrics:
-    """`compute_metrics` of a CaptionTrainer: decodes the generated ids and scores them against `references`.
+    """The `compute_metrics` of a CaptionTrainer: decodes the generated ids and scores them against references.
 
-    `references` is whole captions by row number, never what the tokenizer left of them. The predictions of the last
-    evaluation stay in `predictions`, by row, its scores in `last`.
+    `predictions` holds the captions of the last evaluation by row number, `last` its scores.
     """
 
     def __init__(
@@ -30,14 +29,22 @@ class CaptionMetrics:
         meteor: Meteor | None = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """`meteor`: a running one spares each evaluation its start; `extra` goes into the signature."""
+        """Set up the scorer.
+
+        Args:
+            tokenizer: Decodes the generated ids.
+            references: The reference caption of every row, not truncated.
+            prompt: Text before every caption, removed from predictions.
+            meteor: A running METEOR process; without one, each evaluation starts its own.
+            extra: Pairs to add to the signature of the metrics.
+        """
         self.meteor, self.extra = meteor, extra
         self.last: Scores | None = None
         self.tokenizer, self.references, self.prompt = tokenizer, list(references), prompt
         self.predictions: list[str] = []
 
     def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
-        """COCO metrics, the mean words of a caption, their length ratio, and the share of distinct captions."""
+        """Return the COCO metrics, mean words, length ratio, and the fraction of distinct captions."""
         ids = np.where(evaluated.predictions < 0, self.tokenizer.pad_token_id, evaluated.predictions)  # (n, T)
         rows = [int(row) for row in np.asarray(evaluated.label_ids).ravel()]
         captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))

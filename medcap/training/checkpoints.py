@@ -22,7 +22,7 @@ STATE = "trainer_state.json"
 
 
 def write_checksums(folder: Path, pending: Mapping[str, Any] | None = None) -> None:
-    """Write `checksums.json` of all files in `folder`; `pending`: the work that a signal postponed, under `stopped`."""
+    """Write `checksums.json` of all files in `folder`; `pending`: work that a signal postponed, as `stopped`."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -53,7 +53,7 @@ def find_damage(checkpoint: Path) -> str:
 
 
 def find_damage_for_resume(checkpoint: Path, with_best: bool) -> str:
-    """Return the first fault of a checkpoint, and `with_best` that of its best one, whose adapter may be saved last."""
+    """Return the first fault of a checkpoint or, `with_best`, of the best one, whose adapter the run may save."""
     if found := find_damage(checkpoint):
         return found
     try:

@@ -1,7 +1,7 @@
-"""A dry run: the run itself in miniature, in a folder that goes away, and the plan that comes of it.
+"""A dry run: a run of four steps in a temporary folder, and the plan of the full run that follows from it.
 
-Nothing is checked by other code than training's own: four steps, an evaluation and a checkpoint are done as the run
-will do them. So this holds only what makes the miniature, and what is told of it.
+It uses the code of training itself: four steps, an evaluation and a checkpoint. This module only selects the images,
+changes the recipe and measures.
 """
 
 from __future__ import annotations
@@ -33,75 +33,89 @@ from transformers.trainer_utils import IntervalStrategy
 from medcap.data.captions import caption_lengths
 from medcap.data.selection import check_images
 from medcap.recipe import Recipe
-from medcap.training.plan import Measured, existing
+from medcap.training.plan import Timing, nearest_folder
 
-LOOKED_AT = 256  # images of each split that are decoded; the run, and `medcap data audit`, decode them all
-
-
-def spread(rows: int, most: int = LOOKED_AT) -> list[int]:
-    """At most `most` row numbers out of `rows`, evenly spread from the first to the last."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int)).tolist()
+DECODED = 256  # images of each split that a dry run decodes; a run, and `medcap data audit`, decode all
 
 
-def rehearsal_rows(lengths: Sequence[int], batch: int, grouped: bool) -> list[int]:
-    """Row numbers of four steps of `batch` captions, by their `lengths`: longest, usual, longest, usual.
+def evenly_spaced(rows: int, count: int = DECODED) -> list[int]:
+    """Return at most `count` row numbers below `rows`, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, count)).round().astype(int)).tolist()
 
-    The longest show whether memory suffices. The usual are timed: when images are met first, and again when their
-    features may have been kept. `grouped`: captions of one batch are about equally long, here the middle ones.
+
+def dry_run_rows(lengths: Sequence[int], batch: int, grouped: bool) -> list[int]:
+    """Return the rows of four steps: the longest captions, typical ones, and both again.
+
+    The longest show whether memory suffices. The typical ones are timed twice: with new images, and when their
+    features may be cached.
+
+    Args:
+        lengths: Tokens of every caption.
+        batch: Captions per step.
+        grouped: Whether the captions of a batch have similar lengths; typical ones are then those in the middle.
     """
     order = np.argsort(lengths, kind="stable")
     start = max((len(order) - batch) // 2, 0)
-    usual = order[start : start + batch] if grouped else order[spread(len(order), batch)]
+    typical = order[start : start + batch] if grouped else order[evenly_spaced(len(order), batch)]
     longest = order[::-1][:batch]
-    return [int(row) for rows in (longest, usual) * 2 for row in np.resize(rows, batch)]
+    return [int(row) for rows in (longest, typical) * 2 for row in np.resize(rows, batch)]
 
 
-def few_images(
-    recipe: Recipe, whole: DatasetDict, tokenizer: PreTrainedTokenizerBase, batch: int
+def dry_run_data(
+    recipe: Recipe, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, batch: int
 ) -> tuple[DatasetDict, int]:
-    """What a dry run trains on and captions, out of `whole`; and how many images it decoded to see that they can be.
+    """Select the rows that a dry run trains on and captions, and decode a sample of the images.
 
-    `batch`: captions of a step. One image that cannot be decoded is left out with a warning, as it is in a run: of
-    so few it may be above `max_broken`, and still below it in all.
+    One image that cannot be decoded is left out with a warning, as in a run: it may be more than `max_broken` of the
+    sample, and still less of the split.
+
+    Args:
+        recipe: The recipe of the full run.
+        splits: Its data, from `load_splits`.
+        tokenizer: The processor's.
+        batch: Captions per step.
+
+    Returns:
+        The selected rows of each split, and the number of images that were decoded.
     """
-    data, looked_at = DatasetDict(), 0
+    data, decoded = DatasetDict(), 0
     grouped = recipe.training.train_sampling_strategy == "group_by_length"
     with recipe.training.main_process_first(desc="decoding"):
-        for split, rows in whole.items():
-            chosen = {*spread(len(rows)), *rehearsal_rows(caption_lengths(tokenizer, rows["caption"]), batch, grouped)}
-            looked_at += len(chosen)
-            data[split] = check_images(rows.select(sorted(chosen)), max(recipe.data.max_broken, 1 / len(chosen)))
+        for split, rows in splits.items():
+            longest = dry_run_rows(caption_lengths(tokenizer, rows["caption"]), batch, grouped)
+            sample = {*evenly_spaced(len(rows)), *longest}
+            decoded += len(sample)
+            data[split] = check_images(rows.select(sorted(sample)), max(recipe.data.max_broken, 1 / len(sample)))
     lengths = caption_lengths(tokenizer, data["train"]["caption"])
-    data["train"] = data["train"].select(rehearsal_rows(lengths, batch, grouped))
+    data["train"] = data["train"].select(dry_run_rows(lengths, batch, grouped))
     captioned = recipe.training.eval_batch_size * recipe.training.world_size
     data["valid"] = data["valid"].select(range(min(captioned, len(data["valid"]))))
-    return data, looked_at
+    return data, decoded
 
 
 @contextmanager
-def rehearsal(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe of the miniature: one epoch of the rows it is given, evaluated and saved, reported to nobody.
+def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield the recipe of the dry run: one epoch, evaluated and saved, without report_to.
 
-    Its folder lies on the disk of `output_dir`, is the same for all processes, and is removed at the end.
+    Its folder is on the disk of `output_dir`, the same for all processes, and removed at the end.
     """
-    with _folder(recipe.training) as folder:
+    with _temporary_folder(recipe.training) as folder:
         args = copy.copy(recipe.training)
         args.output_dir, args.disable_tqdm = str(folder / "run"), True
         args.report_to = []  # type: ignore[assignment]
         args.num_train_epochs, args.max_steps, args.eval_delay = 1, -1, 0
         args.train_sampling_strategy = "sequential"
         args.eval_strategy = args.save_strategy = IntervalStrategy.EPOCH
-        kept = recipe.model.feature_cache if recipe.model.feature_cache == "off" else str(folder / "features")
-        yield dataclasses.replace(
-            recipe, training=args, model=dataclasses.replace(recipe.model, feature_cache=kept), given=frozenset()
-        )
+        cache = recipe.model.feature_cache if recipe.model.feature_cache == "off" else str(folder / "features")
+        model = dataclasses.replace(recipe.model, feature_cache=cache)
+        yield dataclasses.replace(recipe, training=args, model=model, given=frozenset())
 
 
 @contextmanager
-def _folder(args: Seq2SeqTrainingArguments) -> Iterator[Path]:
+def _temporary_folder(args: Seq2SeqTrainingArguments) -> Iterator[Path]:
     names = [""]
     if args.process_index == 0:
-        names = [tempfile.mkdtemp(prefix=".medcap-dry-run-", dir=existing(Path(args.output_dir)))]
+        names = [tempfile.mkdtemp(prefix=".medcap-dry-run-", dir=nearest_folder(Path(args.output_dir)))]
     broadcast_object_list(names)
     try:
         yield Path(names[0])
@@ -111,13 +125,13 @@ def _folder(args: Seq2SeqTrainingArguments) -> Iterator[Path]:
 
 
 def check_reporters(args: Seq2SeqTrainingArguments) -> None:
-    """Raise RuntimeError when what `report_to` names is not installed."""
+    """Raise RuntimeError if an integration in `report_to` is not installed."""
     for callback in get_reporting_integration_callbacks(args.report_to):
         callback()
 
 
-class Clock(TrainerCallback):
-    """Seconds from the end of a step to the end of the next, and of the evaluation."""
+class StepTimer(TrainerCallback):
+    """Measures the seconds from the end of a step to the end of the next, and of the evaluation."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -132,17 +146,17 @@ class Clock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.steps.append(self._since())
+        self.steps.append(self._lap())
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.evaluation = self._since()
+        self.evaluation = self._lap()
 
-    def measured(self, captioned: int) -> Measured:
-        """What the plan goes by; the first step also warms up, and its captions are the longest."""
-        return Measured(self.steps[1], self.steps[3], self.evaluation, captioned)
+    def timing(self, captioned: int) -> Timing:
+        """Return the times of steps 2 and 4: steps 1 and 3 hold the longest captions, and step 1 the warm-up."""
+        return Timing(self.steps[1], self.steps[3], self.evaluation, captioned)
 
-    def _since(self) -> float:
+    def _lap(self) -> float:
         before, self.last = self.last, time.monotonic()
         return self.last - before

@@ -49,7 +49,7 @@ class ThroughputMeter:
     seconds: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Return rates per second of training, and the fraction of it waiting for data; no evaluations or checkpoints."""
+        """Return rates per second of training, without evaluations and checkpoints, and the fraction of waiting."""
         if self.seconds == 0:
             return {}
         return {
@@ -184,8 +184,8 @@ class TrainingMonitor(TrainerCallback):
         if self.chance is not None and loss >= self.chance:
             self._warn_once(
                 "chance",
-                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: a model that knows "
-                f"token frequencies only has {self.chance:.2f}. Raise learning_rate, adapt more lora_target_modules, "
+                f"after epoch {state.epoch:g} the {kind} loss is {loss:.2f}, no better than chance: a model of "
+                f"token frequencies alone has {self.chance:.2f}. Raise learning_rate, adapt more lora_target_modules, "
                 "or check that captions belong to their images",
             )
 

@@ -1,4 +1,4 @@
-"""The plan of a run: how many steps, how much disk, how much time."""
+"""The plan of a run: its steps, disk space and time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from medcap.modeling.lora import trainable_names, trainable_summary
 from medcap.recipe import Recipe
 
 
-def existing(place: Path) -> Path:
-    """`place`, or the nearest folder above it that is there. Raises NotADirectoryError where a file is in the way."""
-    found = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+def nearest_folder(path: Path) -> Path:
+    """Return `path`, or its nearest parent that exists. Raises NotADirectoryError if that is a file."""
+    found = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not found.is_dir():
-        raise NotADirectoryError(f"{place} cannot be made: {found} is a file")
+        raise NotADirectoryError(f"{path} cannot be created: {found} is a file")
     return found
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps, epochs, evaluations and checkpoints a recipe makes of so many training images."""
+    """The steps, epochs, evaluations and checkpoints of a recipe for a number of training images."""
 
     steps_per_epoch: int
     steps: int
@@ -34,28 +34,28 @@ class Schedule:
     evaluations: int
     saves: int
     warmup_steps: int
-    batch: int  # captions a step, of all processes
+    batch: int  # captions per step of all processes
 
     @classmethod
     def of(cls, args: Seq2SeqTrainingArguments, images: int) -> Schedule:
-        """As the Trainer counts them (`Trainer.set_initial_training_values`)."""
-        shared = images / args.world_size
-        batches = math.floor(shared / args.train_batch_size) if args.dataloader_drop_last else 0
-        batches = batches or math.ceil(math.ceil(shared) / args.train_batch_size)
+        """Count the steps as `Trainer.set_initial_training_values` does."""
+        per_process = images / args.world_size
+        batches = math.floor(per_process / args.train_batch_size) if args.dataloader_drop_last else 0
+        batches = batches or math.ceil(math.ceil(per_process) / args.train_batch_size)
         per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         return cls(
             steps_per_epoch=per_epoch,
             steps=steps,
             epochs=steps / per_epoch,
-            evaluations=_times(args.eval_strategy, args.eval_steps, steps, per_epoch),
-            saves=_times(args.save_strategy, args.save_steps, steps, per_epoch),
+            evaluations=_event_count(args.eval_strategy, args.eval_steps, steps, per_epoch),
+            saves=_event_count(args.save_strategy, args.save_steps, steps, per_epoch),
             warmup_steps=args.get_warmup_steps(steps),
             batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )
 
 
-def _times(strategy: str, every: float | None, steps: int, per_epoch: int) -> int:
+def _event_count(strategy: str, every: float | None, steps: int, per_epoch: int) -> int:
     if strategy == "no":
         return 0
     if strategy != "steps" or not every:
@@ -64,69 +64,69 @@ def _times(strategy: str, every: float | None, steps: int, per_epoch: int) -> in
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes that a folder will take, and what its disk has."""
+class DiskSpace:
+    """The bytes that a folder needs, by part, and those that are free on its disk."""
 
-    place: Path
+    folder: Path
     parts: dict[str, int]
 
     @property
     def needed(self) -> int:
-        """Bytes of all parts."""
+        """The bytes of all parts."""
         return sum(self.parts.values())
 
     @property
     def free(self) -> int:
-        """Bytes that the disk of the folder has left."""
-        return shutil.disk_usage(existing(self.place)).free
+        """The bytes that are free on the disk of the folder."""
+        return shutil.disk_usage(nearest_folder(self.folder)).free
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.parts.items())
-        return f"{megabytes(self.needed)} ({parts}) in {self.place}, {megabytes(self.free)} free there"
+        return f"{megabytes(self.needed)} ({parts}) in {self.folder}, {megabytes(self.free)} free there"
 
     def check(self) -> None:
-        """Raise OSError where the disk is too small."""
+        """Raise OSError if the disk is too small."""
         if self.needed > self.free:
-            raise OSError(f"the disk is too small: the run takes {self}; free some, or lower save_total_limit")
+            raise OSError(f"the disk is too small: the run needs {self}; free some space, or lower save_total_limit")
 
 
 def megabytes(size: int) -> str:
-    """Bytes as MB, or as GB where there are many."""
+    """Return bytes as text in MB, or in GB from 1 GB on."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in `folder`."""
+    """Return the bytes of all files in `folder`."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def run_room(args: Seq2SeqTrainingArguments, small: Path, schedule: Schedule) -> Room:
-    """What `output_dir` will hold, from what the miniature left in `small`.
+def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Schedule) -> DiskSpace:
+    """Return the space that `output_dir` will need, estimated from the run folder of a dry run.
 
-    A checkpoint is written before the oldest one goes, and the best one stays beside those that are kept. With
-    push_to_hub each epoch's release waits in the folder too.
+    A checkpoint is written before the oldest one is removed, and the best one stays in addition to
+    `save_total_limit`. With push_to_hub the folder also holds the release of each epoch.
     """
-    checkpoint = max((folder_bytes(one) for one in small.glob("checkpoint-*")), default=0)
-    adapter = folder_bytes(small / "adapter")
-    kept = min(schedule.saves, (args.save_total_limit or schedule.saves) + 2)
+    checkpoint = max((folder_bytes(one) for one in dry_run.glob("checkpoint-*")), default=0)
+    adapter = folder_bytes(dry_run / "adapter")
+    count = min(schedule.saves, (args.save_total_limit or schedule.saves) + 2)
     releases = 1 + (schedule.evaluations if args.push_to_hub else 0)
-    parts = {f"{kept} checkpoints": kept * checkpoint, "adapter": adapter, "release": releases * adapter}
-    return Room(Path(args.output_dir), parts)
+    parts = {f"{count} checkpoints": count * checkpoint, "adapter": adapter, "release": releases * adapter}
+    return DiskSpace(Path(args.output_dir), parts)
 
 
-def features_room(recipe: Recipe, images: int, model: PeftModel, dtype: torch.dtype) -> Room | None:
-    """What the features of `images` images will take at most, or None where none are kept."""
-    wanted, base = recipe.model.feature_cache, model.get_base_model()
-    once = wanted == "auto" and recipe.training.num_train_epochs <= 1
-    if wanted == "off" or once or caching_obstacle(base):
+def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: torch.dtype) -> DiskSpace | None:
+    """Return the space that the cached features of `images` images need at most; None without a cache."""
+    setting, base = recipe.model.feature_cache, model.get_base_model()
+    unused = setting == "auto" and recipe.training.num_train_epochs <= 1
+    if setting == "off" or unused or caching_obstacle(base):
         return None
-    place = default_folder() if wanted == "auto" else Path(wanted)
-    return Room(place, {f"{images:,} images": images * math.prod(feature_shape(base)) * dtype.itemsize})
+    folder = default_folder() if setting == "auto" else Path(setting)
+    return DiskSpace(folder, {f"{images:,} images": images * math.prod(feature_shape(base)) * dtype.itemsize})
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Seconds of a step on new images, of one on images met before, and of an evaluation of `captioned` images."""
+class Timing:
+    """Seconds of a step on new images, of one on images seen before, and of an evaluation of `captioned` images."""
 
     step: float
     later_step: float
@@ -134,32 +134,32 @@ class Measured:
     captioned: int
 
     def training(self, schedule: Schedule, valid: int) -> float:
-        """Seconds of all steps and evaluations, with `valid` validation images."""
+        """Return the seconds of all steps and evaluations, with `valid` validation images."""
         first_epoch = min(schedule.steps, schedule.steps_per_epoch)
         steps = first_epoch * self.step + (schedule.steps - first_epoch) * self.later_step
         return steps + schedule.evaluations * valid / self.captioned * self.evaluation
 
-    def plan(self, schedule: Schedule, valid: int) -> str:
-        """The time that all of it will take, and what this is reckoned from."""
-        return f"about {duration(self.training(schedule, valid))}, reckoned from what was measured here: {self}"
+    def describe(self, schedule: Schedule, valid: int) -> str:
+        """Describe the time of the run and the measurements that it is estimated from."""
+        return f"about {duration(self.training(schedule, valid))}, estimated from measurements here: {self}"
 
     def __str__(self) -> str:
-        later = f" ({self.later_step:.2f} s on images met before)"
+        later = f" ({self.later_step:.2f} s on images seen before)"
         return f"a step took {self.step:.2f} s{later}, captions of {self.captioned} images {self.evaluation:.1f} s"
 
 
-def plan(model: PeftModel, schedule: Schedule, dtype: torch.dtype) -> dict[str, str]:
-    """What learns, and how often."""
+def describe_plan(model: PeftModel, schedule: Schedule, dtype: torch.dtype) -> dict[str, str]:
+    """Describe the trainable parameters and the steps."""
     names = "".join(f"\n    {line}" for line in trainable_names(model))
     return {
-        "weights": f"{trainable_summary(model)}; computed in {str(dtype).removeprefix('torch.')}{names}",
-        "steps": f"{schedule.steps:,} of {schedule.batch} captions, {schedule.steps_per_epoch:,} an epoch, "
+        "parameters": f"{trainable_summary(model)}; computed in {str(dtype).removeprefix('torch.')}{names}",
+        "steps": f"{schedule.steps:,} of {schedule.batch} captions, {schedule.steps_per_epoch:,} per epoch, "
         f"{schedule.epochs:g} epochs; warm-up over {schedule.warmup_steps:,}",
     }
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: "40 s", "12 min", "3.5 h"."""
+    """Return seconds as text: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""A run: the folder that training writes, and what it needs to be understood and gone on with later."""
+"""The folder of a run: recipe, environment and adapter."""
 
 from __future__ import annotations
 
@@ -22,10 +22,20 @@ from medcap.training.resume import environment_changes, read_environment, refuse
 def start_run(
     recipe: Recipe, data: DatasetDict, precision: str, base: PeftModel, checkpoint: str | None = None
 ) -> Path:
-    """Write `recipe.yaml` and `environment.json` into the run's folder and return it; `precision` as settled.
+    """Create the folder of a run, or check it if it is resumed, and write `recipe.yaml` and `environment.json`.
 
-    What an interruption left half written is removed. With a `checkpoint` to go on from, raises RecipeError where
-    data, `base` or precision are not those that the run began with, and the recipe does not allow it.
+    Args:
+        recipe: The recipe of the run.
+        data: The checked splits, whose fingerprint is recorded.
+        precision: The resolved precision: fp32, bf16 or fp16.
+        base: The model; the checksum of its base model is recorded.
+        checkpoint: The checkpoint that the run resumes from.
+
+    Returns:
+        The folder, without the files that an interruption left incomplete.
+
+    Raises:
+        RecipeError: Data, base model or precision of a resumed run have changed, without `allow_changes`.
     """
     run = Path(recipe.training.output_dir)
     now = {
@@ -45,13 +55,13 @@ def start_run(
 
 
 def record_time(run: Path, seconds: float) -> None:
-    """Add to `environment.json` how long training took, in seconds; in a resumed run, of the work that was kept."""
+    """Add the duration of training in seconds to `environment.json`."""
     path = run / "environment.json"
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "training_seconds": round(seconds, 1)})
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what was being written, or removed, when the run was killed."""
+    """Remove files and folders that were being written or removed when the run was killed."""
     for pattern in ("*.part", "samples/*.part", "pushes/*.part", "pushes/*.run"):
         for path in run.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -60,10 +70,7 @@ def remove_leftovers(run: Path) -> None:
 def save_adapter(
     folder: Path, model: PeftModel, processor: BlipProcessor, generation_config: GenerationConfig, recipe: Recipe
 ) -> None:
-    """Write everything that captions need beside the base: adapter, processor, generation settings, recipe.
-
-    Written under another name and renamed when whole. Safetensors and JSON only; nothing in it is pickled.
-    """
+    """Write the adapter, processor, generation config and recipe to `folder`, atomically and without pickled files."""
     part = staging_folder(folder)
     model.save_pretrained(part)
     processor.save_pretrained(part)
@@ -73,7 +80,7 @@ def save_adapter(
 
 
 def describe(data: DatasetDict) -> dict[str, Any]:
-    """For each split: its rows, a fingerprint of ids and captions, one of images, what was left out while reading."""
+    """Return the rows of each split, fingerprints of its captions and images, and the counts of dropped rows."""
     return {
         split: {"rows": len(rows), "fingerprint": fingerprint(rows), **image_fingerprint(rows), **drop_counts(rows)}
         for split, rows in data.items()

@@ -1,9 +1,8 @@
-"""From a recipe to what a run is made of: device, base with adapter, data, features, trainer."""
+"""From a recipe to the parts of a run: device, base model with adapter, data, feature cache, trainer."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import sys
 from pathlib import Path
@@ -23,35 +22,34 @@ from medcap.modeling.feature_cache import FeatureCache, open_cache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import Recipe, RecipeError
-from medcap.reporting.plots import write_sample_sheet
-from medcap.training.callbacks import MetricsLog, Progress, Samples
+from medcap.training.callbacks import Draw, MetricsLog, Progress, Samples
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
 from medcap.training.monitors import TrainingMonitor, token_entropy
 from medcap.training.trainer import CaptionTrainer
 
-logger = logging.getLogger(__name__)
+SAMPLES = 8  # validation images whose predictions are written after each epoch
 
 
 def check_devices(recipe: Recipe) -> None:
-    """RecipeError for what would train otherwise than it was asked to, in silence.
+    """Raise RecipeError for devices on which the recipe would train differently without a message.
 
-    Several GPUs in one process are torch's DataParallel, which weighs captions by the GPU that they went to; without a
-    GPU, accelerate takes FSDP and DeepSpeed for plain processes.
+    Several GPUs in one process mean torch's DataParallel, which weights captions by the GPU that they are on. Without
+    a GPU, accelerate replaces FSDP and DeepSpeed by plain processes.
     """
     gpus, device = recipe.training.n_gpu, recipe.training.device
     if gpus > 1:
         raise RecipeError(
-            f"{gpus} GPUs and one process: start one for each with `medcap train --accelerate ddp` or "
-            "`accelerate launch`, or let it see one GPU with CUDA_VISIBLE_DEVICES=0"
+            f"{gpus} GPUs but one process: start one process per GPU with `medcap train --accelerate ddp` or "
+            "`accelerate launch`, or select one GPU with CUDA_VISIBLE_DEVICES=0"
         )
     for engine in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and device.type == "cpu":
-            raise RecipeError(f"{engine} shares a model out over GPUs, and here is none: take --accelerate cpu-ddp")
+            raise RecipeError(f"{engine} shards a model over GPUs, and there is none: use --accelerate cpu-ddp")
 
 
 def resolve_precision(recipe: Recipe) -> torch.dtype:
-    """What the recipe's precision is on this device; the Trainer is told to compute in it."""
+    """Return the dtype of the recipe's precision on this device, and set the Trainer's flags for it."""
     allow_tf32(recipe.model.precision, recipe.training.device)
     dtype = resolve_dtype(recipe.model.precision, recipe.training.device)
     recipe.training.bf16, recipe.training.fp16 = dtype == torch.bfloat16, dtype == torch.float16
@@ -60,7 +58,7 @@ def resolve_precision(recipe: Recipe) -> torch.dtype:
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
-    """The base with a new adapter on it, its processor, and how it will generate."""
+    """Return the base model with a new adapter, its processor, and its generation config."""
     model, processor = load_blip(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
@@ -81,25 +79,25 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProce
     return adapted, processor, generation_config
 
 
-def wanted_data(recipe: Recipe) -> DatasetDict:
-    """The training and validation splits as the recipe wants them, not decoded yet."""
+def load_splits(recipe: Recipe) -> DatasetDict:
+    """Return the training and validation splits that the recipe selects, images not decoded."""
     data = load_recipe_data(recipe.data, splits=("train", "valid"))
-    for split, most in (("train", recipe.data.max_train_samples), ("valid", recipe.data.max_eval_samples)):
-        data[split] = data[split].select(range(min(most or len(data[split]), len(data[split]))))
+    for split, limit in (("train", recipe.data.max_train_samples), ("valid", recipe.data.max_eval_samples)):
+        data[split] = data[split].select(range(min(limit or len(data[split]), len(data[split]))))
     return data
 
 
-def checked_data(recipe: Recipe) -> DatasetDict:
-    """The training and validation splits, every image of them decoded once: by one process, the others wait for it."""
+def load_checked_splits(recipe: Recipe) -> DatasetDict:
+    """Return `load_splits` after every image was decoded once, by the main process while the others wait."""
     with recipe.training.main_process_first(desc="decoding"):
-        data = wanted_data(recipe)
+        data = load_splits(recipe)
         for split in data:
             data[split] = check_images(data[split], recipe.data.max_broken)
     return data
 
 
-def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
-    """Say on stderr what is about to be trained, and what the recipe cuts."""
+def print_summary(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
+    """Print on stderr the data, the trainable parameters, and the fraction of captions that is cut."""
     cut = cut_fraction(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
     source = f"{recipe.data.data_dir} ({find_layout(recipe.data.data_dir, recipe.data.data_format)})"
     sys.stderr.write(
@@ -109,14 +107,14 @@ def announce(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: Bli
     )
 
 
-def open_features(
+def open_feature_cache(
     recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor, dtype: torch.dtype
 ) -> FeatureCache | None:
-    """Where the tower's outputs are kept, or None; an image that is needed once is not."""
-    wanted, images = recipe.model.feature_cache, sum(map(len, data.values()))
-    if wanted == "auto" and recipe.training.num_train_epochs <= 1:
+    """Return the cache of the vision encoder's outputs; None where the recipe has none or would not reuse it."""
+    setting, images = recipe.model.feature_cache, sum(map(len, data.values()))
+    if setting == "auto" and recipe.training.num_train_epochs <= 1:
         return None
-    cache = open_cache(wanted, model.get_base_model(), processor, dtype, images)
+    cache = open_cache(setting, model.get_base_model(), processor, dtype, images)
     if cache is not None and recipe.training.process_index == 0:
         sys.stderr.write(f"{cache.describe(images)}\n")
     return cache
@@ -130,33 +128,44 @@ def make_trainer(
     generation_config: GenerationConfig,
     scores: CaptionMetrics,
     cache: FeatureCache | None,
+    draw: Draw,
 ) -> CaptionTrainer:
-    """The trainer, with our progress, log and samples in the place of the Trainer's printing."""
-    run, valid = Path(recipe.training.output_dir), data["valid"]
+    """Return the trainer of a run, with medcap's progress bar, log and samples instead of the Trainer's output.
+
+    Args:
+        recipe: The recipe; its arguments are copied.
+        data: Checked training and validation splits.
+        model: From `make_model`, with `processor` and `generation_config`.
+        processor: The base model's.
+        generation_config: How captions are generated in evaluations.
+        scores: Computes the metrics of an evaluation.
+        cache: From `open_feature_cache`.
+        draw: Draws the sample images with their captions after each epoch.
+    """
+    run, valid, tokenizer = Path(recipe.training.output_dir), data["valid"], processor.tokenizer
     args = copy.copy(recipe.training)
-    health = TrainingMonitor(
-        token_entropy(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
-    )
-    args.restore_callback_states_from_checkpoint = True  # of early stopping: how many evaluations were worse so far
-    args.push_to_hub = False  # the Trainer's own skips epochs while one is on its way, and writes over what it sends
+    args.restore_callback_states_from_checkpoint = True  # early stopping counts the worse evaluations
+    args.push_to_hub = False  # the Trainer's own push skips epochs while one is uploaded, and overwrites its files
+    monitor = TrainingMonitor(token_entropy(tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens))
+    samples = valid.select(range(min(SAMPLES, len(valid))))
     trainer = CaptionTrainer(
         model=model,
         args=args,
         generation_config=generation_config,
         prompt=recipe.data.prompt,
         features=cache,
-        health=health,
-        train_dataset=pixels_and_captions(data["train"], processor, cache),
-        eval_dataset=pixels_and_captions(valid, processor, cache),
+        monitor=monitor,
+        train_dataset=trainer_rows(data["train"], processor, cache),
+        eval_dataset=trainer_rows(valid, processor, cache),
         data_collator=CaptionCollator(
-            processor.tokenizer, first_token_id(model), recipe.data.max_caption_tokens, recipe.data.prompt
+            tokenizer, first_token_id(model), recipe.data.max_caption_tokens, recipe.data.prompt
         ),
         processing_class=processor,
         compute_metrics=scores,
-        callbacks=[MetricsLog(run, health), samples(run, valid.select(range(min(8, len(valid)))), scores)],
+        callbacks=[MetricsLog(run, monitor), Samples(run, samples, scores, draw)],
     )
     trainer.add_callback(MemoryReport(trainer))
-    trainer.add_callback(Progress())  # after it: its line comes before the bar
+    trainer.add_callback(Progress())  # after MemoryReport, whose line comes before the bar
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if recipe.training.early_stopping_patience is not None:
@@ -164,18 +173,8 @@ def make_trainer(
     return trainer
 
 
-def samples(run: Path, few: Dataset, scores: CaptionMetrics) -> Samples:
-    """What the model says of a `few` images after each epoch, as text and as a picture."""
-    references = list(few["caption"])
-
-    def draw(path: Path, predictions: list[str]) -> None:
-        write_sample_sheet(path, few, {"reference": references, "prediction": predictions})
-
-    return Samples(run, list(few["image_id"]), references, scores, draw)
-
-
-def pixels_and_captions(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
-    """What the collator needs of each row, with its number and length; pixels or features are read with the row."""
+def trainer_rows(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
+    """Return rows for the collator, with their number and length; a row's pixels or features are read on access."""
     numbered = rows.select_columns(["image_id", "image", "caption"])
     numbered = numbered.add_column("length", caption_lengths(processor.tokenizer, rows["caption"]))
     return with_pixel_values(numbered, processor.image_processor, None if cache is None else cache.get)

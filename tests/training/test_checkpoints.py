@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not used, the best and the last good one stay, and files appear whole.
+"""Damaged checkpoints are not used, the best and the newest stay, and files are written atomically.
 
 pytest tests/training/test_checkpoints.py
 """
@@ -24,7 +24,7 @@ from medcap.training.checkpoints import (
 
 @pytest.fixture
 def make(tmp_path):
-    """Makes checkpoint-N in a run, sealed, with a state that names the best step."""
+    """Create checkpoint-N in a run, with checksums and a state that names the best step."""
 
     def made(step, best=None, stopped=None):
         folder = tmp_path / f"checkpoint-{step}"
@@ -38,43 +38,43 @@ def make(tmp_path):
     return made
 
 
-def cut(path):
+def truncate(path):
     os.truncate(path, 60)
 
 
-def turn_a_bit(path):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
     content[50] ^= 1
     path.write_bytes(content)
 
 
-def spoil(path):
+def corrupt(path):
     path.write_text("{")
 
 
 FAULTS = {
     "a missing file": ("optimizer.pt", os.unlink, "optimizer.pt is missing"),
-    "a cut file": ("optimizer.pt", cut, "optimizer.pt has 60 bytes of 100"),
-    "one bit": ("optimizer.pt", turn_a_bit, "optimizer.pt has another checksum"),
+    "a cut file": ("optimizer.pt", truncate, "optimizer.pt has 60 bytes of 100"),
+    "one bit": ("optimizer.pt", flip_bit, "optimizer.pt has another checksum"),
     "a file in a folder": ("global_step/shard.pt", os.unlink, "global_step/shard.pt is missing"),
     "no checksums": (CHECKSUMS, os.unlink, f"{CHECKSUMS} is missing"),
-    "half of the checksums": (CHECKSUMS, spoil, f"{CHECKSUMS} cannot be parsed"),
-    "checksums of another make": (CHECKSUMS, lambda path: path.write_text("[]"), f"{CHECKSUMS} cannot be parsed"),
+    "truncated checksums": (CHECKSUMS, corrupt, f"{CHECKSUMS} cannot be parsed"),
+    "checksums of another format": (CHECKSUMS, lambda path: path.write_text("[]"), f"{CHECKSUMS} cannot be parsed"),
 }
 
 
-@pytest.mark.parametrize(("name", "break_it", "said"), FAULTS.values(), ids=FAULTS)
-def test_every_fault_of_a_checkpoint_is_named(make, name, break_it, said):
+@pytest.mark.parametrize(("name", "damage", "message"), FAULTS.values(), ids=FAULTS)
+def test_every_kind_of_damage_is_named(make, name, damage, message):
     checkpoint = make(3)
     assert find_damage(checkpoint) == ""
-    break_it(checkpoint / name)
-    assert find_damage(checkpoint) == said
+    damage(checkpoint / name)
+    assert find_damage(checkpoint) == message
 
 
-def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
-    """Or the adapter of the end would be the last epoch's: from the one before, the best is trained again."""
+def test_checkpoint_whose_best_is_damaged_is_not_resumed(make):
+    """The run would end with the adapter of the last epoch; an older checkpoint trains the best one again."""
     make(3), make(6, best=6), make(9, best=6)
-    turn_a_bit(checkpoints(make(12, best=6).parent)[2] / "optimizer.pt")
+    flip_bit(checkpoints(make(12, best=6).parent)[2] / "optimizer.pt")
     run = make(15, best=15).parent
     found = {path.name: find_damage_for_resume(path, with_best=True) for path in checkpoints(run)}
     broken = "optimizer.pt has another checksum"
@@ -86,14 +86,14 @@ def test_a_checkpoint_whose_best_is_broken_is_not_gone_on_from(make):
     assert find_damage_for_resume(run / "checkpoint-9", with_best=False) == ""
 
 
-def test_what_a_signal_left_undone_is_remembered(make):
+def test_pending_work_is_recorded(make):
     assert pending_work(make(3)) is None
     assert pending_work(make(4, stopped={"signal": "SIGTERM"})) == {"signal": "SIGTERM"}
-    spoil(make(5) / CHECKSUMS)
+    corrupt(make(5) / CHECKSUMS)
     assert [path.name for path in checkpoints(make(6).parent) if is_stop_checkpoint(path)] == ["checkpoint-4"]
 
 
-def test_checkpoints_are_sorted_by_step_and_half_written_ones_are_none(make, tmp_path):
+def test_checkpoints_are_sorted_by_step_without_incomplete_ones(make, tmp_path):
     for step in (9, 10, 100):
         make(step)
     (tmp_path / f"checkpoint-200{PARTIAL}").mkdir()
@@ -107,7 +107,7 @@ ROTATIONS = [
 
 
 @pytest.mark.parametrize(("limit", "best", "left"), ROTATIONS)
-def test_the_newest_and_the_best_are_never_removed(make, tmp_path, limit, best, left):
+def test_rotation_keeps_the_newest_and_the_best(make, tmp_path, limit, best, left):
     for step in (2, 4, 6, 8):
         make(step)
     rotate(tmp_path, limit, best)
@@ -115,7 +115,7 @@ def test_the_newest_and_the_best_are_never_removed(make, tmp_path, limit, best, 
     assert not list(tmp_path.glob(f"*{PARTIAL}"))
 
 
-def test_a_folder_takes_the_place_of_another_whole(tmp_path):
+def test_committed_folder_replaces_another(tmp_path):
     for content in ("first", "second"):
         part = staging_folder(tmp_path / "adapter")
         (part / content).write_text(content)
@@ -124,14 +124,14 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path):
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["second"]
 
 
-def test_a_removal_that_is_killed_leaves_no_half_folder_under_the_name(tmp_path, monkeypatch):
+def test_interrupted_removal_leaves_no_folder_under_the_name(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-3").mkdir()
-    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # as far as it came
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # interrupted here
     remove_folder(tmp_path / "checkpoint-3")
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-3.old{PARTIAL}"]
 
 
-def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_text_is_written_atomically(tmp_path, monkeypatch):
     write_text(tmp_path / "metrics.jsonl", "before")
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("killed here")))
     with pytest.raises(OSError, match="killed here"):

@@ -1,4 +1,4 @@
-"""A dry run finds what would fail later, plans what will be done, and leaves nothing.
+"""A dry run finds errors of the full run, prints its plan, and leaves no files.
 
 pytest tests/training/test_dry_run.py
 """
@@ -18,50 +18,50 @@ from torch.utils.data import DataLoader
 
 from medcap.recipe import CaptionTrainingArguments, read_recipe
 from medcap.training import plan
-from medcap.training.dry_run import LOOKED_AT, rehearsal_rows, spread
-from medcap.training.plan import Measured, Room, Schedule, duration, existing
+from medcap.training.dry_run import DECODED, dry_run_rows, evenly_spaced
+from medcap.training.plan import Timing, DiskSpace, Schedule, duration, nearest_folder
 from medcap.training.trainer import CaptionTrainer
 
 
-def words(run, folder, *more):
+def dry_run_argv(run, folder, *more):
     return ["--config", str(run.recipe), "--output_dir", str(folder / "new" / "run"), "--dry_run", *more]
 
 
 @pytest.fixture(scope="module")
 def planned(trained_run, train_script, tmp_path_factory):
-    """What a dry run of the recipe of `trained_run` printed, and the folder that it was to make its own in."""
+    """The output of a dry run of the recipe of `trained_run`, and the folder above its output_dir."""
     folder = tmp_path_factory.mktemp("dry")
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
-        train_script.main(words(trained_run, folder, "--feature_cache", str(folder / "features")))
+        train_script.main(dry_run_argv(trained_run, folder, "--feature_cache", str(folder / "features")))
     return said.getvalue(), folder
 
 
-def test_nothing_is_left(planned):
+def test_no_files_are_left(planned):
     assert list(planned[1].iterdir()) == []
 
 
-def test_the_plan_is_what_the_run_then_does(planned, trained_run):
+def test_plan_agrees_with_the_run(planned, trained_run):
     state = json.loads((trained_run.folder / "checkpoint-6" / "trainer_state.json").read_text())
     assert (state["max_steps"], state["num_train_epochs"]) == (6, 2)
-    assert "steps: 6 of 4 captions, 3 an epoch, 2 epochs; warm-up over 0\n" in planned[0]
+    assert "steps: 6 of 4 captions, 3 per epoch, 2 epochs; warm-up over 0\n" in planned[0]
     assert "12 training and 6 validation images from" in planned[0]
     assert "; 18 were decoded" in planned[0]
     learns = next(line for line in trained_run.stderr.splitlines() if "weights learn" in line)
-    assert f"weights: {learns}; computed in float32\n" in planned[0]
+    assert f"parameters: {learns}; computed in float32\n" in planned[0]
     assert "    text_decoder.bert.encoder.layer.*.crossattention.self.query: 2 layers, " in planned[0]
 
 
-def test_the_plan_says_memory_disk_time_and_a_caption(planned):
+def test_plan_holds_memory_disk_time_and_a_caption(planned):
     lines = dict(line.split(": ", 1) for line in planned[0].splitlines())
     assert " GB seen, " in lines["memory"]
     assert "2 checkpoints" in lines["disk"]
     assert "18 images" in lines["features"]
     assert lines["time"].startswith("about ")
-    assert "measured here" in lines["time"]
+    assert "measurements here" in lines["time"]
     assert lines["caption"].startswith("'")
 
 
-def test_the_disk_that_is_planned_is_the_disk_that_is_taken(planned, trained_run):
+def test_planned_disk_space_agrees_with_the_run(planned, trained_run):
     taken = sum(plan.folder_bytes(trained_run.folder / f"checkpoint-{step}") for step in (3, 6))
     said = next(part for part in planned[0].split("(") if part.startswith("2 checkpoints"))
     planned_bytes = float(said.split(" checkpoints ")[1].split(" MB")[0]) * 1e6
@@ -69,18 +69,18 @@ def test_the_disk_that_is_planned_is_the_disk_that_is_taken(planned, trained_run
 
 
 def test_a_dry_run_is_not_part_of_the_recipe(trained_run, tmp_path):
-    recipe = read_recipe(words(trained_run, tmp_path))
+    recipe = read_recipe(dry_run_argv(trained_run, tmp_path))
     assert recipe.training.dry_run
     assert "dry_run" not in recipe.as_dict()
 
 
-def test_an_output_folder_that_is_there_stays_as_it_is(trained_run, train_script, tmp_path, capsys):
+def test_existing_output_folder_is_unchanged(trained_run, train_script, tmp_path, capsys):
     (tmp_path / "new" / "run").mkdir(parents=True)
     (tmp_path / "new" / "run" / "notes.txt").write_text("mine")
     nothing_kept = ["--eval_strategy", "no", "--save_strategy", "no", "--no_load_best_model_at_end"]
-    train_script.main(words(trained_run, tmp_path, "--feature_cache", "off", *nothing_kept))
+    train_script.main(dry_run_argv(trained_run, tmp_path, "--feature_cache", "off", *nothing_kept))
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "run", "notes.txt"]
-    assert "features: not kept" in capsys.readouterr().out
+    assert "features: not cached" in capsys.readouterr().out
 
 
 def refused(train_script, capsys, arguments):
@@ -92,32 +92,32 @@ def refused(train_script, capsys, arguments):
     return ended.value.code, said.err.splitlines()[-1]
 
 
-def test_a_failure_on_the_way_leaves_nothing_either(trained_run, train_script, tmp_path, capsys, monkeypatch):
+def test_failed_dry_run_leaves_no_files(trained_run, train_script, tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
         raise OSError("no step")
 
     monkeypatch.setattr(CaptionTrainer, "compute_loss", fail)
-    assert refused(train_script, capsys, words(trained_run, tmp_path)) == (1, "medcap: error: no step")
+    assert refused(train_script, capsys, dry_run_argv(trained_run, tmp_path)) == (1, "medcap: error: no step")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_will_be_full_is_found(trained_run, train_script, tmp_path, capsys, monkeypatch):
+def test_small_disk_is_found(trained_run, train_script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000, total=1, used=1))
-    status, line = refused(train_script, capsys, words(trained_run, tmp_path, "--feature_cache", "off"))
+    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--feature_cache", "off"))
     assert status == 1
-    assert "the disk is too small: the run takes " in line
-    assert "0.1 MB free there; free some, or lower save_total_limit" in line
+    assert "the disk is too small: the run needs " in line
+    assert "0.1 MB free there; free some space, or lower save_total_limit" in line
 
 
-def test_a_reporter_that_is_not_installed_is_found(trained_run, train_script, tmp_path, capsys):
-    status, line = refused(train_script, capsys, words(trained_run, tmp_path, "--report_to", "comet_ml"))
+def test_missing_reporter_is_found(trained_run, train_script, tmp_path, capsys):
+    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--report_to", "comet_ml"))
     assert status == 1
     assert "comet" in line
 
 
-def test_a_file_in_the_way_of_the_run_is_found(trained_run, train_script, tmp_path, capsys):
+def test_file_at_the_output_path_is_found(trained_run, train_script, tmp_path, capsys):
     (tmp_path / "new").write_text("a file")
-    status, line = refused(train_script, capsys, words(trained_run, tmp_path))
+    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path))
     assert (status, f"{tmp_path / 'new'} is a file" in line) == (1, True)
 
 
@@ -130,7 +130,7 @@ def test_too_many_broken_images_are_found(trained_run, train_script, phantoms, t
     with zipfile.ZipFile(archive, "w") as pictures:
         for place, (name, whole) in enumerate(content.items()):
             pictures.writestr(name, whole[:100] if place > 9 else whole)
-    status, line = refused(train_script, capsys, words(trained_run, tmp_path, "--data_dir", str(data)))
+    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--data_dir", str(data)))
     assert status == 1
     assert "cannot be decoded" in line
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -146,14 +146,14 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("lengths", "batch", "grouped", "rows"), ROWS.values(), ids=ROWS)
-def test_the_longest_and_the_usual_captions_are_rehearsed(lengths, batch, grouped, rows):
-    assert rehearsal_rows(lengths, batch, grouped) == rows
+def test_dry_run_trains_on_the_longest_and_typical_captions(lengths, batch, grouped, rows):
+    assert dry_run_rows(lengths, batch, grouped) == rows
 
 
-def test_images_are_looked_at_from_the_first_to_the_last():
-    assert spread(3) == [0, 1, 2]
-    rows = spread(10_000)
-    assert (len(rows), rows[0], rows[-1]) == (LOOKED_AT, 0, 9_999)
+def test_decoded_images_span_the_split():
+    assert evenly_spaced(3) == [0, 1, 2]
+    rows = evenly_spaced(10_000)
+    assert (len(rows), rows[0], rows[-1]) == (DECODED, 0, 9_999)
     assert max(b - a for a, b in itertools.pairwise(rows)) == 40
 
 
@@ -169,7 +169,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(("images", "settings"), SCHEDULES.values(), ids=SCHEDULES)
-def test_steps_are_counted_as_the_trainer_counts_them(images, settings, tmp_path):
+def test_steps_agree_with_the_trainer(images, settings, tmp_path):
     args = CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **settings)
     trainer = SimpleNamespace(
         get_total_train_batch_size=lambda _: 1, get_sp_size=lambda: 1, num_examples=len, args=args
@@ -197,26 +197,26 @@ def test_evaluations_and_checkpoints_are_counted(settings, times, tmp_path):
     assert (schedule.steps, schedule.evaluations, schedule.saves) == (9, times, times)
 
 
-def test_time_is_that_of_first_and_later_epochs_and_of_captions():
+def test_time_sums_first_and_later_epochs_and_evaluations():
     schedule = Schedule(steps_per_epoch=10, steps=25, epochs=2.5, evaluations=3, saves=3, warmup_steps=0, batch=4)
-    measured = Measured(step=2.0, later_step=1.0, evaluation=5.0, captioned=8)
+    measured = Timing(step=2.0, later_step=1.0, evaluation=5.0, captioned=8)
     assert measured.training(schedule, valid=16) == 10 * 2 + 15 * 1 + 3 * 2 * 5
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_durations_are_read_at_a_glance(seconds, text):
+def test_duration_text(seconds, text):
     assert duration(seconds) == text
 
 
-def test_room_is_summed_and_compared_with_the_disk_of_a_folder_to_be(tmp_path):
-    assert existing(tmp_path / "a" / "b") == tmp_path
-    Room(tmp_path / "a", {"x": 10, "y": 20}).check()
+def test_disk_space_is_compared_with_the_disk_of_a_new_folder(tmp_path):
+    assert nearest_folder(tmp_path / "a" / "b") == tmp_path
+    DiskSpace(tmp_path / "a", {"x": 10, "y": 20}).check()
     with pytest.raises(OSError, match="the disk is too small"):
-        Room(tmp_path / "a", {"x": 10**18}).check()
+        DiskSpace(tmp_path / "a", {"x": 10**18}).check()
 
 
-def test_the_recipe_of_the_rehearsal_differs_in_nothing_that_counts(trained_run, train_script, tmp_path, monkeypatch):
-    """Batch, accumulation, precision, learning rate, dropout: what is tried is what will run."""
+def test_dry_run_recipe_changes_no_setting_of_a_step(trained_run, train_script, tmp_path, monkeypatch):
+    """Batch size, accumulation, precision, learning rate and dropout are those of the full run."""
     seen = {}
 
     def stop(*parts, **_):
@@ -225,20 +225,23 @@ def test_the_recipe_of_the_rehearsal_differs_in_nothing_that_counts(trained_run,
 
     monkeypatch.setattr(train_script, "fit", stop)
     with contextlib.redirect_stderr(io.StringIO()), pytest.raises(OSError, match="seen"):
-        train_script.main([*words(trained_run, tmp_path), "--debug"])
-    small, asked = seen["small"].training.to_dict(), read_recipe(words(trained_run, tmp_path)).training.to_dict()
+        train_script.main([*dry_run_argv(trained_run, tmp_path), "--debug"])
+    small, asked = (
+        seen["small"].training.to_dict(),
+        read_recipe(dry_run_argv(trained_run, tmp_path)).training.to_dict(),
+    )
     changed = {key for key in small if small[key] != asked[key]}
     assert changed == {"output_dir", "num_train_epochs", "disable_tqdm", "train_sampling_strategy"}
     assert yaml.safe_load(trained_run.recipe.read_text())["num_train_epochs"] == 2
 
 
-def test_a_dry_run_asks_the_hub_first(trained_run, train_script, tmp_path, capsys, hub):
-    status, line = refused(train_script, capsys, words(trained_run, tmp_path, "--push_to_hub"))
+def test_dry_run_checks_access_to_the_hub(trained_run, train_script, tmp_path, capsys, hub):
+    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--push_to_hub"))
     assert status == 1
     assert "there is no token" in line
 
 
-def test_the_script_of_the_documents_reads_the_key(tmp_path):
+def test_dry_run_key_of_the_command_line_is_read(tmp_path):
     path = write_recipe(tmp_path / "r.yaml", data_dir="d", model_name_or_path="m", output_dir="o", use_cpu=True)
     assert not read_recipe(["--config", str(path)]).training.dry_run
     assert read_recipe(["--config", str(path), "--dry_run"]).training.dry_run

@@ -1,6 +1,6 @@
-"""What a training says of itself: rates, waiting, time left; and the three warnings.
+"""Throughput, waiting time and time left of a training, and the warnings.
 
-pytest tests/training/test_health.py
+pytest tests/training/test_monitors.py
 """
 
 import json
@@ -26,22 +26,22 @@ FIGURES = {
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass only when the test says so."""
+    """A clock that only the test advances."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(monitors, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
-def begun(step=0, history=(), chance=None):
-    """A TrainingMonitor whose training begins, and its state: 10 steps in all."""
+def started(step=0, history=(), chance=None):
+    """Return a started TrainingMonitor and its state of 10 steps."""
     state = TrainerState(global_step=step, max_steps=10, log_history=list(history))
-    measured = TrainingMonitor(chance)
-    measured.on_train_begin(None, state, None)
-    return measured, state
+    monitor = TrainingMonitor(chance)
+    monitor.on_train_begin(None, state, None)
+    return monitor, state
 
 
-def take_steps(measured, state, clock, steps, waiting, working):
-    """Steps of 4 images and 30 tokens, each waiting and working for so many seconds."""
+def take_steps(monitor, state, clock, steps, waiting, working):
+    """Run steps of 4 images and 30 tokens that wait and work for the given seconds."""
 
     def loader():
         while True:
@@ -49,23 +49,23 @@ def take_steps(measured, state, clock, steps, waiting, working):
             yield "batch"
 
     for _ in range(steps):
-        next(measured.waiting(loader()))
-        measured.count(4, 30)
+        next(monitor.time_batches(loader()))
+        monitor.count_step(4, 30)
         clock.now += working
         state.global_step += 1
-        measured.on_step_end(None, state, None)
+        monitor.on_step_end(None, state, None)
 
 
-def test_rates_are_of_the_time_that_trains(clock):
-    """Two steps of 3 s, 1 of them waiting; the evaluation of 100 s and the checkpoint of 10 s are left out."""
-    measured, state = begun()
-    take_steps(measured, state, clock, 1, waiting=1, working=2)
+def test_rates_exclude_evaluations_and_checkpoints(clock):
+    """Two steps of 3 s, 1 s of it waiting; an evaluation of 100 s and a checkpoint of 10 s do not count."""
+    monitor, state = started()
+    take_steps(monitor, state, clock, 1, waiting=1, working=2)
     clock.now += 100
-    measured.on_evaluate(SimpleNamespace(), state, None)
+    monitor.on_evaluate(SimpleNamespace(), state, None)
     clock.now += 10
-    measured.on_save(None, state, None)
-    take_steps(measured, state, clock, 1, waiting=1, working=2)
-    figures = measured.log_figures(state)
+    monitor.on_save(None, state, None)
+    take_steps(monitor, state, clock, 1, waiting=1, working=2)
+    figures = monitor.log_figures(state)
     assert {name: figures[name] for name in ("images_per_second", "tokens_per_second", "data_wait_share")} == {
         "images_per_second": 8 / 6, "tokens_per_second": 60 / 6, "data_wait_share": pytest.approx(2 / 6),
     }  # fmt: skip
@@ -73,27 +73,27 @@ def test_rates_are_of_the_time_that_trains(clock):
     assert figures["seconds_left"] == 116 / 2 * 8
 
 
-def test_a_line_of_the_log_says_what_was_since_the_last_and_metrics_what_was_since_the_last_evaluation(clock):
-    measured, state = begun()
-    take_steps(measured, state, clock, 1, waiting=0, working=4)
-    assert measured.log_figures(state)["images_per_second"] == 1
-    take_steps(measured, state, clock, 1, waiting=0, working=2)
-    assert measured.log_figures(state)["images_per_second"] == 2
+def test_log_lines_and_metrics_cover_the_time_since_the_previous_one(clock):
+    monitor, state = started()
+    take_steps(monitor, state, clock, 1, waiting=0, working=4)
+    assert monitor.log_figures(state)["images_per_second"] == 1
+    take_steps(monitor, state, clock, 1, waiting=0, working=2)
+    assert monitor.log_figures(state)["images_per_second"] == 2
     state.log_history += [{"grad_norm": 3.0}, {"grad_norm": 4.0}]
-    figures = measured.evaluation_figures(state)
+    figures = monitor.evaluation_figures(state)
     assert (figures["images_per_second"], figures["grad_norm"]) == (8 / 6, 4.0)
 
 
-def test_a_resumed_training_counts_the_time_up_to_its_checkpoint(clock):
-    """An evaluation comes after the last line of the log; the time left is from what this process has seen."""
-    measured, state = begun(4, [{"training_seconds": 20.0}, {"training_seconds": 50.0}, {"eval_runtime": 7.0}])
-    take_steps(measured, state, clock, 2, waiting=0, working=5)
-    assert measured.seconds == 50 + 7 + 10
-    assert measured.log_figures(state)["seconds_left"] == 5 * 4
+def test_resumed_training_includes_the_time_before_its_checkpoint(clock):
+    """The evaluation after the last log line counts; the time left is estimated from this process alone."""
+    monitor, state = started(4, [{"training_seconds": 20.0}, {"training_seconds": 50.0}, {"eval_runtime": 7.0}])
+    take_steps(monitor, state, clock, 2, waiting=0, working=5)
+    assert monitor.seconds == 50 + 7 + 10
+    assert monitor.log_figures(state)["seconds_left"] == 5 * 4
 
 
 class Logged(TrainerCallback):
-    """What TensorBoard, trackio or wandb would be given."""
+    """Collects the log lines that TensorBoard, trackio or wandb would receive."""
 
     def __init__(self):
         self.lines = []
@@ -102,7 +102,7 @@ class Logged(TrainerCallback):
         self.lines.append(logs)
 
 
-def test_what_report_to_is_given_holds_health_and_every_image_and_token_counts_once(tiny_base, tmp_path):
+def test_log_lines_hold_throughput_and_count_every_image_and_token_once(tiny_base, tmp_path):
     logged = Logged()
     trainer = trainer_of(str(tiny_base), tmp_path, [logged], per_device_train_batch_size=4)
     trainer.train()
@@ -110,13 +110,13 @@ def test_what_report_to_is_given_holds_health_and_every_image_and_token_counts_o
     assert len(steps) == 2 * 3
     assert all(line.keys() >= FIGURES | {"loss", "grad_norm"} for line in steps)
     labels = trainer.data_collator(trainer.train_dataset)["labels"].ne(-100).sum()
-    meter = trainer.health.since_evaluation
+    meter = trainer.monitor.since_evaluation
     assert (meter.steps, meter.images, int(meter.tokens)) == (6, 2 * len(CAPTIONS), 2 * labels)
 
 
-def test_metrics_and_checkpoints_hold_health(trained_run):
+def test_metrics_hold_throughput(trained_run):
     for line in (trained_run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        found = json.loads(line)["health"]
+        found = json.loads(line)["throughput"]
         assert found.keys() == FIGURES | {"grad_norm"}
         assert 0 <= found["data_wait_share"] <= 1
         assert all(value >= 0 for value in found.values())
@@ -128,7 +128,7 @@ def test_metrics_and_checkpoints_hold_health(trained_run):
 # --- warnings ---
 
 
-def test_chance_is_the_entropy_of_the_tokens_that_are_learned(loaded):
+def test_chance_is_the_entropy_of_the_learned_tokens(loaded):
     tokenizer = loaded[1].tokenizer
     # a, a, mass, [SEP] and a, [SEP]: a three times, mass once, [SEP] twice
     expected = -(3 / 6 * math.log(3 / 6) + 1 / 6 * math.log(1 / 6) + 2 / 6 * math.log(2 / 6))
@@ -137,70 +137,70 @@ def test_chance_is_the_entropy_of_the_tokens_that_are_learned(loaded):
 
 
 def test_chance_is_taken_from_captions_of_all_over_the_data(loaded, monkeypatch):
-    monkeypatch.setattr(monitors, "ENOUGH_CAPTIONS", 2)
+    monkeypatch.setattr(monitors, "ENTROPY_CAPTIONS", 2)
     assert token_entropy(loaded[1].tokenizer, ["a", "mass", "a", "mass"], 96) == pytest.approx(math.log(2))
 
 
-def evaluated(measured, state, epoch, loss):
+def evaluate(monitor, state, epoch, loss):
     state.epoch = epoch
-    measured.on_evaluate(SimpleNamespace(), state, None, metrics={"eval_loss": loss})
+    monitor.on_evaluate(SimpleNamespace(), state, None, metrics={"eval_loss": loss})
 
 
-def test_a_loss_at_chance_after_the_first_epoch_is_said_once(caplog):
-    measured, state = begun(chance=5.0)
-    evaluated(measured, state, 0.5, 9.0)
+def test_loss_at_chance_after_the_first_epoch_warns_once(caplog):
+    monitor, state = started(chance=5.0)
+    evaluate(monitor, state, 0.5, 9.0)
     assert caplog.messages == []
-    evaluated(measured, state, 1, 5.0)
-    evaluated(measured, state, 2, 5.0)
-    (said,) = caplog.messages
-    assert said.startswith("after epoch 1 the validation loss is 5.00, no better than chance: 5.00 is")
-    assert "\n" not in said
-    assert "Raise learning_rate" in said
+    evaluate(monitor, state, 1, 5.0)
+    evaluate(monitor, state, 2, 5.0)
+    (warning,) = caplog.messages
+    assert warning.startswith("after epoch 1 the validation loss is 5.00, no better than chance: a model")
+    assert "\n" not in warning
+    assert "Raise learning_rate" in warning
 
 
-def test_a_loss_below_chance_is_not_said(caplog):
-    measured, state = begun(chance=5.0)
-    evaluated(measured, state, 1, 4.99)
+def test_loss_below_chance_does_not_warn(caplog):
+    monitor, state = started(chance=5.0)
+    evaluate(monitor, state, 1, 4.99)
     assert caplog.messages == []
 
 
-def ended(measured, state, eval_strategy="epoch"):
-    measured.on_epoch_end(SimpleNamespace(dataloader_num_workers=2, eval_strategy=eval_strategy), state, None)
+def end_epoch(monitor, state, eval_strategy="epoch"):
+    monitor.on_epoch_end(SimpleNamespace(dataloader_num_workers=2, eval_strategy=eval_strategy), state, None)
 
 
-def test_without_evaluation_the_training_loss_is_looked_at(caplog):
-    measured, state = begun(history=[{"loss": 5.5}], chance=5.0)
+def test_training_loss_is_checked_without_evaluation(caplog):
+    monitor, state = started(history=[{"loss": 5.5}], chance=5.0)
     state.epoch = 1
-    ended(measured, state)
+    end_epoch(monitor, state)
     assert caplog.messages == []
-    ended(measured, state, "no")
+    end_epoch(monitor, state, "no")
     assert caplog.messages[0].startswith("after epoch 1 the training loss is 5.50, no better than")
 
 
 WAITING = {"starving": (20, 4, True), "at the threshold": (20, 3, False), "too few steps": (19, 9, False)}
 
 
-@pytest.mark.parametrize(("steps", "waiting", "is_said"), WAITING.values(), ids=WAITING)
-def test_a_loader_that_starves_the_device_is_said_once(clock, caplog, steps, waiting, is_said):
-    measured, state = begun()
+@pytest.mark.parametrize(("steps", "waiting", "warns"), WAITING.values(), ids=WAITING)
+def test_slow_data_loading_warns_once(clock, caplog, steps, waiting, warns):
+    monitor, state = started()
     for _ in range(2):
-        take_steps(measured, state, clock, steps, waiting=waiting, working=10 - waiting)
-        ended(measured, state)
-        evaluated(measured, state, 1, 0.1)
-    said = [
-        "training waits for images 40% of the time (more than 30%): raise dataloader_num_workers, now 2, and leave "
-        "feature_cache on where it can be"
+        take_steps(monitor, state, clock, steps, waiting=waiting, working=10 - waiting)
+        end_epoch(monitor, state)
+        evaluate(monitor, state, 1, 0.1)
+    expected = [
+        "training waits for images 40% of the time (more than 30%): raise dataloader_num_workers, now 2, and use "
+        "feature_cache where possible"
     ]
-    assert caplog.messages == said * is_said
+    assert caplog.messages == expected * warns
 
 
-def test_captions_that_are_all_the_same_are_said():
+def test_sameness_reports_identical_captions():
     assert sameness(["a cyst"] * 3).startswith("all 3 captions are the same, 'a cyst': the model does not tell")
     assert sameness(["a cyst", "a cyst", "a mass"]) == ""
     assert sameness(["a cyst"]) == ""
 
 
-def test_a_training_whose_captions_are_all_the_same_says_so(loaded, caplog, monkeypatch):
+def test_identical_captions_of_an_evaluation_warn(loaded, caplog, monkeypatch):
     tokenizer = loaded[1].tokenizer
     scored = Scores({}, {}, "", caption_statistics(["a"], [["a b"]]))
     monkeypatch.setattr(caption_metrics, "score_captions", lambda *captions, **settings: scored)

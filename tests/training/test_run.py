@@ -64,7 +64,7 @@ def test_the_adapter_is_that_of_the_best_epoch(trained_run):
     kept = load_file(trained_run.folder / "adapter" / "adapter_model.safetensors")
     assert_same_weights(kept, load_file(best / "adapter_model.safetensors"))
     assert trained_run.stdout == (
-        f"{trained_run.folder / 'adapter'}: the adapter of {best.name}, the best by loss ({max(scores):.4f})\n"
+        f"{trained_run.folder / 'adapter'}: the adapter of {best.name}, best loss ({max(scores):.4f})\n"
     )
 
 
@@ -158,7 +158,7 @@ def test_a_run_resumed_after_an_epoch_equals_the_uninterrupted_one(trained_run, 
     assert written[0] == written[1]  # the first epoch was not trained again
     last = f"checkpoint-{2 * STEPS}/adapter_model.safetensors"
     assert_same_weights(load_file(run / last), load_file(trained_run.folder / last))
-    timed = ("runtime", "per_second", "health")
+    timed = ("runtime", "per_second", "throughput")
     timeless = [
         [{key: value for key, value in line.items() if not key.endswith(timed)} for line in found]
         for found in (lines(run / "metrics.jsonl"), lines(trained_run.folder / "metrics.jsonl"))
@@ -189,32 +189,34 @@ def recipe_in(trained_run):
     return make
 
 
-def test_training_starts_anew_in_a_new_or_an_empty_folder(recipe_in, tmp_path):
+def test_training_starts_from_scratch_in_a_new_or_empty_folder(recipe_in, tmp_path):
     assert checkpoint_to_resume(recipe_in(tmp_path / "new")) is None
     assert checkpoint_to_resume(recipe_in(tmp_path)) is None
 
 
-def test_training_goes_on_from_the_newest_checkpoint_or_the_one_named(recipe_in, trained_run):
+def test_training_resumes_from_the_newest_or_the_named_checkpoint(recipe_in, trained_run):
     run = trained_run.folder
     assert checkpoint_to_resume(recipe_in(run, "last")) == str(run / "checkpoint-6")
     assert checkpoint_to_resume(recipe_in(run, str(run / "checkpoint-3"))) == str(run / "checkpoint-3")
 
 
-@pytest.mark.parametrize(("left", "message"), [("checkpoint-3", "a run of an unknown"), ("adapter", "a finished")])
+@pytest.mark.parametrize(
+    ("left", "message"), [("checkpoint-3", "a run without recipe"), ("adapter", "a finished run")]
+)
 def test_a_folder_that_holds_another_or_a_finished_run_raises(recipe_in, tmp_path, left, message):
     (tmp_path / left).mkdir()
-    with pytest.raises(RecipeError, match=f"{tmp_path} holds {message}.*--resume_from_checkpoint last"):
+    with pytest.raises(RecipeError, match=f"{tmp_path} is {message}.*--resume_from_checkpoint last"):
         checkpoint_to_resume(recipe_in(tmp_path))
 
 
-def test_nothing_to_go_on_with_raises(recipe_in, tmp_path):
-    with pytest.raises(RecipeError, match=f"resume_from_checkpoint is last, but {tmp_path} holds no checkpoint"):
+def test_last_without_checkpoint_raises(recipe_in, tmp_path):
+    with pytest.raises(RecipeError, match=f"resume_from_checkpoint is last, but {tmp_path} has no checkpoint"):
         checkpoint_to_resume(recipe_in(tmp_path, "last"))
 
 
-def test_what_is_no_checkpoint_raises(recipe_in, tmp_path, trained_run):
+def test_folder_that_is_not_a_checkpoint_raises(recipe_in, tmp_path, trained_run):
     for folder in (tmp_path / "none", trained_run.folder / "adapter"):
-        with pytest.raises(RecipeError, match=f"{folder} is no checkpoint: it has no trainer_state.json"):
+        with pytest.raises(RecipeError, match=f"{folder} is not a checkpoint: it has no trainer_state.json"):
             checkpoint_to_resume(recipe_in(tmp_path, str(folder)))
 
 
@@ -234,7 +236,7 @@ WRONG = {
     "a typo": (["--learning_rat", "1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
     "a key of former times": (["--warmup_ratio", "0.1"], "there is no key 'warmup_ratio'; use warmup_steps"),
     "a wrong value": (["--lora_r", "0"], "lora_r is 0; allowed is 1 to 1024"),
-    "a folder in use": ([], "holds a finished run: take another --output_dir"),
+    "a folder in use": ([], "is a finished run: use another --output_dir"),
     "no such targets": (["--output_dir", "{new}", "--lora_target_modules", "qkv"], "matches no linear layer"),
     "not a multiple of the patch": (["--output_dir", "{new}", "--image_size", "50"], "image_size is 50; it must be"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from conftest import tiny_blip, tiny_tokenizer
-from test_faults import Scarce
+from test_reader_errors import Scarce
 from test_trainer import losses, rows_of
 from transformers import BlipImageProcessor, BlipProcessor
 
