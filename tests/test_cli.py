@@ -157,7 +157,17 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
 
 def test_evaluate_without_restoring_shows_both_surfaces(capsys, tmp_path, tiny_base, phantoms) -> None:
     words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    words += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0", "--no-detokenize", "--max_eval_samples", "3"]
+    words += [
+        "--num_beams",
+        "1",
+        "--max_new_tokens",
+        "6",
+        "--nearest",
+        "0",
+        "--no-detokenize",
+        "--max_eval_samples",
+        "3",
+    ]
     status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]

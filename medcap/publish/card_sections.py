@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from medcap.metrics.clinical.accuracy import SIDES
+from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData
 from medcap.publish.markdown import cell, code, escape, measured_table, table
@@ -114,8 +114,12 @@ def kinds_table(facts: CardData) -> str:
 def sides_table(facts: CardData) -> str:
     """How often a side that the reference names (rows) became another in the caption (columns)."""
     sides = (facts.evaluation or {}).get("facts", {}).get("sides", {})
-    rows = [(f"reference: {row}", *(cell(sides[row][column]) for column in SIDES)) for row in SIDES if row in sides]
-    return table(("", *(f"caption: {side}" for side in SIDES)), rows) if rows else ""
+    rows = [
+        (f"reference: {row}", *(cell(sides[row][column]) for column in LATERALITIES))
+        for row in LATERALITIES
+        if row in sides
+    ]
+    return table(("", *(f"caption: {side}" for side in LATERALITIES)), rows) if rows else ""
 
 
 def splits_table(facts: CardData) -> str:
