@@ -41,13 +41,13 @@ WRONG = {
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
     "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
     "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
-    "nothing to make public": (["publish", "run", "--to", "release", "--public"], 2, "--public is for a repository"),
+    "nothing to make public": (["publish", "run", "--to", "release", "--public"], 2, "--public applies to a Hub"),
     "nothing to overwrite": (
         ["publish", "run", "--to", "release", "--overwrite"],
         2,
-        "--overwrite is for a repository",
+        "--overwrite applies to a Hub repository",
     ),
-    "a Space is no adapter": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "give --to DIR"),
+    "a Space is no adapter": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "use --to DIR"),
 }
 
 
@@ -157,7 +157,8 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
 
 def test_evaluate_without_restoring_shows_both_surfaces(capsys, tmp_path, tiny_base, phantoms) -> None:
     words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    words += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0", "--no-detokenize", "--max_eval_samples", "3"]
+    words += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0"]
+    words += ["--no-detokenize", "--max_eval_samples", "3"]
     status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]
