@@ -1,4 +1,4 @@
-"""The whole story offline: phantoms, two trainings, evaluation, a release, and its captions made without medcap."""
+"""The end-to-end demo, offline: phantom images, two trainings, evaluation, and a release used without medcap."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from medcap.launch import launch_command, shipped_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
 from medcap.publish.release import build_release
+from medcap.reporting.evaluation_page import write_page
 from medcap.reporting.plots import write_curves, write_sample_sheet
-from medcap.reporting.tables import differences_text, text_table
+from medcap.reporting.tables import differences_text, text_table, write_comparison
 
 BASE_NAME = "without fine-tune"
 RECIPES = {"4 epochs": "4-epochs.yaml", "6 epochs": "6-epochs.yaml"}
@@ -32,7 +33,7 @@ MARK = "made-by-medcap-quickstart"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images of each split, and what `--short` changes in the recipes."""
+    """Number of images in each split, and options that override the recipes."""
 
     train: int = 2000
     valid: int = 100
@@ -44,24 +45,28 @@ SHORT = Sizes(train=96, valid=16, test=24, overrides=("--num_train_epochs", "1")
 
 
 def quickstart(out: Path, *, short: bool = False) -> None:
-    """Tell the story into `out`: a new or empty folder, or an earlier quickstart's, which is replaced.
+    """Run the end-to-end demo.
 
-    Leaves data/, base/, run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, samples.png, curves.png and release/.
+    Args:
+        out: new or empty folder, or that of an earlier quickstart, which is replaced. It receives data/, base/,
+            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and release/.
+        short: use few images and one epoch.
     """
     started, sizes = time.monotonic(), SHORT if short else Sizes()
-    _make_room(out)
-    _say("1. A data set of phantoms, in ROCOv2's own layout")
+    _prepare_folder(out)
+    _heading("1. Write a data set of phantom images in the layout of ROCOv2")
     write_phantom(out / "data", train=sizes.train, valid=sizes.valid, test=sizes.test, seed=0)
-    _say("2. The tiny base: a BLIP that speaks, but not radiology")
+    _heading("2. Copy the tiny base model, a BLIP not trained on radiology")
     shutil.copytree(TINY_BASE, out / "base")
     for name, recipe in RECIPES.items():
-        _say(f"3. Fine-tuning: {name}")
+        _heading(f"3. Fine-tune: {name}")
         _train(out, name, recipe, sizes)
-    _say("4. Evaluation on the test split")
+    _heading("4. Evaluate on the test split")
     split = load_split(str(out / "data"), "test")
     captions = {name: _evaluate(out, name, split, baselines=name == BASE_NAME) for name in [BASE_NAME, *RECIPES]}
     comparison = compare([_folder(out, "eval", name) for name in captions], out)
-    _say("5. A release, loaded where medcap cannot be imported")
+    write_comparison(out / "comparison.md", comparison)
+    _heading("5. Build a release and load it without medcap")
     last = list(RECIPES)[-1]
     release = build_release(
         _folder(out, "run", last),
@@ -69,36 +74,33 @@ def quickstart(out: Path, *, short: bool = False) -> None:
         evaluation=_folder(out, "eval", last),
         comparison=out / "comparison.json",
     )
-    same = check_release(out / "base", release, split, captions[last])
+    checked = check_release(out / "base", release, split, captions[last])
+    shutil.copyfile(_folder(out, "eval", last) / "report.html", out / "report.html")
     write_curves(out / "curves.png", {name: _folder(out, "run", name) for name in RECIPES})
     write_sample_sheet(
         out / "samples.png", split.rows, {"reference": split.references, **{name: captions[name] for name in captions}}
     )
-    print(f"\n{text_table(comparison['systems'])}\n\n{differences_text(comparison['tests'])}\n")
+    print(f"\n{text_table(comparison.systems)}\n\n{differences_text(comparison.tests)}\n")
     if short:
-        print("--short: both rows are one epoch on few images, which teaches nothing; the names are the full story's")
-    print(
-        "modality ... finding: share of test images whose caption names it rightly, by the known truth of the phantoms"
-    )
-    print("(the base says left and right as the viewer sees them; radiology names the patient's side, the other one)")
-    print(f"release/: {same} captions made by plain transformers and peft are the evaluation's, word for word")
-    print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes. Look at {out / 'samples.png'}, and at what was published:"
-    )
-    print(f"  {release / 'README.md'}\nNext, a picture of your own:")
+        print("--short: both adapters were trained for one epoch on few images; the names are those of the full demo")
+    print("modality ... finding: fraction of test images whose caption states it correctly; phantoms have known facts")
+    print("(the base names sides as seen by the viewer; radiology names the side of the patient)")
+    print(f"release/: plain transformers and peft generate the same {checked} captions as the evaluation")
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes. See {out / 'report.html'}, {out / 'samples.png'} and")
+    print(f"  {release / 'README.md'}\nNext, caption an image of your own:")
     print(f"  medcap caption IMAGE --model {out / 'release'}")
 
 
-def _make_room(out: Path) -> None:
+def _prepare_folder(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).exists():
-            raise FileExistsError(f"{out} holds something else than a quickstart: take another folder with --out")
+            raise FileExistsError(f"{out} is not empty and was not made by quickstart; name another folder with --out")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
 
 
-def _say(text: str) -> None:
+def _heading(text: str) -> None:
     sys.stderr.write(f"\n{text}\n")
 
 
@@ -107,9 +109,9 @@ def _folder(out: Path, kind: str, name: str) -> Path:
 
 
 def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
-    """Run scripts/train.py as a user would; its one line of result is shown with the progress."""
-    words = ["--config", str(shipped_folder("recipes") / "phantom" / recipe), "--data_dir", str(out / "data")]
-    words += [
+    """Run scripts/train.py through accelerate, with its output on stderr."""
+    arguments = ["--config", str(shipped_folder("recipes") / "phantom" / recipe), "--data_dir", str(out / "data")]
+    arguments += [
         "--model_name_or_path",
         str(out / "base"),
         "--output_dir",
@@ -118,44 +120,60 @@ def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
         str(out / "features"),
         *sizes.overrides,
     ]
-    shown = "accelerate launch scripts/train.py " + " ".join(words)
-    sys.stderr.write(f"$ {shown}\n")
-    if subprocess.run(launch_command(words, "cpu"), stdout=sys.stderr, check=False).returncode:
-        raise RuntimeError(f"training failed, see above; the command was {shown}")
+    command = "accelerate launch scripts/train.py " + " ".join(arguments)
+    sys.stderr.write(f"$ {command}\n")
+    if subprocess.run(launch_command(arguments, "cpu"), stdout=sys.stderr, check=False).returncode:
+        raise RuntimeError(f"training failed, see above; the command was {command}")
 
 
 def _evaluate(out: Path, name: str, split: Split, *, baselines: bool) -> list[str]:
-    """Evaluate one system with the decoding of the recipes, and return its captions."""
-    decoding = json.loads((_folder(out, "run", list(RECIPES)[-1]) / "adapter" / "generation_config.json").read_text())
-    wanted = {key: decoding[key] for key in ("num_beams", "max_new_tokens", "no_repeat_ngram_size")}
+    """Evaluate one system with the generation settings of the recipes and return its captions."""
+    saved = json.loads((_folder(out, "run", list(RECIPES)[-1]) / "adapter" / "generation_config.json").read_text())
+    settings = {key: saved[key] for key in ("num_beams", "max_new_tokens", "no_repeat_ngram_size")}
     model = out / "base" if name == BASE_NAME else _folder(out, "run", name) / "adapter"
-    captioner = load_captioner(str(model), generation=wanted)
+    captioner = load_captioner(str(model), generation=settings)
     captioner = captioner.with_cache(str(out / "features"), len(split.rows) + split.training_images)
-    return evaluate(captioner, split, _folder(out, "eval", name), name=name, batch_size=50, baselines=baselines)[1]
+    folder = _folder(out, "eval", name)
+    done = evaluate(captioner, split, folder, name=name, batch_size=50, baselines=baselines)
+    write_page(folder / "report.html", done, split.rows)
+    return done.captions
 
 
 def check_release(base: Path, release: Path, split: Split, captions: Sequence[str], count: int = 48) -> int:
-    """Caption `count` test images with the release where medcap cannot be imported; returns how many agree: all.
+    """Caption test images with the release in a process that cannot import medcap, and compare the captions.
 
-    Raises RuntimeError when a caption differs from what was evaluated.
+    Args:
+        base: folder of the base model.
+        release: folder of the release.
+        split: the evaluated split.
+        captions: its captions in the evaluation.
+        count: number of images to caption.
+
+    Returns:
+        The number of compared captions.
+
+    Raises:
+        RuntimeError: the release cannot be loaded, or a caption differs.
     """
     rows = range(min(count, len(split.rows)))
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows:  # as 8-bit RGB: what a stranger's PIL makes of 16 bits is another matter
+        for row in rows:  # as 8-bit RGB: Pillow alone converts 16 bits in another way
             load_image(split.rows[row]["image"]).save(Path(folder) / f"{row:06d}.png")
-        words = [sys.executable, "-c", STRANGER, str(base.resolve()), str(release.resolve()), folder]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
+        command = [sys.executable, "-c", PLAIN_SCRIPT, str(base.resolve()), str(release.resolve()), folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"the release does not load without medcap: {done.stderr.strip().splitlines()[-1]}")
-    made = [detokenize(text) for text in json.loads(done.stdout.splitlines()[-1])]
-    for row, caption in zip(rows, made, strict=True):
+    generated = [detokenize(text) for text in json.loads(done.stdout.splitlines()[-1])]
+    for row, caption in zip(rows, generated, strict=True):
         if caption != captions[row]:
-            raise RuntimeError(f"the release says {caption!r} of {split.ids[row]}, the evaluation {captions[row]!r}")
-    return len(made)
+            raise RuntimeError(
+                f"{split.ids[row]}: the release generates {caption!r}, the evaluation {captions[row]!r}"
+            )
+    return len(generated)
 
 
-# What a stranger would write: transformers and peft alone.
-STRANGER = """
+# Captions images with transformers and peft alone.
+PLAIN_SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.modules["medcap"] = None  # importing it would fail

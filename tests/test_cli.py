@@ -41,13 +41,13 @@ WRONG = {
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
     "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
     "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
-    "nothing to make public": (["publish", "run", "--to", "release", "--public"], 2, "--public is for a repository"),
+    "nothing to make public": (["publish", "run", "--to", "release", "--public"], 2, "--public applies to a Hub"),
     "nothing to overwrite": (
         ["publish", "run", "--to", "release", "--overwrite"],
         2,
-        "--overwrite is for a repository",
+        "--overwrite applies to a Hub repository",
     ),
-    "a Space is no adapter": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "give --to DIR"),
+    "a Space is no adapter": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "use --to DIR"),
 }
 
 

@@ -10,36 +10,58 @@ from medcap.commands.options import add_command, layout_from_args, layout_option
 
 
 def add_commands(commands: Any) -> None:
-    """Add `quickstart`, and `data` with what it makes, fetches and looks at."""
-    quickstart = add_command(commands, "quickstart", _quickstart, "the whole story offline, on phantoms")
+    """Add `quickstart`, and `data` with `phantom`, `download` and `audit`."""
+    quickstart = add_command(commands, "quickstart", _quickstart, "run the end-to-end demo offline on phantom images")
+    quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
     quickstart.add_argument(
-        "--out", type=Path, default=Path("quickstart"), help="folder to make (default: quickstart)"
+        "--short", action="store_true", help="use few images and one epoch: checks that it runs, not how well"
     )
-    quickstart.add_argument("--short", action="store_true", help="few images: shows that it runs, not how well")
 
-    data = add_command(commands, "data", None, "make data sets").add_subparsers(required=True, metavar="WHAT")
-    phantom = add_command(data, "phantom", _phantom, "write a small synthetic data set in ROCOv2's layout")
+    data = add_command(commands, "data", None, "create, download and audit data sets").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    phantom = add_command(data, "phantom", _phantom, "write a small synthetic data set in the layout of ROCOv2")
     phantom.add_argument("--out", type=Path, required=True, help="new or empty folder")
     for split, count in (("train", 2000), ("valid", 200), ("test", 300)):
         phantom.add_argument(f"--{split}", type=int, default=count, help=f"images (default: {count})")
-    phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
-
-    download = add_command(data, "download", _download, "fetch ROCOv2, resumed after a break, verified")
-    download.add_argument("--source", choices=("zenodo", "hub"), required=True, help="zips, or the mirror's parquet")
-    download.add_argument("--out", type=Path, required=True, help="folder for the files; what is complete in it stays")
-    download.add_argument(
-        "--splits", nargs="+", default=["train", "valid", "test"], metavar="SPLIT", help="(default: all)"
+    phantom.add_argument(
+        "--seed", type=int, default=0, help="random seed; the same seed gives the same files (default: 0)"
     )
 
-    audit = add_command(data, "audit", _audit, "look for broken files, repetitions, leaks across splits, licences")
+    download = add_command(data, "download", _download, "download ROCOv2, resuming a partial download, and verify it")
+    download.add_argument(
+        "--source",
+        choices=("zenodo", "hub"),
+        required=True,
+        help="zenodo: zip files; hub: parquet files of the mirror",
+    )
+    download.add_argument(
+        "--out", type=Path, required=True, help="folder for the files; complete files are not downloaded again"
+    )
+    download.add_argument(
+        "--splits",
+        nargs="+",
+        default=["train", "valid", "test"],
+        metavar="SPLIT",
+        help="splits to download (default: all)",
+    )
+
+    audit = add_command(data, "audit", _audit, "report broken files, duplicates, leaks between splits and licenses")
     audit.add_argument("data", metavar="DIR", help="a folder, a CSV file, or a data set's name on the Hub")
     audit.add_argument(
-        "--out", type=Path, default=Path("report.json"), help="and the page beside it (default: report.json)"
+        "--out",
+        type=Path,
+        default=Path("report.json"),
+        help="JSON file; the HTML page is written next to it (default: report.json)",
     )
-    audit.add_argument("--tokenizer", help="folder or Hub name of the base whose tokens are counted (default: BLIP's)")
-    audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="count the captions that these limits cut")
-    audit.add_argument("--num_proc", type=int, help="processes that decode images (default: one a core)")
-    layout_options(audit, "as in a recipe, needed where the data is not in ROCOv2's layout")
+    audit.add_argument(
+        "--tokenizer", help="folder or Hub name of the base whose tokenizer counts tokens (default: that of BLIP)"
+    )
+    audit.add_argument(
+        "--max_caption_tokens", type=int, nargs="+", help="limits for which truncated captions are counted"
+    )
+    audit.add_argument("--num_proc", type=int, help="number of processes that decode images (default: one per core)")
+    layout_options(audit, "named as in a recipe; needed if the data is not in the layout of ROCOv2")
 
 
 def _quickstart(args: argparse.Namespace) -> None:
@@ -70,4 +92,4 @@ def _audit(args: argparse.Namespace) -> None:
     report = write_audit(
         args.data, args.out, args.tokenizer, args.max_caption_tokens or LIMITS, args.num_proc, layout_from_args(args)
     )
-    print(f"{summary(report)}\n\n{args.out} holds all of it, {args.out.with_suffix('.html')} shows it")
+    print(f"{summary(report)}\n\nreport: {args.out} and {args.out.with_suffix('.html')}")

@@ -32,23 +32,23 @@ def add_commands(commands: Any) -> None:
         "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
     )
     evaluate.add_argument("--baseline", metavar="BASE", help="evaluate this model too, and compare the two")
-    evaluate.add_argument("--name", help="what the system is called in tables (default: the model's folder)")
-    evaluate.add_argument("--max_eval_samples", type=int, help="only the first so many images")
+    evaluate.add_argument("--name", help="name of the system in tables (default: the model's folder)")
+    evaluate.add_argument("--max_eval_samples", type=int, help="evaluate only the first N images")
     evaluate.add_argument("--license_filter", "--license-filter", default="any", choices=("any", "commercial"))
-    evaluate.add_argument("--dedupe", action="store_true", help="of pictures that are nearly the same, only the first")
+    evaluate.add_argument("--dedupe", action="store_true", help="use only the first of near-duplicate images")
     evaluate.add_argument(
         "--nearest", type=int, default=2000, metavar="N",
-        help="baseline: the most alike of N training images; 0 for none (default: 2000)",
+        help="baseline: the most similar of N training images; 0 for none (default: 2000)",
     )  # fmt: skip
     evaluate.add_argument(
         "--feature_cache",
         "--feature-cache",
         default="auto",
-        help="each image is encoded once: auto, off, or the folder to keep features in",
+        help="cache of image features: auto, off, or a folder",
     )
-    evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption wrong pictures")
+    evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control")
     protocol_options(evaluate)
-    layout_options(evaluate, "as in the adapter's recipe, unless given")
+    layout_options(evaluate, "default: as in the adapter's recipe")
     generation_options(evaluate)
 
     score = add_command(commands, "score", _score, "score captions without model and images")
@@ -66,35 +66,34 @@ def _evaluate(args: argparse.Namespace) -> None:
     from medcap.data.selection import Selection
     from medcap.evaluation.evaluate import evaluate
     from medcap.evaluation.split import load_split
+    from medcap.reporting.evaluation_page import write_page
     from medcap.reporting.tables import text_table, verdict_text
 
-    captioner = captioner_from_args(args)  # first: a wrong name is said before every image is decoded
+    captioner = captioner_from_args(args)  # first, so that a wrong name fails before images are decoded
     wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
     form = layout_from_args(args, captioner.adapter)
     split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
     name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
     captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
     if args.shuffle_images:
-        split, name = split.with_shuffled_images(), args.name or f"{name}, wrong pictures"
-    result, captions = evaluate(
-        captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest
+        split, name = split.with_shuffled_images(), args.name or f"{name}, shuffled images"
+    done = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest)
+    write_page(args.out / "report.html", done, split.rows)
+    print(text_table(done.result.rows))
+    print(f"\n{verdict_text(done.result)}\n{done.result.signature}\nReport: {args.out / 'report.html'}")
+    _score_protocol(
+        args, done.captions, split.references, args.out / "predictions.csv", split.ids, args.out / "metrics.json"
     )
-    others = {key.replace("_", " "): result[key] for key in ("wrong_pictures", "restored") if key in result}
-    rows = {**result["baselines"], **others}
-    print(text_table([result, *({"name": name, **row} for name, row in rows.items())]))
-    print(f"\n{verdict_text(result)}\n{result['signature']}\n{args.out / 'report.html'} shows it")
-    _other_scores(args, captions, split.references, args.out / "predictions.csv", split.ids, args.out / "metrics.json")
     if args.baseline is not None:
         _evaluate_baseline(args, captioner, split)
 
 
 def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> None:
-    """Caption the same split with the other model, asked in the same way; prints the two side by side."""
-    from medcap.evaluation.compare import compare
+    """Caption the same split with the other model and the same generation settings, and compare the two."""
     from medcap.evaluation.evaluate import evaluate
     from medcap.inference import load_captioner
     from medcap.modeling.precision import precision_name
-    from medcap.reporting.tables import differences_text, text_table
+    from medcap.reporting.evaluation_page import write_page
 
     precision = precision_name(captioner.model.dtype)
     other = load_captioner(args.baseline, image_size=captioner.image_size, precision=precision)
@@ -103,33 +102,34 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     )
     other = other.with_cache(args.feature_cache, len(split.rows))
     name = f"{Path(args.baseline).name} (baseline)"
-    evaluate(other, split, args.out / "baseline", name=name, batch_size=args.batch_size, baselines=False)
-    comparison = compare([args.out, args.out / "baseline"], args.out)
-    print(f"\n{text_table(comparison['systems'])}\n\n{differences_text(comparison['tests'])}")
-    print(f"{args.out / 'comparison.md'} has the intervals")
+    out = args.out / "baseline"
+    done = evaluate(other, split, out, name=name, batch_size=args.batch_size, baselines=False)
+    write_page(out / "report.html", done, split.rows)
+    print()
+    _compare_folders([args.out, out], args.out)
 
 
 def _score(args: argparse.Namespace) -> None:
-    from medcap.evaluation.predictions import paired
+    from medcap.evaluation.predictions import read_pairs
     from medcap.io import write_json
     from medcap.metrics.coco import score_captions
     from medcap.metrics.statistics import bootstrap
 
-    ids, predictions, references = paired(args.predictions, args.references)
+    ids, predictions, references = read_pairs(args.predictions, args.references)
     scores = score_captions(predictions, [[reference] for reference in references])
     result = {
         "metrics": scores.metrics,
         "intervals": bootstrap(scores.statistics),
         "n": len(predictions),
-        "signature": scores.signature,
+        "signature": str(scores.signature),
     }
     if args.out:
         write_json(args.out, result)
     print(json.dumps(result, indent=2))
-    _other_scores(args, predictions, references, args.predictions, ids, args.out)
+    _score_protocol(args, predictions, references, args.predictions, ids, args.out)
 
 
-def _other_scores(
+def _score_protocol(
     args: argparse.Namespace,
     predictions: list[str],
     references: list[str],
@@ -137,7 +137,7 @@ def _other_scores(
     ids: list[str],
     out: Path | None,
 ) -> None:
-    """With --protocol imageclef: print, and add to `out`, the organisers' scores, and what a submission lacks."""
+    """With --protocol imageclef: print the organisers' scores and the submission's problems, and add them to `out`."""
     if args.protocol != "imageclef":
         return
     from medcap.io import write_json
@@ -152,9 +152,15 @@ def _other_scores(
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from medcap.evaluation.compare import compare
-    from medcap.reporting.tables import differences_text, text_table
+    _compare_folders(args.folders, args.out)
 
-    comparison = compare(args.folders, args.out)
-    print(text_table(comparison["systems"]))
-    print(f"\n{differences_text(comparison['tests'])}\n{args.out / 'comparison.md'} has the intervals")
+
+def _compare_folders(folders: list[Path], out: Path) -> None:
+    """Compare evaluations, write comparison.json and comparison.md, and print the table."""
+    from medcap.evaluation.compare import compare
+    from medcap.reporting.tables import differences_text, text_table, write_comparison
+
+    comparison = compare(folders, out)
+    write_comparison(out / "comparison.md", comparison)
+    print(text_table(comparison.systems))
+    print(f"\n{differences_text(comparison.tests)}\nWith intervals: {out / 'comparison.md'}")

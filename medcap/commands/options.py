@@ -1,4 +1,4 @@
-"""What several commands have in common: how one is added, its options, and what they stand for."""
+"""Options that several commands share, and the objects built from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUT_OPTIONS = {
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None, text: str
 ) -> argparse.ArgumentParser:
-    """Add a command to the subparsers `commands`, which calls `run` with what was parsed."""
+    """Add a command to the subparsers `commands`, which calls `run` with the parsed arguments."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     if run is not None:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -28,39 +28,46 @@ def add_command(
 
 
 def protocol_options(parser: argparse.ArgumentParser) -> None:
-    """Add which scores are computed beside our own."""
+    """Add options for additional scores."""
     group = parser.add_argument_group("other scores")
     group.add_argument(
-        "--protocol", choices=("coco", "imageclef"), default="coco", help="also as ImageCLEFmedical does"
+        "--protocol",
+        choices=("coco", "imageclef"),
+        default="coco",
+        help="imageclef: also compute the scores of ImageCLEFmedical (default: coco)",
     )
     group.add_argument(
-        "--bertscore", action="store_true", help="with BERTScore: needs the extra bertscore and the Hub"
+        "--bertscore",
+        action="store_true",
+        help="with imageclef: include BERTScore (extra: bertscore; downloads a model)",
     )
 
 
 def layout_options(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add how data are laid out, named as in a recipe."""
-    group = parser.add_argument_group("format of the data", text)
+    """Add the options of the data layout, named as in a recipe."""
+    group = parser.add_argument_group("data layout", text)
     group.add_argument("--data_format", "--data-format", choices=("auto", "rocov2", "imagefolder", "csv", "hub"))
     for name, kind in LAYOUT_OPTIONS.items():
         group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind)
 
 
 def generation_options(parser: argparse.ArgumentParser) -> None:
-    """Add how a model is loaded and captions are generated."""
-    group = parser.add_argument_group("generation", "as the adapter was trained, unless given")
+    """Add options for loading a model and generating captions."""
+    group = parser.add_argument_group("generation", "defaults: the settings of the adapter")
     for name, kind in (
         ("num_beams", int), ("max_new_tokens", int), ("no_repeat_ngram_size", int), ("length_penalty", float),
     ):  # fmt: skip
         group.add_argument(f"--{name}", type=kind)
     group.add_argument("--revision", help="branch, tag or commit of a --model on the Hub, such as epoch-3")
-    group.add_argument("--base", help="the adapter's base, when it is not where its name says")
-    group.add_argument("--image_size", type=int, help="pixels a side")
-    group.add_argument("--batch_size", type=int, help="images at once (default: 16 on a CPU, what fits on a GPU)")
+    group.add_argument("--base", help="base of the adapter, if its recorded name cannot be loaded")
+    group.add_argument("--image_size", type=int, help="side of the image in pixels")
+    group.add_argument(
+        "--batch_size", type=int, help="images per batch (default: 16 on a CPU, the largest that fits on a GPU)"
+    )
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="of the computation (default: as in the adapter's recipe; of a base auto)",
+        help="precision of the computation (default: that of the adapter's recipe; auto for a base)",
     )
     group.add_argument(
         "--no_detokenize", "--no-detokenize", action="store_true", help="keep the raw text of the decoder"
@@ -68,13 +75,13 @@ def generation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def captioner_from_args(args: argparse.Namespace) -> Captioner:
-    """The model that `generation_options` and --model name."""
+    """Load the captioner that --model and `generation_options` describe."""
     from medcap.inference import load_captioner
 
     names = ("num_beams", "max_new_tokens", "no_repeat_ngram_size", "length_penalty")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return load_captioner(
-        _place(args.model, args.revision),
+        _local_model(args.model, args.revision),
         base=args.base,
         image_size=args.image_size,
         generation=given,
@@ -83,8 +90,8 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
     )
 
 
-def _place(model: str, revision: str | None) -> str:
-    """The model as it is named, or the folder that its revision was fetched into."""
+def _local_model(model: str, revision: str | None) -> str:
+    """Return the model name, or the folder of its downloaded revision."""
     if revision is None:
         return model
     from huggingface_hub import snapshot_download
@@ -93,7 +100,7 @@ def _place(model: str, revision: str | None) -> str:
 
 
 def layout_from_args(args: argparse.Namespace, adapter: str | None = None) -> DataLayout:
-    """The data's format; unless told otherwise the adapter's, or images of its training would be in the test."""
+    """Return the data layout: that of the adapter unless overridden, so that its training images are not tested."""
     from medcap.data.layout import DataLayout
     from medcap.inference import adapter_recipe
 

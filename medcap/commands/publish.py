@@ -15,24 +15,26 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add `publish`."""
-    publish = add_command(commands, "publish", _publish, "make a release folder, or push it to the Hub")
-    publish.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    publish = add_command(commands, "publish", _publish, "build a release folder, or push it to the Hub")
+    publish.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a training run")
     where = publish.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", type=Path, help="new folder for the release")
     where.add_argument("--repo-id", "--repo_id", help="NAMESPACE/NAME on the Hub")
     seen = publish.add_mutually_exclusive_group()
-    seen.add_argument("--private", action="store_true", help="only you can see the repository (the default)")
-    seen.add_argument("--public", action="store_true", help="anyone can see it")
-    publish.add_argument("--overwrite", action="store_true", help="replace what a repository of other work holds")
-    publish.add_argument("--evaluation", type=Path, help="folder that evaluate wrote (default: RUN_DIR/eval)")
-    publish.add_argument("--comparison", type=Path, help="comparison.json that compare wrote")
-    publish.add_argument("--base", help="name of the base on the Hub, when training read it from a folder")
+    seen.add_argument("--private", action="store_true", help="make the repository private (default)")
+    seen.add_argument("--public", action="store_true", help="make the repository public")
+    publish.add_argument("--overwrite", action="store_true", help="replace a repository that was not made by medcap")
+    publish.add_argument("--evaluation", type=Path, help="output folder of medcap evaluate (default: RUN_DIR/eval)")
+    publish.add_argument("--comparison", type=Path, help="comparison.json of medcap compare")
+    publish.add_argument("--base", help="Hub name of the base, if training read it from a folder")
     kind = publish.add_mutually_exclusive_group()
     kind.add_argument(
-        "--merge", action="store_true", help="with --to: a whole model, the adapter merged into its base"
+        "--merge", action="store_true", help="with --to: write a full model with the adapter merged into its base"
     )
-    kind.add_argument("--onnx", action="store_true", help="with --to: encoder and decoder as ONNX (extra onnx)")
-    kind.add_argument("--space", action="store_true", help="with --to: a page that captions pictures, for Spaces")
+    kind.add_argument(
+        "--onnx", action="store_true", help="with --to: export encoder and decoder to ONNX (extra: onnx)"
+    )
+    kind.add_argument("--space", action="store_true", help="with --to: write a Gradio app for Hugging Face Spaces")
 
 
 def _publish(args: argparse.Namespace) -> None:
@@ -45,7 +47,7 @@ def _publish(args: argparse.Namespace) -> None:
     to = None
     if args.repo_id is not None:
         to = Destination(args.repo_id, private=not args.public, overwrite=args.overwrite)
-        to = replace(to, repo_id=check_access(to))  # before anything is written for it
+        to = replace(to, repo_id=check_access(to))  # before anything is written
     release = build_release(
         args.run_dir,
         args.to or next_release(args.run_dir),
@@ -63,14 +65,14 @@ def _check(args: argparse.Namespace) -> None:
     from medcap.recipe import RecipeError
 
     if args.to is None and (args.merge or args.onnx or args.space):
-        raise RecipeError("--merge, --onnx and --space make a folder: give --to DIR, not --repo-id")
+        raise RecipeError("--merge, --onnx and --space write a folder: use --to DIR, not --repo-id")
     for name in ("private", "public", "overwrite"):
         if args.to is not None and getattr(args, name):
-            raise RecipeError(f"--{name} is for a repository on the Hub: give --repo-id, not --to")
+            raise RecipeError(f"--{name} applies to a Hub repository: use --repo-id, not --to")
 
 
 def _writer(args: argparse.Namespace) -> Writer | None:
-    """What writes the form that is asked for, if it is another than an adapter."""
+    """Return the writer of the requested format; None for an adapter."""
     from medcap.publish.merge import write_merged
     from medcap.publish.onnx_export import write_onnx
     from medcap.publish.space import write_space

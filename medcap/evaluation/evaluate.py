@@ -1,4 +1,4 @@
-"""Evaluation of one captioner on one split: captions, scores, baselines beside them, and a page to look at."""
+"""Evaluation of one captioner on one split: captions, scores, baselines and controls."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medcap.data.detokenize import detokenize
 from medcap.data.selection import drop_counts
@@ -15,20 +15,43 @@ from medcap.environment import environment
 from medcap.evaluation.baselines import constant_caption, shuffled
 from medcap.evaluation.nearest import nearest_captions
 from medcap.evaluation.predictions import write_predictions
+from medcap.evaluation.result import EvaluationResult, RecipeId, SystemScores
 from medcap.evaluation.scores_file import write_scores
-from medcap.evaluation.scoring import breakdown, factual_accuracy, image_dependence, score_split, signature_pairs
+from medcap.evaluation.scoring import (
+    breakdown,
+    score,
+    score_concepts,
+    score_shuffled,
+    signature_pairs,
+    system_scores,
+)
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner, adapter_recipe, caption_dataset
-from medcap.io import write_json
-from medcap.metrics.clinical.errors import failures
+from medcap.metrics.clinical.accuracy import score_facts
+from medcap.metrics.clinical.errors import find_failures
 from medcap.metrics.coco import Meteor, Scores
-from medcap.metrics.diversity import describe_captions, sameness
-from medcap.reporting.evaluation_page import write_page
+from medcap.metrics.diversity import CaptionSummary, describe_captions, sameness
 
 logger = logging.getLogger(__name__)
 
-# what may differ between two runs of one recipe: where they lie, and the seed
+# keys that may differ between two runs of one recipe: paths and seeds
 _NOT_RECIPE = {"seed", "data_seed", "output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "data_dir"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation: the result, and n captions with n scores by metric, in the order of the split."""
+
+    result: EvaluationResult
+    captions: list[str]
+    per_image: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    captions: Sequence[str]
+    caption: str | None = None
+    training_images: int | None = None
 
 
 def evaluate(
@@ -40,110 +63,106 @@ def evaluate(
     batch_size: int | None = None,
     baselines: bool = True,
     nearest: int = 2000,
-) -> tuple[dict[str, Any], list[str]]:
-    """Caption and score `split`; writes metrics.json, predictions.csv, scores.csv and report.html into `out`.
+) -> Evaluation:
+    """Caption and score `split`; write metrics.json, predictions.csv and scores.csv into `out`.
 
-    `nearest`: of how many training images the nearest one is looked for; 0 leaves that baseline out. Each baseline's
-    predictions and scores lie in out/baselines/NAME. Predictions are written before anything is scored.
-    Returns the content of metrics.json and the captions, in the order of the split.
+    Predictions are written before anything is scored. Those of a baseline are in out/baselines/NAME.
+
+    Args:
+        captioner: Base or adapter.
+        split: Images and references.
+        out: Folder, created if it does not exist.
+        name: Name of the system in tables.
+        batch_size: Images at a time; None for the captioner's default.
+        baselines: Whether to score the baselines too.
+        nearest: Number of training images searched by the baseline "nearest"; 0 leaves it out.
     """
-    with Meteor() as meteor:  # it gets ready while captions are made
+    with Meteor() as meteor:  # loads while captions are generated
         captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
-        if same := sameness(captions):
-            logger.warning(same)
+        if warning := sameness(captions):
+            logger.warning(warning)
         out.mkdir(parents=True, exist_ok=True)
         write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
-        extra = _pairs(captioner, split)
-        scored, scores = score_split(captions, split, meteor, extra)
-        made = _baseline_captions(captioner, split, nearest, batch_size or 16) if baselines else {}
-        rows = {kind: _baseline(out, kind, row, split, meteor) for kind, row in made.items()}
-        pictures = _wrong_pictures(captions, split, meteor, scores)
-        restored = {} if captioner.detokenize else _restored(captions, split, meteor)
+        scores = score(captions, split, meteor, _signature_pairs(captioner, split))
+        generated = _baseline_captions(captioner, split, nearest, batch_size or 16) if baselines else {}
+        rows = {kind: _score_baseline(out, kind, baseline, split, meteor) for kind, baseline in generated.items()}
+        # captions depend on their own image alone: captioning shuffled images is shuffling the captions
+        control = score_shuffled(shuffled(captions), split, scores, meteor) if len(captions) > 1 else None
+        detokenized = None if captioner.restore else _score_detokenized(captions, split, meteor)
     write_scores(out / "scores.csv", split.ids, split.groups, scores.statistics)
-    result = {
-        "name": name,
-        "model": captioner.adapter or captioner.base,
-        "base": captioner.base,
-        "split": split.name,
-        "data": drop_counts(split.rows),
-        "image_size": captioner.image_size,
-        **scored,
-        "captions": {**describe_captions(captions), **_lengths(scores), "cut_fraction": sum(cut) / len(cut)},
-        **factual_accuracy(captions, split),
-        "failures": failures(captions, split.references, scores.per_image["cider"]),
-        "breakdown": breakdown(split, scores.statistics),
-        "baselines": rows,
-        **pictures,
-        **restored,
-        "recipe": _recipe(captioner),
-        "environment": environment(),
-    }
-    write_json(out / "metrics.json", result)
-    write_page(out / "report.html", result, split.rows, captions, scores.per_image)
-    return result, captions
-
-
-def _pairs(captioner: Captioner, split: Split) -> dict[str, object]:
-    return signature_pairs(
-        split.name, split.rows, captioner.generation_config, captioner.model.dtype, captioner.detokenize
+    row = replace(
+        system_scores(name, captions, split, scores),
+        signature=scores.signature,
+        facts=score_facts(captions, split.references),
+        captions=_summary(captions, cut, scores),
     )
+    result = EvaluationResult(
+        **vars(row),
+        model=captioner.adapter or captioner.base,
+        base=captioner.base,
+        split=split.name,
+        data=drop_counts(split.rows),
+        image_size=captioner.image_size,
+        concepts=score_concepts(captions, split),
+        failures=find_failures(captions, split.references, scores.per_image["cider"]),
+        breakdown=breakdown(split, scores.statistics),
+        baselines=rows,
+        shuffled_images=control,
+        detokenized=detokenized,
+        recipe=_recipe_id(captioner),
+        environment=environment(),
+    )
+    result.write(out / "metrics.json")
+    return Evaluation(result, captions, scores.per_image)
 
 
-def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, dict[str, Any]]:
-    """The captions of what needs no training: constant and nearest know train alone, shuffled the references."""
-    rows: dict[str, dict[str, Any]] = {}
+def _signature_pairs(captioner: Captioner, split: Split) -> dict[str, object]:
+    return signature_pairs(split.name, split.rows, captioner.generation, captioner.model.dtype, captioner.restore)
+
+
+def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, _Baseline]:
+    """Make the captions of each baseline; constant and nearest use the training split, shuffled the references."""
+    rows: dict[str, _Baseline] = {}
     if split.training_captions:
         constant = constant_caption(split.training_captions)
-        rows["constant"] = {"caption": constant, "captions": [constant] * len(split.rows)}
+        rows["constant"] = _Baseline([constant] * len(split.rows), caption=constant)
     if len(split.rows) > 1:
-        rows["shuffled"] = {"captions": shuffled(split.references)}
+        rows["shuffled"] = _Baseline(shuffled(split.references))
     if nearest and split.training is not None:
-        captions, of = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size)
-        rows["nearest"] = {"of": of, "captions": captions}
+        captions, n = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size)
+        rows["nearest"] = _Baseline(captions, training_images=n)
     return rows
 
 
-def _baseline(out: Path, name: str, row: Mapping[str, Any], split: Split, meteor: Meteor) -> dict[str, Any]:
-    """Score a baseline, and write its predictions and scores as those of a system."""
-    scored, scores = score_split(row["captions"], split, meteor)
+def _score_baseline(out: Path, name: str, baseline: _Baseline, split: Split, meteor: Meteor) -> SystemScores:
+    """Score a baseline, and write its predictions and scores like those of a system."""
+    scores = score(baseline.captions, split, meteor)
     folder = out / "baselines" / name
     folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / "predictions.csv", dict(zip(split.ids, row["captions"], strict=True)))
+    write_predictions(folder / "predictions.csv", dict(zip(split.ids, baseline.captions, strict=True)))
     write_scores(folder / "scores.csv", split.ids, split.groups, scores.statistics)
-    return {**{key: value for key, value in row.items() if key != "captions"}, **_unsigned(scored)}
+    row = system_scores(name, baseline.captions, split, scores)
+    return replace(row, caption=baseline.caption, training_images=baseline.training_images)
 
 
-def _unsigned(scored: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a row without its signature, which would be the system's but for the decoding."""
-    return {key: value for key, value in scored.items() if key != "signature"}
+def _score_detokenized(captions: Sequence[str], split: Split, meteor: Meteor) -> SystemScores:
+    texts = [detokenize(caption) for caption in captions]
+    return system_scores("detokenized", texts, split, score(texts, split, meteor))
 
 
-def _wrong_pictures(captions: Sequence[str], split: Split, meteor: Meteor, right: Scores) -> dict[str, Any]:
-    """Score every caption against another image: what is left is what the model says without looking.
-
-    A caption depends on its picture alone, so captioning shuffled pictures is shuffling the captions.
-    """
-    if len(captions) < 2:
-        return {}
-    scored, wrong = score_split(shuffled(captions), split, meteor)
-    return {"wrong_pictures": {**_unsigned(scored), **image_dependence(right, wrong, split.groups)}}
+def _summary(captions: Sequence[str], cut: Sequence[bool], scores: Scores) -> CaptionSummary:
+    return replace(
+        describe_captions(captions),
+        length_ratio=scores.statistics.length_ratio,
+        brevity_penalty=scores.statistics.brevity_penalty,
+        cut_fraction=sum(cut) / len(cut),
+    )
 
 
-def _restored(captions: Sequence[str], split: Split, meteor: Meteor) -> dict[str, Any]:
-    scored, _ = score_split([detokenize(caption) for caption in captions], split, meteor)
-    return {"restored": _unsigned(scored)}
-
-
-def _lengths(scores: Scores) -> dict[str, float]:
-    """How long the captions are beside their references, in tokens, and BLEU's penalty for being too short."""
-    ratio = scores.statistics.length_ratio
-    return {"length_ratio": ratio, "brevity_penalty": scores.statistics.brevity_penalty}
-
-
-def _recipe(captioner: Captioner) -> dict[str, Any] | None:
-    """Seed, and a hash of all else that the adapter's recipe says: runs of one hash differ in the seed alone."""
-    recipe = adapter_recipe(captioner.adapter) if captioner.adapter else {}
+def _recipe_id(captioner: Captioner) -> RecipeId | None:
+    recipe: Mapping[str, object] = adapter_recipe(captioner.adapter) if captioner.adapter else {}
     if not recipe:
         return None
     rest = json.dumps({key: value for key, value in recipe.items() if key not in _NOT_RECIPE}, sort_keys=True)
-    return {"hash": hashlib.sha256(rest.encode()).hexdigest()[:16], "seed": recipe.get("seed")}
+    seed = recipe.get("seed")
+    return RecipeId(hash=hashlib.sha256(rest.encode()).hexdigest()[:16], seed=seed if isinstance(seed, int) else None)

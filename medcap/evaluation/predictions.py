@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 from medcap.data.tables import read_column
-from medcap.io import atomic_file
+from medcap.io import write_csv
 
 
 def write_predictions(path: Path, captions: Mapping[str, str]) -> None:
-    """Write a CSV with the header `ID,Caption`, in the order given: an ImageCLEFmedical submission as it stands."""
-    with atomic_file(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("ID", "Caption"))
-        writer.writerows(captions.items())
+    """Write a CSV with the header `ID,Caption`, in the given order: a valid ImageCLEFmedical submission."""
+    write_csv(path, ("ID", "Caption"), captions.items())
 
 
-def paired(predictions: Path, references: Path) -> tuple[list[str], list[str], list[str]]:
-    """Ids, predictions and references of two `ID,Caption` files, in the order of the references.
+def read_pairs(predictions: Path, references: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return ids, predictions and references of two `ID,Caption` files, in the order of the references.
 
-    Raises ValueError when an id stands in one of them only: nothing is left out in silence.
+    Raises:
+        ValueError: An id is in one of the files only.
     """
-    made, said = read_column(predictions, "Caption"), read_column(references, "Caption")
-    for where, lacking in ((predictions, said.keys() - made.keys()), (references, made.keys() - said.keys())):
-        if lacking:
-            raise ValueError(f"{where}: {len(lacking)} ids are missing, {min(lacking)} the first")
-    return list(said), [made[image_id] for image_id in said], list(said.values())
+    made, true = read_column(predictions, "Caption"), read_column(references, "Caption")
+    for path, missing in ((predictions, true.keys() - made.keys()), (references, made.keys() - true.keys())):
+        if missing:
+            raise ValueError(f"{path}: {len(missing)} ids are missing, {min(missing)} the first")
+    return list(true), [made[image_id] for image_id in true], list(true.values())

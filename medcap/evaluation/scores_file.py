@@ -1,15 +1,14 @@
-"""`scores.csv`: each image's scores, and the sums from which systems are compared later without their texts."""
+"""`scores.csv`: each image's scores and statistics, from which systems are compared without their texts."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from medcap.data.tables import read_table
-from medcap.io import atomic_file
+from medcap.io import write_csv
 from medcap.metrics.statistics import METRICS, Statistics
 
 _BLEU = ("words", "closest", *(f"{kind}_{n}" for kind in ("matches", "possible") for n in range(1, 5)))
@@ -18,9 +17,10 @@ SUMS = (*(f"bleu_{name}" for name in _BLEU), *(f"meteor_{name}" for name in _MET
 
 
 def write_scores(path: Path, ids: Sequence[str], groups: Sequence[Hashable], statistics: Statistics) -> None:
-    """Write one line per image: ID, group (a number: no patient's name leaves), the metrics, the sums of BLEU, METEOR.
+    """Write one line per image: ID, group, the metrics, and the statistics of BLEU and METEOR.
 
-    All sums of METEOR must be there. Numbers are written so that they are read back exactly.
+    A group is written as a number, so that no patient's name is published. Numbers are read back exactly. METEOR's
+    statistics are required.
     """
     assert statistics.meteor is not None
     numbers: dict[Hashable, int] = {}
@@ -28,14 +28,11 @@ def write_scores(path: Path, ids: Sequence[str], groups: Sequence[Hashable], sta
     columns = statistics.per_image()
     sums = np.column_stack([statistics.bleu, statistics.meteor])
     rows = zip(ids, names, *(columns[name].tolist() for name in METRICS), *sums.T.tolist(), strict=True)
-    with atomic_file(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("ID", "group", *METRICS, *SUMS))
-        writer.writerows(rows)
+    write_csv(path, ("ID", "group", *METRICS, *SUMS), rows)
 
 
 def read_scores(path: Path) -> tuple[list[str], list[str | None], Statistics]:
-    """Return ids, groups and statistics as `write_scores` wrote them. ValueError for a file that lacks a column."""
+    """Return the ids, groups and statistics that `write_scores` wrote; raises ValueError for a missing column."""
     table = read_table(path, ["ID", "group", *METRICS, *SUMS])
     sums = np.array([table[name] for name in SUMS], float).T
     bleu, meteor = sums[:, : len(_BLEU)], sums[:, len(_BLEU) :]

@@ -6,8 +6,8 @@ punctuation, then
     METEOR 1.5  Denkowski & Lavie 2014 (WMT W14-3348): the authors' Java program, 0 to 1
     ROUGE-L     Lin 2004 (W04-1013): F with beta 1.2, mean over images, 0 to 1
     CIDEr       Vedantam et al. 2015 (arXiv:1411.5726): the CIDEr-D variant, idf of these references, 0 to 10
-The tokeniser's jar and METEOR's jar are pycocoevalcap's; how Java is run is ours, because there one line break in a
-caption shifts every caption after it, and the tokeniser needs a writable site-packages. BLEU, ROUGE-L and CIDEr come
+The jars of the tokeniser and of METEOR are pycocoevalcap's. Java is run by medcap, because in pycocoevalcap a line
+break in a caption shifts all following captions, and the tokeniser needs a writable site-packages. BLEU, ROUGE-L and CIDEr come
 from `medcap.metrics.statistics`, equal to pycocoevalcap's scorers to the last digits and some twenty times as fast.
 """
 
@@ -26,8 +26,9 @@ import evaluate
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from medcap import __version__
-from medcap.metrics.java import one_line, run_java
-from medcap.metrics.meteor import LONGEST, Meteor, bounded
+from medcap.metrics.java import replace_line_breaks, run_java
+from medcap.metrics.meteor import MAX_WORDS, Meteor, bounded
+from medcap.metrics.signature import Signature
 from medcap.metrics.statistics import METRICS, Statistics, caption_statistics
 
 __all__ = ["METRICS", "CocoCaption", "Meteor", "Scores", "score_captions", "signature", "tokenize"]
@@ -41,25 +42,29 @@ _PUNCTUATION = frozenset(ptbtokenizer.PUNCTUATIONS)
 
 @dataclass(frozen=True)
 class Scores:
-    """What a set of captions scored.
+    """Scores of n captions.
 
-    `metrics` holds the corpus scores, `per_image` one number per image in the order given (the mean of BLEU's and
-    METEOR's is not the corpus score: those two pool their counts), `signature` how it was computed, and `statistics`
-    each image's part, from which intervals and tests are made.
+    Attributes:
+        metrics: Corpus scores by metric.
+        per_image: n scores by metric; the mean of BLEU's and METEOR's is not the corpus score, which pools counts.
+        signature: How the scores were computed.
+        statistics: Each image's statistics, from which intervals and tests are computed.
     """
 
     metrics: dict[str, float]
     per_image: dict[str, list[float]]
-    signature: str
+    signature: Signature
     statistics: Statistics
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """Return each caption's PTB tokens in lower case, joined by spaces; what pycocoevalcap's PTBTokenizer gives.
+    """Return each caption's PTB tokens in lower case, joined by spaces, as pycocoevalcap's PTBTokenizer does.
 
-    A blank caption gives "". The lexer looks across the line's end ("no." keeps its full stop before a line that
-    begins with a digit), so identical captions are not merged: the lines must be the ones pycocoevalcap feeds.
-    RuntimeError when Java fails.
+    A blank caption gives "". The lexer reads across line ends ("no." keeps its full stop before a line that begins
+    with a digit), so identical captions are not merged: the input must be that of pycocoevalcap.
+
+    Raises:
+        RuntimeError: Java failed.
     """
     _refuse_text("captions", captions)
     if len(captions) == 0:
@@ -67,10 +72,10 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     program = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     # no line break after the last caption, as in pycocoevalcap's temporary file
-    text = "\n".join(map(one_line, captions))
+    text = "\n".join(map(replace_line_breaks, captions))
     lines = run_java([*program, "-encoding", "UTF-8"], text, seconds=300 + len(text) / 10_000).split("\n")
     if len(lines) != len(captions):
-        raise RuntimeError(f"the PTB tokeniser gave {len(lines)} lines for {len(captions)} captions")
+        raise RuntimeError(f"the PTB tokeniser returned {len(lines)} lines for {len(captions)} captions")
     return [" ".join(word for word in line.rstrip().split(" ") if word not in _PUNCTUATION) for line in lines]
 
 
@@ -85,46 +90,55 @@ def score_captions(
 ) -> Scores:
     """Score one predicted caption per image against that image's references.
 
-    `predictions` is n captions, `references` n lists of at least one caption. `tokenized` says that the texts are PTB
-    tokens joined by spaces already. Leaving meteor out of `metrics` saves its ten seconds of start,
-    and so does a running `meteor` that serves several calls. `extra` goes into the signature.
-    CIDEr of a single image is 0: every word is in all the references, so its idf is 0.
-    ValueError for lengths that differ, zero images, an image without reference, a text in the place of a list.
-    RuntimeError, one line, when Java fails.
+    CIDEr of a single image is 0: every word is in all references, so its idf is 0.
+
+    Args:
+        predictions: n captions.
+        references: n lists of at least one caption.
+        tokenized: Whether the texts are already PTB tokens joined by spaces.
+        metrics: A subset of `METRICS`; METEOR takes ten seconds to start.
+        meteor: A running METEOR that serves several calls; None starts one.
+        extra: More pairs of the signature.
+
+    Raises:
+        ValueError: Lengths differ, there are no images, an image has no reference, or a str is given for a list.
+        RuntimeError: Java failed.
     """
     _check(predictions, references, metrics)
-    wanted = "meteor" in metrics
-    with nullcontext(meteor) if meteor or not wanted else Meteor() as running:  # it starts while the tokeniser runs
+    with_meteor = "meteor" in metrics
+    with nullcontext(meteor) if meteor or not with_meteor else Meteor() as running:  # it starts while the tokeniser runs
         if not tokenized:
             predictions, references = tokenize(predictions), _tokenize_references(references)
-        lines, cut = _meteor_lines(running, predictions, references) if running and wanted else (None, 0)
+        lines, cut = _meteor_lines(running, predictions, references) if running and with_meteor else (None, 0)
     counted = caption_statistics(predictions, references, lines)
     corpus, per_image = counted.corpus(), counted.per_image()
     version = f"1.5,cut:{cut}" if cut else "1.5"
     return Scores(
         metrics={name: float(corpus[name][0]) for name in metrics},
         per_image={name: per_image[name].tolist() for name in metrics},
-        signature=signature(references, tokenized, meteor=version if wanted else None, **(extra or {})),
+        signature=signature(references, tokenized, meteor=version if with_meteor else None, **(extra or {})),
         statistics=counted,
     )
 
 
 def signature(
     references: Sequence[Sequence[str]], tokenized: bool, meteor: str | None = "1.5", **extra: object
-) -> str:
-    """Return one line that says how the scores were computed, in the manner of sacrebleu (Post 2018, W18-6319).
+) -> Signature:
+    """Return the signature of the COCO metrics; its pair `refs` is the references per image, "5-6" where it varies.
 
-    `refs` is how many references an image has, "5-6" where it varies; `meteor` the version, None where it was not
-    run. `extra` adds pairs, as split="test"; one that is None is left out. Two numbers may be compared when their
-    signatures agree. ValueError for a bar in a value.
+    Args:
+        references: n lists of references.
+        tokenized: Whether the texts were PTB tokens already.
+        meteor: METEOR's version; None if it was not run.
+        extra: More pairs, such as split="test"; None leaves a pair out.
     """
     version = Path(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).stem.rpartition("-")[2]
-    least, most = min(map(len, references)), max(map(len, references))
+    low, high = min(map(len, references)), max(map(len, references))
     pairs = {
         "metrics": "coco",
         "tok": "none" if tokenized else f"ptb-{version}-lower",
         "n": len(references),
-        "refs": least if least == most else f"{least}-{most}",
+        "refs": low if low == high else f"{low}-{high}",
         "bleu": "corpus,closest",
         "cider": "d,idf:references",
         "meteor": meteor,
@@ -132,9 +146,7 @@ def signature(
         "tool": f"pycocoevalcap-{importlib.metadata.version('pycocoevalcap')}",
         "medcap": __version__,
     }
-    if barred := [f"{key}={value}" for key, value in pairs.items() if "|" in str(value)]:
-        raise ValueError(f"a signature's pairs are joined by '|', so none may hold one: {barred[0]!r}")
-    return "|".join(f"{key}:{value}" for key, value in pairs.items() if value is not None)
+    return Signature.of(**pairs)
 
 
 class CocoCaption(evaluate.Metric):
@@ -172,13 +184,13 @@ def _tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]
 def _meteor_lines(
     meteor: Meteor, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[str], int]:
-    """METEOR's answer for each image, and for how many of them it saw the beginning of the captions only."""
+    """Return METEOR's answer for each image, and for how many images the captions were truncated."""
     heads, listed, cut = bounded(predictions, references)
     if cut:
         logger.warning(
-            "METEOR scores the first %d words of %d images whose prediction and reference are both longer: "
-            "the signature says so",
-            LONGEST,
+            "METEOR scores only the first %d words of %d images, whose prediction and reference are both longer; "
+            "the signature records it",
+            MAX_WORDS,
             cut,
         )
     return meteor.statistics(heads, listed), cut
@@ -196,9 +208,9 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], metr
     if unknown or len(metrics) == 0:
         raise ValueError(f"metrics must be a list of some of {', '.join(METRICS)}; got {unknown or metrics}")
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions do not go with the references of {len(references)} images")
+        raise ValueError(f"{len(predictions)} predictions but references of {len(references)} images: need one prediction per image")
     if len(predictions) == 0:
-        raise ValueError("nothing to score: 0 images")
+        raise ValueError("no images to score")
     for image, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):
         _refuse_text(f"references[{image}]", captions)
         if len(captions) == 0:

@@ -20,9 +20,10 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 
 from medcap import __version__
+from medcap.metrics.signature import Signature
 
 BERT_MODEL = "microsoft/deberta-xlarge-mnli"
-LONGEST = 512  # tokens of that model; its tokenizer names no limit, which bert-score cannot do without
+MAX_TOKENS = 512  # of that model; its tokenizer has no limit, which bert-score requires
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -34,24 +35,35 @@ def normalize(caption: str) -> str:
 def score_imageclef(
     predictions: Sequence[str], references: Sequence[str], *, bertscore: bool = False, model: str = BERT_MODEL
 ) -> dict[str, Any]:
-    """Return `metrics` (rouge_1, and bertscore where asked for; 0 to 1), `per_image` and a `signature`.
+    """Score captions by the protocol of ImageCLEFmedical.
 
-    ValueError for zero images and other lengths; ImportError or OSError, one line, where BERTScore's package or
-    model is not to be had.
+    Returns:
+        `metrics` (rouge_1 and, if requested, bertscore; 0 to 1), `per_image` and `signature`.
+
+    Raises:
+        ValueError: There are no images, or the lengths differ.
+        ImportError: The package bert-score is missing.
+        OSError: BERTScore's model is not available.
     """
     if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions and {len(references)} references: need as many, and one")
-    said, there = [normalize(text) for text in predictions], [normalize(text) for text in references]
-    per_image = {"rouge_1": rouge_1(said, there)}
+        raise ValueError(f"{len(predictions)} predictions and {len(references)} references: need equally many, at least one")
+    normalized = [normalize(text) for text in predictions], [normalize(text) for text in references]
+    per_image = {"rouge_1": rouge_1(*normalized)}
     if bertscore:
-        per_image["bertscore"] = bert_score(said, there, model)
-    tools = [f"tool:rouge-score-{importlib.metadata.version('rouge-score')}"]
-    tools += [f"bertscore:{model},idf:references"] if bertscore else []
-    head = f"metrics:imageclef|norm:lower,number,nopunct|n:{len(said)}|rouge_1:f1,nostem,mean"
+        per_image["bertscore"] = bert_score(*normalized, model)
+    signature = Signature.of(
+        metrics="imageclef",
+        norm="lower,number,nopunct",
+        n=len(normalized[0]),
+        rouge_1="f1,nostem,mean",
+        tool=f"rouge-score-{importlib.metadata.version('rouge-score')}",
+        bertscore=f"{model},idf:references" if bertscore else None,
+        medcap=__version__,
+    )
     return {
         "metrics": {name: sum(scores) / len(scores) for name, scores in per_image.items()},
         "per_image": per_image,
-        "signature": "|".join([head, *tools, f"medcap:{__version__}"]),
+        "signature": str(signature),
     }
 
 
@@ -62,7 +74,7 @@ def rouge_1(predictions: Sequence[str], references: Sequence[str]) -> list[float
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         return [float(scorer.score(reference, prediction)["rouge1"].fmeasure) for prediction, reference in pairs]
 
-    return _but_for_empty(predictions, references, score)
+    return _score_filled(predictions, references, score)
 
 
 def bert_score(
@@ -70,8 +82,15 @@ def bert_score(
 ) -> list[float]:
     """Return BERTScore F1 of each image (Zhang et al. 2020, arXiv:1904.09675), idf over the references, no baseline.
 
-    `model`: a name on the Hub or a folder; `num_layers`: which layer, None for bert-score's choice for that name.
-    ImportError without the package bert-score; OSError where the model is not to be had.
+    Args:
+        predictions: n normalised captions.
+        references: n normalised references.
+        model: Hub name or folder.
+        num_layers: Layer that is used; None for bert-score's default for the model.
+
+    Raises:
+        ImportError: The package bert-score is missing.
+        OSError: The model is not available.
     """
     try:
         from bert_score import BERTScorer
@@ -82,49 +101,51 @@ def bert_score(
         try:
             scorer = BERTScorer(model_type=model, num_layers=num_layers, idf=True)
         except OSError as error:
-            raise OSError(f"BERTScore's model {model} is not here and not had from the Hub: {error}") from error
-        scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, LONGEST)
-        scorer.compute_idf([text for text in references if text.strip()])  # a blank one breaks bert-score
+            raise OSError(f"BERTScore's model {model} is neither local nor on the Hub: {error}") from error
+        scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, MAX_TOKENS)
+        scorer.compute_idf([text for text in references if text.strip()])  # bert-score fails on blank texts
         return [float(value) for value in scorer.score(*map(list, zip(*pairs, strict=True)))[2]]
 
-    return _but_for_empty(predictions, references, score)
+    return _score_filled(predictions, references, score)
 
 
-def _but_for_empty(
+def _score_filled(
     predictions: Sequence[str], references: Sequence[str], score: Callable[[list[tuple[str, str]]], list[float]]
 ) -> list[float]:
-    """Score the pairs of which neither is blank; two blank ones score 1, and one beside a text 0."""
+    """Score the pairs without a blank text; two blank texts score 1, a blank and another text score 0."""
     pairs = list(zip(predictions, references, strict=True))
-    whole = [(said, there) for said, there in pairs if said.strip() and there.strip()]
-    scores = iter(score(whole) if whole else [])
+    filled = [(text, reference) for text, reference in pairs if text.strip() and reference.strip()]
+    scores = iter(score(filled) if filled else [])
     return [
-        next(scores) if said.strip() and there.strip() else float(said.strip() == there.strip())
-        for said, there in pairs
+        next(scores) if text.strip() and reference.strip() else float(text.strip() == reference.strip())
+        for text, reference in pairs
     ]
 
 
 def check_submission(path: Path, ids: Collection[str]) -> list[str]:
-    """Return what keeps a file from being a submission for the images `ids`, one line each; nothing for a valid one.
+    """Return the problems of a submission for the images `ids`, one line each; an empty list if it is valid.
 
-    It is UTF-8 with the header `ID,Caption`, every id once and no other, and no blank caption. FileNotFoundError
-    where there is no file.
+    A valid file is UTF-8, has the header `ID,Caption`, each id exactly once, and no blank caption.
+
+    Raises:
+        FileNotFoundError: There is no file.
     """
     try:
         lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""), strict=True))
     except UnicodeDecodeError as error:
         return [f"not in UTF-8: {error.reason} at byte {error.start}"]
     except csv.Error as error:
-        return [f"not a sound CSV: {error}"]
+        return [f"not a valid CSV: {error}"]
     if not lines or lines[0] != ["ID", "Caption"]:
-        return [f"the header is {','.join(lines[0]) if lines else 'missing'}, and must be ID,Caption"]
+        return [f"the header is {','.join(lines[0]) if lines else 'missing'}, but must be ID,Caption"]
     rows = [line for line in lines[1:] if line]
     if wrong := [line for line in rows if len(line) != 2]:
         return [f"{len(wrong)} lines do not have two cells, the first: {','.join(wrong[0])[:80]}"]
     counts = Counter(line[0] for line in rows)
     problems = {
         "ids are missing": [image_id for image_id in ids if image_id not in counts],
-        "ids are of no image of the split": [image_id for image_id in counts if image_id not in set(ids)],
-        "ids stand there more than once": [image_id for image_id, count in counts.items() if count > 1],
+        "ids are not in the split": [image_id for image_id in counts if image_id not in set(ids)],
+        "ids occur more than once": [image_id for image_id, count in counts.items() if count > 1],
         "captions are blank": [image_id for image_id, caption in rows if not caption.strip()],
     }
     return [f"{len(found)} {what}, the first: {found[0]}" for what, found in problems.items() if found]

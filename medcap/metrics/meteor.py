@@ -1,4 +1,4 @@
-"""METEOR 1.5 (Denkowski & Lavie 2014, W14-3348): the authors' Java program, kept running and kept in check."""
+"""METEOR 1.5 (Denkowski & Lavie 2014, W14-3348): the authors' Java program, run as one process with a time limit."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathlib import Path
 
 from pycocoevalcap.meteor import meteor as meteor_package
 
-from medcap.metrics.java import java_command, last_message, one_line
+from medcap.metrics.java import java_command, last_message, replace_line_breaks
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 1000  # words: METEOR's time grows with the product of the lengths, and 5,000 by 5,000 take minutes
-PATIENCE = 180.0  # seconds for one answer; the first one has to wait until the program has read its tables
+MAX_WORDS = 1000  # words: METEOR's time grows with the product of the lengths, and 5,000 by 5,000 take minutes
+PATIENCE = 1800.0  # seconds for one answer, on a busy machine too; the first one includes loading the tables
 
 
 class Meteor:
-    """One Java process that answers line by line; a context manager, so that the process always ends.
+    """A Java process that answers line by line; a context manager, so that the process always ends.
 
-    It starts at once and gets ready by itself, some ten seconds, while its user does something else. Commands and
-    arguments are those of pycocoevalcap/meteor/meteor.py. In addition its numbers do not depend on the locale, no
-    caption can break the protocol (SCORE lines, fields parted by `|||`), and a process that is gone, as one
-    that a full machine has killed, is started again once.
+    It loads in the background for about ten seconds. Commands and arguments are those of
+    pycocoevalcap/meteor/meteor.py. In addition, the scores do not depend on the locale, no caption can break the
+    protocol (SCORE lines with fields separated by `|||`), and a process that ended, for example killed for lack of
+    memory, is restarted once.
     """
 
     def __enter__(self) -> Meteor:
-        self._ended, self._asked = threading.Event(), math.inf  # when its user began to wait; inf: nobody waits
+        self._ended, self._asked = threading.Event(), math.inf  # start of the pending request; inf: none
         self._start()
         threading.Thread(target=self._watch, daemon=True).start()
         return self
@@ -46,14 +46,15 @@ class Meteor:
         return self._process.poll() is None
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
-        """Return the answers to SCORE, one line of 23 numbers per image, from which all scores can be computed.
+        """Return the answer to SCORE for each image: a line of 23 numbers, from which all scores are computed.
 
-        RuntimeError when the program fails twice.
+        Raises:
+            RuntimeError: The program failed twice.
         """
         try:
             return self._statistics(hypotheses, references)
         except RuntimeError as error:
-            logger.warning("%s. Started again", error)
+            logger.warning("%s. METEOR is restarted", error)
             self._stop()
             self._start()
             return self._statistics(hypotheses, references)
@@ -61,7 +62,7 @@ class Meteor:
     def _statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
         lines = []
         for hypothesis, captions in zip(hypotheses, references, strict=True):
-            texts = [one_line(text).replace("|||", "").replace("  ", " ") for text in (*captions, hypothesis)]
+            texts = [replace_line_breaks(text).replace("|||", "").replace("  ", " ") for text in (*captions, hypothesis)]
             self._write(["SCORE", *texts])
             lines.append(self._read())
         return lines
@@ -70,19 +71,19 @@ class Meteor:
         self._is_late = False
         jar = Path(meteor_package.__file__).with_name(meteor_package.METEOR_JAR)
         command = java_command(["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"])
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads fills up and stops Java
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that is not read fills up and blocks Java
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
 
     def _stop(self) -> None:
         self._process.kill()
         try:
-            self._process.communicate()  # waits, and closes both pipes
-        except (BrokenPipeError, ValueError):  # what was not yet written has nobody to read it
+            self._process.communicate()  # waits and closes both pipes
+        except (BrokenPipeError, ValueError):  # unwritten input is lost
             self._process.wait()
         self._errors.close()
 
     def _watch(self) -> None:
-        """Kill a process that keeps its user waiting; reading its answer then ends as for any that is gone."""
+        """Kill a process that exceeds the time limit; the pending read then fails as for any ended process."""
         while not self._ended.wait(min(1.0, PATIENCE / 4)):
             if time.monotonic() - self._asked > PATIENCE:
                 self._is_late = True
@@ -104,7 +105,7 @@ class Meteor:
         self._asked = time.monotonic()
         answer = self._process.stdout.readline().decode().strip()
         self._asked = math.inf
-        if not answer[:1].isdigit():  # "" at the end of its life, "Error: ..." for a line it cannot read
+        if not answer[:1].isdigit():  # "" after the process ended, "Error: ..." for invalid input
             raise self._failure(answer or "ended early")
         return answer
 
@@ -117,12 +118,12 @@ class Meteor:
 
 
 def bounded(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]], int]:
-    """Return both cut to 1,000 words where a prediction and a reference are longer, and of how many images that is.
+    """Truncate both to `MAX_WORDS` where a prediction and a reference are longer; also return the number of images.
 
-    No caption of ROCOv2 is (778 words at most): a long prediction beside a usual reference stays whole.
+    No caption of ROCOv2 is that long (at most 778 words). A long prediction with a shorter reference is not truncated.
     """
     cut = [
-        len(text.split()) > LONGEST and any(len(caption.split()) > LONGEST for caption in captions)
+        len(text.split()) > MAX_WORDS and any(len(caption.split()) > MAX_WORDS for caption in captions)
         for text, captions in zip(hypotheses, references, strict=True)
     ]
     heads = [_head(text) if long else text for text, long in zip(hypotheses, cut, strict=True)]
@@ -131,4 +132,4 @@ def bounded(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> t
 
 
 def _head(text: str) -> str:
-    return " ".join(text.split()[:LONGEST])
+    return " ".join(text.split()[:MAX_WORDS])
