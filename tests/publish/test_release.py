@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
+from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.publish import release as releases
 from medcap.publish.release import RELEASE_FILES, build_release, check_release
 
@@ -68,7 +69,7 @@ def run(tmp_path):
         "name": "6 epochs", "model": str(adapter), "base": str(base), "split": "test", "n": 2, "metrics": SCORES,
         "signature": "metrics:coco|n:2",
     }  # fmt: skip
-    write(run / "eval" / "metrics.json", evaluation)
+    write(run / "eval" / "metrics.json", EvaluationResult.from_json(evaluation).to_json())
     write(run / "eval" / "predictions.csv", "ID,Caption\na,aortic arch/root\nb,ct scan\n")
     write(run / "eval" / "report.html", "<img>")
     return run
@@ -124,7 +125,7 @@ def test_card_has_the_scores_of_metrics_json_and_is_not_pefts(release):
     assert [result.metric_value for result in card.data.eval_results] == list(SCORES.values())
     assert card.data.base_model == "tiny-base"
     assert "More Information Needed" not in card.text
-    assert "on a base made for 384 px" in card.text  # read from the base itself
+    assert "on a base for 384 px" in card.text  # read from the base itself
     assert "13 | 1.5000 | 0.9000 | 0.4000" in card.text
 
 
@@ -132,7 +133,7 @@ def test_card_is_written_last(run, tmp_path, monkeypatch):
     there = []
     render = releases.render_card
     monkeypatch.setattr(
-        releases, "render_card", lambda facts: [there.extend((tmp_path / "out.part").iterdir()), render(facts)][1]
+        releases, "render_card", lambda data: [there.extend((tmp_path / "out.part").iterdir()), render(data)][1]
     )
     out = build_release(run, tmp_path / "out")
     assert {path.name for path in out.iterdir()} - {path.name for path in there} == {"README.md"}
@@ -142,7 +143,7 @@ def test_a_local_base_is_named_without_its_path_and_a_warning_says_what_that_mea
     config = read(build_release(run, tmp_path / "release") / "adapter_config.json")
     assert (config["base_model_name_or_path"], config["inference_mode"], config["r"]) == ("tiny-base", True, 8)
     assert [record.message for record in caplog.records] == [
-        "the base tiny-base is a local folder: whoever loads this adapter must bring it (or give --base)"
+        "the base tiny-base is a local folder: users of this adapter need a copy of it (or name a base on the Hub with --base)"
     ]
 
 
@@ -174,10 +175,11 @@ def test_a_run_without_evaluation_has_a_card_without_scores(run, tmp_path):
 def test_comparison_is_told_in_the_card(run, tmp_path):
     base = {"name": "without fine-tune", "n": 2, "metrics": dict.fromkeys(SCORES, 0.0123)}
     systems = [base, {"name": "6 epochs", "n": 2, "metrics": SCORES}]
-    write(tmp_path / "comparison.json", {"systems": systems, "tests": []})
+    comparison = Comparison.from_json({"systems": systems, "tests": []}).to_json()
+    write(tmp_path / "comparison.json", comparison)
     release = build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
     assert "| without fine-tune | 0.0123 |" in (release / "README.md").read_text()
-    assert read(release / "comparison.json") == {"systems": systems, "tests": []}
+    assert read(release / "comparison.json") == comparison
 
 
 def test_scores_on_rocov2_go_out_in_the_hubs_newer_form_too(run, tmp_path):
@@ -187,7 +189,7 @@ def test_scores_on_rocov2_go_out_in_the_hubs_newer_form_too(run, tmp_path):
     entries = yaml.safe_load((release / ".eval_results" / "rocov2.yaml").read_text())
     assert [entry["value"] for entry in entries] == list(SCORES.values())
     (release / ".eval_results" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"notes\.txt is no part of a release"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not part of a release"):
         check_release(release)
 
 
@@ -217,7 +219,7 @@ def test_a_release_is_never_written_over(run, release, tmp_path):
 
 
 def test_what_fails_on_the_way_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    def fail(facts):
+    def fail(card_data):
         raise RuntimeError("no card")
 
     monkeypatch.setattr(releases, "render_card", fail)
@@ -256,27 +258,27 @@ def loads_with_medcap_only(run):
 REFUSED = {
     "pickled weights": (adapter_file("adapter_model.bin"), ValueError, r"adapter_model\.bin is pickled"),
     "an optimizer": (adapter_file("optimizer.pt"), ValueError, r"optimizer\.pt is pickled"),
-    "pickled weights, renamed": (pickled_weights, ValueError, r"adapter_model\.safetensors is not what its name says"),
-    "a pickle, renamed": (pickled_vocabulary, ValueError, r"vocab\.txt is not what its name says"),
-    "not JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not what its name says"),
-    "a token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt holds a Hugging Face token"),
+    "pickled weights, renamed": (pickled_weights, ValueError, r"adapter_model\.safetensors is not in the format"),
+    "a pickle, renamed": (pickled_vocabulary, ValueError, r"vocab\.txt is not in the format"),
+    "not JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not in the format"),
+    "a token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt contains a Hugging Face token"),
     "the token of the environment": (
-        adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError, r"tokenizer_config\.json holds a",
+        adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError, r"tokenizer_config\.json contains a",
     ),
     "the user's home": (
-        adapter_file("vocab.txt", "/home/somebody/notes"), ValueError, r"vocab\.txt names /home/somebody/, a place",
+        adapter_file("vocab.txt", "/home/somebody/notes"), ValueError, r"vocab\.txt contains the local path /home/somebody/",
     ),
-    "medcap in the adapter": (loads_with_medcap_only, ValueError, "auto_mapping names medcap"),
+    "medcap in the adapter": (loads_with_medcap_only, ValueError, "auto_mapping names a class of medcap"),
     "scores of another adapter": (another_adapter, ValueError, "holds the scores of .*other, not of .*adapter"),
     "scores of the base": (
         lambda run: change(run / "eval" / "metrics.json", model=HUB_BASE, base=HUB_BASE), ValueError,
         f"holds the scores of {HUB_BASE}",
     ),
     "scores of medcap score": (
-        lambda run: write(run / "eval" / "metrics.json", {"metrics": SCORES, "n": 2}), ValueError, "has no 'name'",
+        lambda run: write(run / "eval" / "metrics.json", {"metrics": SCORES, "n": 2}), ValueError, "lacks one of the keys",
     ),
     "no weights": (missing("adapter/adapter_model.safetensors"), FileNotFoundError, "safetensors is missing"),
-    "no recipe": (missing("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing: publish takes a run"),
+    "no recipe": (missing("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing; publish needs a run"),
     "no predictions": (missing("eval/predictions.csv"), FileNotFoundError, r"predictions\.csv"),
 }  # fmt: skip
 
@@ -294,7 +296,7 @@ def test_what_must_not_go_out_is_refused_in_one_line(spoil, error, message, run,
 
 
 def test_a_comparison_without_this_adapter_is_refused(run, tmp_path):
-    write(tmp_path / "comparison.json", {"systems": [{"name": "4 epochs", "metrics": SCORES}], "tests": []})
+    write(tmp_path / "comparison.json", {"systems": [{"name": "4 epochs", "n": 2, "metrics": SCORES}], "tests": []})
     with pytest.raises(ValueError, match=r"comparison\.json has no row of the evaluation .*eval"):
         build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
 
@@ -307,5 +309,5 @@ def test_a_name_that_the_hub_would_not_take_is_refused(names, run, tmp_path):
 
 def test_a_picture_of_the_data_does_not_go_out_under_the_name_of_a_plot(release):
     Image.new("RGB", (160, 160), "grey").save(release / "curve.png")
-    with pytest.raises(ValueError, match=r"curve\.png is not what matplotlib .* draws"):
+    with pytest.raises(ValueError, match=r"curve\.png differs from the plot that matplotlib .* draws"):
         check_release(release)
