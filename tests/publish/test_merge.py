@@ -24,8 +24,8 @@ from medcap.publish.merge import (
     NEEDED,
     NUM_CHECKED_IMAGES,
     check_captions,
-    plain_captions,
     check_images,
+    plain_captions,
     write_merged,
 )
 from medcap.publish.release import build_release

@@ -16,7 +16,7 @@ from medcap.publish.card_data import CardData
 from medcap.publish.plots import check_plot, read_curve, write_plots
 
 CURVE = [{"epoch": 1.0, "eval_loss": 0.9, "eval_cider": 0.4}, {"epoch": 2.0, "eval_loss": 0.8, "eval_cider": 0.6}]
-SCORES = {"n": 2, "metrics": dict.fromkeys(METRICS, 0.5), "intervals": {name: (0.4, 0.6) for name in METRICS}}
+SCORES = {"n": 2, "metrics": dict.fromkeys(METRICS, 0.5), "intervals": dict.fromkeys(METRICS, (0.4, 0.6))}
 CONSTANT = SystemScores(name="constant", **SCORES)
 EVALUATION = EvaluationResult(name="$mine$ <b>", split="test", **SCORES, baselines={"constant": CONSTANT})
 CARD_DATA = CardData("base", True, 64, {"data_dir": "data"}, curve=CURVE, evaluation=EVALUATION)
