@@ -28,6 +28,7 @@ from datasets import DatasetDict
 from peft import PeftModel
 from transformers import BlipProcessor, GenerationConfig, TrainerCallback, set_seed
 
+from medcap.data.captions import TokenizedCaptions
 from medcap.evaluation.scoring import signature_pairs
 from medcap.metrics.coco import Meteor
 from medcap.modeling.precision import precision_name
@@ -53,6 +54,7 @@ from medcap.training.setup import (
     open_feature_cache,
     print_summary,
     resolve_precision,
+    tokenize_captions,
 )
 from medcap.training.trainer import CaptionTrainer
 
@@ -85,9 +87,10 @@ def train(recipe: Recipe) -> None:
         dry_run(recipe, model, processor, generation_config, dtype, checkpoint)
         return
     data = load_checked_splits(recipe)  # after the model: a wrong size or target fails before images are decoded
+    captions = tokenize_captions(recipe, data, processor)
     if recipe.training.process_index == 0:
-        print_summary(recipe, data, model, processor)
-    trainer, pushes = fit(recipe, data, model, processor, generation_config, dtype, checkpoint, destination)
+        print_summary(recipe, data, model, captions)
+    trainer, pushes = fit(recipe, data, captions, model, processor, generation_config, dtype, checkpoint, destination)
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         print(f"{run / 'adapter'}: {describe_best(trainer)}")
@@ -100,6 +103,7 @@ def train(recipe: Recipe) -> None:
 def fit(
     recipe: Recipe,
     data: DatasetDict,
+    captions: TokenizedCaptions,
     model: PeftModel,
     processor: BlipProcessor,
     generation_config: GenerationConfig,
@@ -113,6 +117,7 @@ def fit(
     Args:
         recipe: The recipe.
         data: Checked training and validation splits.
+        captions: Tokens of the training captions.
         model: The base model with its adapter.
         processor: The base model's.
         generation_config: How captions are generated.
@@ -134,7 +139,9 @@ def fit(
     with Meteor() if is_main else contextlib.nullcontext() as meteor:  # the main process scores
         pairs = signature_pairs("valid", data["valid"], generation_config, dtype)
         scores = CaptionMetrics(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
-        trainer = make_trainer(recipe, data, model, processor, generation_config, scores, cache, write_sample_sheet)
+        trainer = make_trainer(
+            recipe, data, captions, model, processor, generation_config, scores, cache, write_sample_sheet
+        )
         if destination is not None:
             pushes = EpochReleaseCallback(run, destination, save, scores, data["valid"]["image_id"])
             trainer.add_callback(pushes)
@@ -167,7 +174,8 @@ def dry_run(
     data, decoded = dry_run_data(recipe, splits, processor.tokenizer, schedule.batch)
     timer = StepTimer()
     with dry_run_recipe(recipe) as short:
-        trainer, _ = fit(short, data, model, processor, generation_config, dtype, callbacks=[timer])
+        captions = tokenize_captions(recipe, data, processor)
+        trainer, _ = fit(short, data, captions, model, processor, generation_config, dtype, callbacks=[timer])
         disk = run_disk_space(args, Path(short.training.output_dir), schedule)
     disk.check()
     features = feature_disk_space(recipe, sum(map(len, splits.values())), model, dtype)

@@ -66,7 +66,7 @@ def test_what_works_in_one_process_says_so(capsys, tmp_path, monkeypatch) -> Non
     words = ["evaluate", "--model", BASE, "--data", str(tmp_path), "--out", str(tmp_path / "eval")]
     status, out, err = run(words, capsys)
     assert (status, out) == (2, "")
-    assert err == "medcap: error: medcap evaluate works in one process: start it without accelerate launch\n"
+    assert err == "medcap: error: medcap evaluate runs in one process: start it without accelerate launch\n"
 
 
 def test_version_is_printed(capsys) -> None:
@@ -157,7 +157,17 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
 
 def test_evaluate_without_restoring_shows_both_surfaces(capsys, tmp_path, tiny_base, phantoms) -> None:
     words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    words += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0", "--no-restore", "--max_eval_samples", "3"]
+    words += [
+        "--num_beams",
+        "1",
+        "--max_new_tokens",
+        "6",
+        "--nearest",
+        "0",
+        "--no-detokenize",
+        "--max_eval_samples",
+        "3",
+    ]
     status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]
@@ -192,7 +202,7 @@ def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys
     assert status == 0
     assert [json.loads(line)["image"] for line in out.splitlines()] == [str(tmp_path / "several.tif")]
     assert "broken.png" in caplog.text
-    assert "Left out" in caplog.text
+    assert "Skipped" in caplog.text
     status, out, err = run(
         ["caption", str(tmp_path / "several.tif"), "--model", str(tiny_base), "--frame", "2"], capsys
     )

@@ -63,7 +63,7 @@ def generation_options(parser: argparse.ArgumentParser) -> None:
         help="of the computation (default: as in the adapter's recipe; of a base auto)",
     )
     group.add_argument(
-        "--no_restore", "--no-restore", action="store_true", help="leave captions as the decoder writes them"
+        "--no_detokenize", "--no-detokenize", action="store_true", help="keep the raw text of the decoder"
     )
 
 
@@ -79,7 +79,7 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
         image_size=args.image_size,
         generation=given,
         precision=args.precision,
-        detokenize=not args.no_restore,
+        detokenize=not args.no_detokenize,
     )
 
 

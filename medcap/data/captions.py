@@ -141,13 +141,3 @@ def with_prompt(captions: Sequence[str], prompt: str) -> list[str]:
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     """Return the number of tokens of `prompt`, special tokens not counted."""
     return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0
-
-
-def caption_lengths(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[int]:
-    """Return the tokens of each caption."""
-    return TokenizedCaptions.tokenize(tokenizer, captions).lengths
-
-
-def cut_fraction(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
-    """Return the fraction of captions that are cut."""
-    return TokenizedCaptions.tokenize(tokenizer, captions).cut_fraction(max_caption_tokens)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
@@ -30,7 +30,7 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 
-from medcap.data.captions import caption_lengths
+from medcap.data.captions import TokenizedCaptions
 from medcap.data.selection import check_images
 from medcap.recipe import Recipe
 from medcap.training.plan import Timing, nearest_folder
@@ -78,15 +78,19 @@ def dry_run_data(
     Returns:
         The selected rows of each split, and the number of images that were decoded.
     """
+
+    def lengths_of(rows: Dataset) -> list[int]:
+        return TokenizedCaptions.tokenize(tokenizer, rows["caption"], recipe.data.prompt).lengths
+
     data, decoded = DatasetDict(), 0
     grouped = recipe.training.train_sampling_strategy == "group_by_length"
     with recipe.training.main_process_first(desc="decoding"):
         for split, rows in splits.items():
-            longest = dry_run_rows(caption_lengths(tokenizer, rows["caption"]), batch, grouped)
+            longest = dry_run_rows(lengths_of(rows), batch, grouped)
             sample = {*evenly_spaced(len(rows)), *longest}
             decoded += len(sample)
             data[split] = check_images(rows.select(sorted(sample)), max(recipe.data.max_broken, 1 / len(sample)))
-    lengths = caption_lengths(tokenizer, data["train"]["caption"])
+    lengths = lengths_of(data["train"])
     data["train"] = data["train"].select(dry_run_rows(lengths, batch, grouped))
     captioned = recipe.training.eval_batch_size * recipe.training.world_size
     data["valid"] = data["valid"].select(range(min(captioned, len(data["valid"]))))

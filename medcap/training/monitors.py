@@ -7,35 +7,19 @@ a GPU: counts on the device are read when the Trainer reads the loss, every `log
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 MAX_DATA_WAIT = 0.3  # fraction of the time; a warning above it
 MIN_STEPS = 20  # over fewer steps, the start of the data loader dominates the measurement
-ENTROPY_CAPTIONS = 5000  # a sample: more captions move the entropy by a few hundredths
-
-
-def token_entropy(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_caption_tokens: int) -> float:
-    """Return the loss at chance in nats a token: that of a model that knows token frequencies only.
-
-    It is the entropy of the tokens that are learned, [SEP] included (Shannon, 1948, section 6), of up to
-    ENTROPY_CAPTIONS captions, evenly spread.
-    """
-    few = list(captions[:: math.ceil(len(captions) / ENTROPY_CAPTIONS)])
-    cut = tokenizer(few, truncation=True, max_length=max_caption_tokens)["input_ids"]
-    counts = Counter(token for ids in cut for token in ids[1:])  # the first token is given
-    total = sum(counts.values())
-    return -sum(count / total * math.log(count / total) for count in counts.values())
 
 
 @dataclass
@@ -62,7 +46,7 @@ class ThroughputMeter:
 class TrainingMonitor(TrainerCallback):
     """Measures throughput, and warns once each of slow data loading and of a loss at chance.
 
-    `chance`: the loss of a model that knows token frequencies only, from `token_entropy`.
+    `chance`: the loss of a model that knows token frequencies only, from `TokenizedCaptions.entropy`.
     """
 
     def __init__(self, chance: float | None = None) -> None:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import BlipProcessor, EarlyStoppingCallback, GenerationConfig, ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 
-from medcap.data.captions import CaptionCollator, caption_lengths, cut_fraction
+from medcap.data.captions import CaptionCollator, TokenizedCaptions
 from medcap.data.images import with_pixel_values
 from medcap.data.load import find_layout, load_recipe_data
 from medcap.data.selection import check_images
@@ -25,7 +25,7 @@ from medcap.recipe import Recipe, RecipeError
 from medcap.training.callbacks import Draw, MetricsLog, Progress, Samples
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
-from medcap.training.monitors import TrainingMonitor, token_entropy
+from medcap.training.monitors import TrainingMonitor
 from medcap.training.trainer import CaptionTrainer
 
 SAMPLES = 8  # validation images whose predictions are written after each epoch
@@ -96,9 +96,14 @@ def load_checked_splits(recipe: Recipe) -> DatasetDict:
     return data
 
 
-def print_summary(recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor) -> None:
+def tokenize_captions(recipe: Recipe, data: DatasetDict, processor: BlipProcessor) -> TokenizedCaptions:
+    """Tokenize the training captions, with the prompt of the recipe: once, for all that depends on their tokens."""
+    return TokenizedCaptions.tokenize(processor.tokenizer, data["train"]["caption"], recipe.data.prompt)
+
+
+def print_summary(recipe: Recipe, data: DatasetDict, model: PeftModel, captions: TokenizedCaptions) -> None:
     """Print on stderr the data, the trainable parameters, and the fraction of captions that is cut."""
-    cut = cut_fraction(processor.tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens)
+    cut = captions.cut_fraction(recipe.data.max_caption_tokens)
     source = f"{recipe.data.data_dir} ({find_layout(recipe.data.data_dir, recipe.data.data_format)})"
     sys.stderr.write(
         f"{len(data['train']):,} training and {len(data['valid']):,} validation images from {source}\n"
@@ -123,6 +128,7 @@ def open_feature_cache(
 def make_trainer(
     recipe: Recipe,
     data: DatasetDict,
+    captions: TokenizedCaptions,
     model: PeftModel,
     processor: BlipProcessor,
     generation_config: GenerationConfig,
@@ -135,6 +141,7 @@ def make_trainer(
     Args:
         recipe: The recipe; its arguments are copied.
         data: Checked training and validation splits.
+        captions: Tokens of the training captions.
         model: From `make_model`, with `processor` and `generation_config`.
         processor: The base model's.
         generation_config: How captions are generated in evaluations.
@@ -146,7 +153,7 @@ def make_trainer(
     args = copy.copy(recipe.training)
     args.restore_callback_states_from_checkpoint = True  # early stopping counts the worse evaluations
     args.push_to_hub = False  # the Trainer's own push skips epochs while one is uploaded, and overwrites its files
-    monitor = TrainingMonitor(token_entropy(tokenizer, data["train"]["caption"], recipe.data.max_caption_tokens))
+    monitor = TrainingMonitor(captions.entropy(recipe.data.max_caption_tokens))
     samples = valid.select(range(min(SAMPLES, len(valid))))
     trainer = CaptionTrainer(
         model=model,
@@ -155,7 +162,7 @@ def make_trainer(
         prompt=recipe.data.prompt,
         features=cache,
         monitor=monitor,
-        train_dataset=trainer_rows(data["train"], processor, cache),
+        train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), processor, cache),
         eval_dataset=trainer_rows(valid, processor, cache),
         data_collator=CaptionCollator(
             tokenizer, first_token_id(model), recipe.data.max_caption_tokens, recipe.data.prompt
@@ -175,6 +182,7 @@ def make_trainer(
 
 def trainer_rows(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
     """Return rows for the collator; the pixels or features of a row are read on access."""
-    numbered = rows.select_columns(["image_id", "image", "caption"])
-    numbered = numbered.add_column("length", caption_lengths(processor.tokenizer, rows["caption"]))
-    return with_pixel_values(numbered, processor.image_processor, None if cache is None else cache.get)
+    used = [name for name in ("image_id", "image", "caption", "length") if name in rows.column_names]
+    return with_pixel_values(
+        rows.select_columns(used), processor.image_processor, None if cache is None else cache.get
+    )

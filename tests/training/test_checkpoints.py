@@ -16,8 +16,8 @@ from medcap.training.checkpoints import (
     find_damage,
     find_damage_for_resume,
     is_stop_checkpoint,
-    rotate,
     pending_work,
+    rotate,
     write_checksums,
 )
 

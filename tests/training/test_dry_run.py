@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from medcap.recipe import CaptionTrainingArguments, read_recipe
 from medcap.training import plan
 from medcap.training.dry_run import DECODED, dry_run_rows, evenly_spaced
-from medcap.training.plan import Timing, DiskSpace, Schedule, duration, nearest_folder
+from medcap.training.plan import DiskSpace, Schedule, Timing, duration, nearest_folder
 from medcap.training.trainer import CaptionTrainer
 
 

@@ -12,12 +12,13 @@ import pytest
 from processes import CAPTIONS, trainer_of
 from transformers import EvalPrediction, TrainerCallback, TrainerState
 
+from medcap.data.captions import TokenizedCaptions
 from medcap.metrics.coco import Scores
 from medcap.metrics.diversity import sameness
 from medcap.metrics.statistics import caption_statistics
 from medcap.training import caption_metrics, monitors
 from medcap.training.caption_metrics import CaptionMetrics
-from medcap.training.monitors import TrainingMonitor, token_entropy
+from medcap.training.monitors import TrainingMonitor
 
 FIGURES = {
     "images_per_second", "tokens_per_second", "data_wait_share", "training_seconds", "memory_gb", "seconds_left",
@@ -132,13 +133,9 @@ def test_chance_is_the_entropy_of_the_learned_tokens(loaded):
     tokenizer = loaded[1].tokenizer
     # a, a, mass, [SEP] and a, [SEP]: a three times, mass once, [SEP] twice
     expected = -(3 / 6 * math.log(3 / 6) + 1 / 6 * math.log(1 / 6) + 2 / 6 * math.log(2 / 6))
-    assert token_entropy(tokenizer, ["a a mass", "a"], 96) == pytest.approx(expected)
-    assert token_entropy(tokenizer, ["a mass mass mass"], 3) == pytest.approx(math.log(2))  # cut to a, [SEP]
-
-
-def test_chance_is_taken_from_captions_of_all_over_the_data(loaded, monkeypatch):
-    monkeypatch.setattr(monitors, "ENTROPY_CAPTIONS", 2)
-    assert token_entropy(loaded[1].tokenizer, ["a", "mass", "a", "mass"], 96) == pytest.approx(math.log(2))
+    assert TokenizedCaptions.tokenize(tokenizer, ["a a mass", "a"]).entropy(96) == pytest.approx(expected)
+    cut = TokenizedCaptions.tokenize(tokenizer, ["a mass mass mass"]).entropy(3)  # of a, [SEP]
+    assert cut == pytest.approx(math.log(2))
 
 
 def evaluate(monitor, state, epoch, loss):
