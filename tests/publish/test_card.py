@@ -165,7 +165,7 @@ def test_card_states_metrics_not_above_a_baseline():
 
 
 INTERVALS = {name: [value / 2, value * 2] for name, value in SCORES.items()}
-FACTS_SUMMARY = {
+FACT_SCORES = {
     "kinds": {"finding": {"precision": 0.9, "recall": 0.85, "f1": 0.875, "predicted": 20, "reference": 21}},
     "sides": {row: {**dict.fromkeys(("left", "right", "both", "none"), 0), row: 9} for row in ("left", "right")},
     "one_side": 16,
@@ -179,7 +179,7 @@ WRONG = {
     }
 }
 MODALITIES = {"modality": [{"value": "CT", "n": 40, "metrics": SCORES, "intervals": INTERVALS}], "length": []}
-FULL = {**EVALUATION, "intervals": INTERVALS, "facts": FACTS_SAID, "failures": WRONG, "breakdown": MODALITIES}
+FULL = {**EVALUATION, "intervals": INTERVALS, "facts": FACT_SCORES, "failures": WRONG, "breakdown": MODALITIES}
 
 
 def test_scores_with_intervals():
@@ -211,7 +211,7 @@ def test_differences_are_stated_for_this_adapter():
     results = section(render_card(card_data(comparison={"systems": systems, "tests": tests})), "Results")
     assert [line for line in results.splitlines() if line.startswith("- ")] == [
         "- 6 epochs against a_b: above in all metrics",
-        "- 6 epochs against c: no significant difference in all metrics",
+        "- 6 epochs against c: no real difference in all metrics",
     ]
     assert "not tested" not in results
     assert "The differences in this table were not tested" in section(render_card(card_data()), "Results")
@@ -233,7 +233,8 @@ def test_splits_table_shows_rows_left_out_and_filters():
     recipe = {**RECIPE, "exclude_leaks": True, "license_filter": "commercial", "train_fraction": 0.1}
     part = section(render_card(card_data(environment={**ENVIRONMENT, "data": data}, recipe=recipe)), "Training data")
     assert rows(part)["split"] == [
-        "images used", "captions read", "articles or patients of a later split", "near-duplicate images", "fingerprint",
+        "images used", "captions read", "articles or patients of a later split", "near-duplicate images",
+        "fingerprint",
     ]  # fmt: skip
     for text in ("licences that allow commercial use", "of a later split removed", "10% of the training split"):
         assert text in part
