@@ -1,9 +1,8 @@
-"""A Hub on 127.0.0.1 that speaks what huggingface_hub 2.4 says, and fails when it is told to.
+"""A local Hub server with the API of huggingface_hub 2.4 and injectable faults.
 
-The client is the real one, unmodified: conftest.py sets HF_ENDPOINT and HF_HUB_DISABLE_XET before it is imported.
-What the server was sent is checked as the Hub checks it: tokens and their roles, sha256 and size of every upload,
-parents of commits. tests/publish/test_hub_server.py holds that it is a Hub to huggingface_hub, peft, transformers and
-datasets.
+The client is not modified: conftest.py sets HF_ENDPOINT and HF_HUB_DISABLE_XET before it is imported. The server checks
+tokens and their roles, sha256 and size of every upload, and parents of commits, as the Hub does. test_hub_server.py
+tests it with huggingface_hub and datasets.
 """
 
 import base64
@@ -14,35 +13,18 @@ import re
 import secrets
 import socket
 import threading
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_store import LFS_SUFFIXES, File, HubError, Repository, git_oid, read_front_matter
+from hub_store import LFS_SUFFIXES, Fault, File, HubError, Repository, folder_entry, git_oid, read_front_matter
 
 REPO = r"(?P<name>[\w.-]+/[\w.-]+)"
 API = r"/api/(?P<kind>model|dataset|space)s/" + REPO
 GIT = r"/(?:(?P<kind>dataset|space)s/)?" + REPO
 
 
-@dataclass
-class Fault:
-    """What goes wrong with requests whose `METHOD path` matches `where`, `times` times (None: for ever).
-
-    `kind`: a status, "drop" (the connection is closed in the middle of the request), "lost" (the work is done and the
-    answer never comes), "late" (it comes after `seconds`), "sha" (the answer gives another sha than is true).
-    """
-
-    kind: int | str
-    where: str = ""
-    times: int | None = 1
-    headers: dict = field(default_factory=dict)
-    seconds: float = 0.0
-    message: str = "told to fail"
-
-
 class HubServer(ThreadingHTTPServer):
-    """Start it with `start()`; `url` is HF_ENDPOINT. `reset()` forgets everything."""
+    """Start with `start()`; `url` is HF_ENDPOINT. `reset()` removes all repositories, tokens and faults."""
 
     daemon_threads = True
 
@@ -62,15 +44,15 @@ class HubServer(ThreadingHTTPServer):
     def reset(self):
         with self.lock:
             self.repositories, self.lfs, self.tokens, self.uploads = {}, {}, {}, {}
-            self.requests, self.faults, self.share, self.random = [], [], 0.0, random.Random(0)
+            self.requests, self.faults, self.failure_rate, self.random = [], [], 0.0, random.Random(0)
             self.failed = 0
 
     def add_token(self, token, role="write", name="someone", permissions=()):
-        """A token of the user `name`; its role is write, read or fineGrained."""
+        """Add a token of the user `name` with the role write, read or fineGrained."""
         self.tokens[token] = {"role": role, "name": name, "permissions": list(permissions)}
 
     def add_repository(self, name, files=(), kind="model", private=False):
-        """A repository that is there already; `files` is {path: bytes}."""
+        """Add a repository with `files`, {path: bytes}."""
         repository = self.repositories[kind, name] = Repository(name, kind, private)
         if files:
             repository.commit("main", "files", dict(files))
@@ -79,9 +61,9 @@ class HubServer(ThreadingHTTPServer):
     def fail(self, kind, where="", times=1, **more):
         self.faults.append(Fault(kind, where, times, **more))
 
-    def fail_share(self, share, seed=0):
-        """Let this share of all requests fail, in one of four ways, from now on."""
-        self.share, self.random = share, random.Random(seed)
+    def fail_randomly(self, rate, seed=0):
+        """Let requests fail at this rate, 0 to 1, in one of four ways."""
+        self.failure_rate, self.random = rate, random.Random(seed)
 
     def fault_for(self, request):
         with self.lock:
@@ -91,13 +73,13 @@ class HubServer(ThreadingHTTPServer):
                     fault.times = None if fault.times is None else fault.times - 1
                     self.failed += 1
                     return fault
-            if self.random.random() < self.share:
+            if self.random.random() < self.failure_rate:
                 self.failed += 1
                 return Fault(self.random.choice(["drop", "lost", 500, 503]))
         return None
 
     def handle_error(self, request, client_address):
-        """A connection that was dropped is no news."""
+        """Do not print the traceback of a dropped connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def log_message(self, *args):
-        """Nothing on the tests' terminal."""
+        """Do not log to the terminal."""
 
     def handle_request(self):
         path = unquote(urlsplit(self.path).path)
@@ -114,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "drop":
             self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
             return self.hang_up()
-        self.body, self.lies = self.read_body(), fault is not None and fault.kind == "sha"
+        self.body, self.corrupt = self.read_body(), fault is not None and fault.kind == "sha"
         if fault is not None and isinstance(fault.kind, int):
             answer = self.error(HubError(fault.kind, fault.message), fault.headers)
         else:
@@ -164,14 +146,12 @@ class Handler(BaseHTTPRequestHandler):
         return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
 
     def error(self, error, headers=()):
-        said = {"X-Error-Message": error.message, **({"X-Error-Code": error.code} if error.code else {})}
-        status, own, content = self.json({"error": error.message}, error.status)
-        return status, {**own, **said, **dict(headers)}, content
-
-    # who asks, and for what
+        own = {"X-Error-Message": error.message, **({"X-Error-Code": error.code} if error.code else {})}
+        status, base, content = self.json({"error": error.message}, error.status)
+        return status, {**base, **own, **dict(headers)}, content
 
     def account(self):
-        """Who sent the request, or None; HubError 401 for a token that nobody has."""
+        """Return the sender's account, or None without a token; HubError 401 for an unknown token."""
         given = self.headers.get("Authorization")
         if given is None:
             return None
@@ -180,13 +160,13 @@ class Handler(BaseHTTPRequestHandler):
         return account
 
     def repository(self, kind, name):
-        """The repository, if whoever asks may see it: a private one is to others as if it were not there."""
+        """Return a repository that the sender may read; a private one does not exist for other users."""
         account, found = self.account(), self.server.repositories.get((kind or "model", name))
         if found is None or (found.private and (account is None or account["name"] != name.split("/")[0])):
             raise HubError(401 if account is None else 404, "Repository not found", "RepoNotFound")
         return found
 
-    def may_write(self, name):
+    def check_write(self, name):
         account = self.account()
         if account is None:
             raise HubError(401, "Invalid username or password.")
@@ -197,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def writable(self, kind, name):
         found = self.repository(kind, name)
-        self.may_write(name)
+        self.check_write(name)
         return found
 
     # accounts and repositories
@@ -217,14 +197,14 @@ class Handler(BaseHTTPRequestHandler):
         return self.json({"type": "user", "name": account["name"], "orgs": [], "auth": auth})
 
     def create(self):
-        wanted = json.loads(self.body)
-        owner = wanted.get("organization") or (self.account() or {}).get("name", "")
-        name, kind = f"{owner}/{wanted['name']}", wanted.get("type", "model")
-        self.may_write(name)
+        request = json.loads(self.body)
+        owner = request.get("organization") or (self.account() or {}).get("name", "")
+        name, kind = f"{owner}/{request['name']}", request.get("type", "model")
+        self.check_write(name)
         url = f"{self.server.url}/{'' if kind == 'model' else kind + 's/'}{name}"
         if (kind, name) in self.server.repositories:
             return self.json({"error": "You already created this repo", "url": url}, 409)
-        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.server.add_repository(name, kind=kind, private=private)
         return self.json({"url": url, "name": name, "id": "1"})
 
@@ -243,24 +223,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, kind, name, revision):
         commit, answers = self.writable(kind, name).resolve(revision), []
-        for wanted in json.loads(self.body)["files"]:
-            path = wanted["path"]
+        for requested in json.loads(self.body)["files"]:
+            path = requested["path"]
             oid = commit.files[path].etag if path in commit.files else None
-            if self.lies:  # a file that fits into its sample is said to be there already
-                oid = git_oid(base64.b64decode(wanted["sample"]))
-            mode = "lfs" if path.endswith(LFS_SUFFIXES) or wanted["size"] > 10_000_000 else "regular"
+            if self.corrupt:  # claims that a file within its sample exists already
+                oid = git_oid(base64.b64decode(requested["sample"]))
+            mode = "lfs" if path.endswith(LFS_SUFFIXES) or requested["size"] > 10_000_000 else "regular"
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return self.json({"files": answers, "commitOid": commit.oid})
 
     def lfs_batch(self, kind, name):
         self.writable(kind, name)
         objects = []
-        for wanted in json.loads(self.body)["objects"]:
-            oid, size = wanted["oid"], wanted["size"]
+        for requested in json.loads(self.body)["objects"]:
+            oid, size = requested["oid"], requested["size"]
             if oid in self.server.lfs:
                 objects.append({"oid": oid, "size": size})
                 continue
-            grant = secrets.token_hex(8)  # as in the signed address of a bucket, which asks for no token
+            grant = secrets.token_hex(8)  # like the signed URL of a bucket, which needs no token
             self.server.uploads[grant] = (oid, size)
             put = {"href": f"{self.server.url}/lfs/{oid}?grant={grant}", "header": {}}
             verify = {"href": f"{self.server.url}/{name}.git/info/lfs/verify", "header": {}}
@@ -269,18 +249,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, oid):
         if self.server.uploads.get(self.query.get("grant")) != (oid, len(self.body)):
-            raise HubError(403, "this upload was not granted, or is of another size")
+            raise HubError(403, "this upload was not granted, or has another size")
         found = hashlib.sha256(self.body).hexdigest()
-        if found != oid or self.lies:
-            raise HubError(400, f"XAmzContentSHA256Mismatch: {found} came, {oid} was announced")
+        if found != oid or self.corrupt:
+            raise HubError(400, f"XAmzContentSHA256Mismatch: received {found}, expected {oid}")
         self.server.lfs[oid] = self.body
         return 200, {"ETag": f'"{oid}"'}, b""
 
     def lfs_verify(self, kind, name):
         self.writable(kind, name)
-        wanted = json.loads(self.body)
-        if len(self.server.lfs.get(wanted["oid"], b"")) != wanted["size"]:
-            raise HubError(404, "this object never came")
+        request = json.loads(self.body)
+        if len(self.server.lfs.get(request["oid"], b"")) != request["size"]:
+            raise HubError(404, "this object was not uploaded")
         return self.json({})
 
     def commit(self, kind, name, revision):
@@ -295,7 +275,7 @@ class Handler(BaseHTTPRequestHandler):
                 added[value["path"]] = File(base64.b64decode(value["content"]))
             elif key == "lfsFile":
                 if value["oid"] not in self.server.lfs:
-                    raise HubError(400, f"{value['path']}: its content was never uploaded")
+                    raise HubError(400, f"{value['path']}: its content was not uploaded")
                 added[value["path"]] = File(self.server.lfs[value["oid"]], lfs=True)
             elif key == "deletedFile":
                 deleted.append(value["path"])
@@ -351,33 +331,19 @@ class Handler(BaseHTTPRequestHandler):
         return self.json(self.repository(kind, name).info(revision))
 
     def tree(self, kind, name, revision, folder):
-        files, folder = self.repository(kind, name).resolve(revision).files, folder.strip("/")
-        below = {path: file for path, file in files.items() if not folder or path.startswith(folder + "/")}
-        if folder and not below:
-            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
-        skip = len(folder) + 1 if folder else 0
-        parts = [path[skip:].split("/")[:-1] for path in below]
-        folders = {"/".join(part[: end + 1]) for part in parts for end in range(len(part))}
-        if self.query.get("recursive", "false").lower() != "true":
-            folders = {part[0] for part in parts if part}
-            below = {path: file for path, file in below.items() if "/" not in path[skip:]}
-        listed = [self.folder(f"{folder}/{one}" if folder else one) for one in sorted(folders)]
-        entries = [file.entry(path) for path, file in sorted(below.items())]
-        return self.json(listed + [{**entry, "oid": "0" * 40} if self.lies else entry for entry in entries])
+        recursive = self.query.get("recursive", "false").lower() == "true"
+        entries = self.repository(kind, name).tree(revision, folder.strip("/"), recursive)
+        return self.json([{**entry, "oid": "0" * 40} if self.corrupt else entry for entry in entries])
 
     def paths_info(self, kind, name, revision):
         if self.headers.get("Content-Type", "").startswith("application/json"):
-            wanted = json.loads(self.body)["paths"]
+            requested = json.loads(self.body)["paths"]
         else:
-            wanted = parse_qs(self.body.decode()).get("paths", [])
+            requested = parse_qs(self.body.decode()).get("paths", [])
         files = self.repository(kind, name).resolve(revision).files
-        found = [files[path].entry(path) for path in wanted if path in files]
-        under = {path for path in wanted if any(name.startswith(f"{path}/") for name in files)}
-        return self.json(found + [self.folder(path) for path in sorted(under)])
-
-    @staticmethod
-    def folder(path):
-        return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+        found = [files[path].entry(path) for path in requested if path in files]
+        under = {path for path in requested if any(name.startswith(f"{path}/") for name in files)}
+        return self.json(found + [folder_entry(path) for path in sorted(under)])
 
     def resolve(self, kind, name, revision, path):
         commit = self.repository(kind, name).resolve(revision)

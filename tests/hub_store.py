@@ -1,4 +1,4 @@
-"""What a Hub keeps: repositories with branches, tags and commits of content-addressed files; all of it in memory."""
+"""In-memory storage of the Hub server: repositories with branches, tags and commits of content-addressed files."""
 
 import hashlib
 import json
@@ -11,11 +11,31 @@ LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".onnx")
 
 
 class HubError(Exception):
-    """An answer that is an error: status, the Hub's own code for it, and words."""
+    """An error response: status, message and the Hub's error code."""
 
     def __init__(self, status, message, code=None):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
+
+
+@dataclass
+class Fault:
+    """A fault for requests whose `METHOD path` matches `where`, `times` times (None: always).
+
+    `kind` is a status, "drop" (the connection is closed during the request), "lost" (the request is processed, the
+    response is not sent), "late" (the response is sent after `seconds`) or "sha" (the response has a wrong checksum).
+    """
+
+    kind: int | str
+    where: str = ""
+    times: int | None = 1
+    headers: dict = field(default_factory=dict)
+    seconds: float = 0.0
+    message: str = "injected fault"
+
+
+def folder_entry(path):
+    return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
 
 
 def git_oid(content):
@@ -24,7 +44,7 @@ def git_oid(content):
 
 @dataclass(frozen=True)
 class File:
-    """A file of a commit; one in LFS is a pointer as far as git is concerned."""
+    """A file of a commit; git stores a pointer for a file in LFS."""
 
     content: bytes
     lfs: bool = False
@@ -47,7 +67,7 @@ class File:
         return self.sha256 if self.lfs else self.oid
 
     def entry(self, path):
-        """As the Hub lists it in a tree."""
+        """Return the entry in a tree listing of the Hub."""
         lfs = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
         entry = {"type": "file", "path": path, "oid": self.oid, "size": len(self.content)}
         return {**entry, **({"lfs": lfs} if self.lfs else {})}
@@ -67,7 +87,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """One repository; commits are kept by oid, and branches and tags point at them."""
+    """A repository; `commits` are stored by oid, branches and tags name oids."""
 
     name: str
     kind: str = "model"
@@ -80,7 +100,7 @@ class Repository:
         self.commit("main", "initial commit", {".gitattributes": ATTRIBUTES})
 
     def resolve(self, revision):
-        """The commit that a branch, a tag, or an oid (or its first 7 letters) names."""
+        """Return the commit of a branch, tag, oid or the first 7 characters of an oid."""
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         found = [commit for known, commit in self.commits.items() if known == oid or known[:7] == oid]
         if not found:
@@ -88,7 +108,7 @@ class Repository:
         return found[0]
 
     def commit(self, branch, title, added, deleted=(), parent=None):
-        """Add files (bytes or File) to the head of a branch, and delete others; returns the new oid."""
+        """Commit added (bytes or File) and deleted files to a branch; return the new oid."""
         head = self.branches.get(branch)
         if parent is not None and parent != head:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
@@ -105,12 +125,26 @@ class Repository:
         return new.oid
 
     def files(self, revision="main"):
-        """{path: bytes} of a revision, without .gitattributes."""
-        kept = self.resolve(revision).files
-        return {path: file.content for path, file in kept.items() if path != ".gitattributes"}
+        """Return {path: bytes} of a revision, without .gitattributes."""
+        files = self.resolve(revision).files
+        return {path: file.content for path, file in files.items() if path != ".gitattributes"}
+
+    def tree(self, revision, folder, recursive):
+        """Return the tree listing of a folder; "" is the root."""
+        prefix = f"{folder}/" if folder else ""
+        below = {path: file for path, file in self.resolve(revision).files.items() if path.startswith(prefix)}
+        if folder and not below:
+            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+        parents = [path[len(prefix) :].split("/")[:-1] for path in below]
+        folders = {"/".join(names[: end + 1]) for names in parents for end in range(len(names))}
+        if not recursive:
+            folders = {names[0] for names in parents if names}
+            below = {path: file for path, file in below.items() if "/" not in path[len(prefix) :]}
+        files = [file.entry(path) for path, file in sorted(below.items())]
+        return [folder_entry(prefix + name) for name in sorted(folders)] + files
 
     def info(self, revision="main"):
-        """As the Hub tells of a repository."""
+        """Return the response of the Hub's model info."""
         commit = self.resolve(revision)
         card = read_front_matter(commit.files["README.md"].content.decode()) if "README.md" in commit.files else {}
         return {
@@ -122,7 +156,7 @@ class Repository:
         }  # fmt: skip
 
     def log(self, revision):
-        """The commits of a revision, the newest first."""
+        """Return the commits of a revision, newest first."""
         commit = self.resolve(revision)
         lines = []
         while True:
@@ -136,7 +170,7 @@ class Repository:
 
 
 def read_front_matter(text):
-    """The YAML at the head of a card; HubError 400 for what is no mapping."""
+    """Return the YAML front matter of a card; HubError 400 if it is not a mapping."""
     if not text.startswith("---\n"):
         return {}
     try:
@@ -144,5 +178,5 @@ def read_front_matter(text):
     except yaml.YAMLError as error:
         raise HubError(400, f"not YAML: {error}") from error
     if not isinstance(found, dict):
-        raise HubError(400, "the front matter is no mapping")
+        raise HubError(400, "the front matter is not a mapping")
     return found

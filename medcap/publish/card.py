@@ -1,7 +1,7 @@
-"""The model card: what an adapter is, how it was made and what it scored, from measured files only.
+"""The model card of a release, rendered from the files of a run.
 
-A figure that was not measured is not printed. The same facts give the same bytes. Whatever comes from a file is
-escaped: a caption is text of a data set or of a model, and may hold anything.
+A figure that was not measured is not printed, and the same input gives the same bytes. All text from files is escaped:
+captions come from a data set or a model and may contain Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -17,116 +17,114 @@ from jinja2 import Environment, StrictUndefined
 
 from medcap.metrics.coco import METRICS
 from medcap.publish import card_sections as sections
-from medcap.publish.card_data import ROCOV2, CardData, is_row_of, last_part
+from medcap.publish.card_data import ROCOV2, CardData, last_part
 from medcap.publish.markdown import code, escape
 from medcap.reporting.tables import TITLES
 
-__all__ = ["CardData", "card_metadata", "code", "escape", "hub_results", "is_row_of", "last_part", "render_card"]
-
 TEMPLATE = Path(__file__).with_name("card_template.md")
-BASELINES = ("constant", "shuffled", "nearest")  # as medcap.evaluation.evaluate calls them
+BASELINES = ("constant", "shuffled", "nearest")
 TAGS = ["lora", "blip", "radiology", "image-captioning", "medcap"]
-# names of https://huggingface.co/metrics, which has one for all of BLEU and one for all of ROUGE
+# names in https://huggingface.co/metrics, which has a single BLEU and a single ROUGE
 HUB_METRICS = {**{name: name for name in METRICS}, **dict.fromkeys(METRICS[:4], "bleu"), "rouge_l": "rouge"}
-LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # with which the Hub shows how to load it
-# the Hub's name for captioning, under which it lists BLIP; the pipeline of transformers is called image-text-to-text
+LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # selects the loading snippet on the Hub
+# the Hub's task for captioning; the pipeline of transformers is called image-text-to-text
 TASK = "image-to-text"
 
 
-def render_card(facts: CardData) -> str:
+def render_card(card_data: CardData) -> str:
     """Return the README.md of a release: YAML front matter and Markdown.
 
-    Raises ValueError when huggingface_hub does not read the front matter back as it was meant.
+    Raises:
+        ValueError: huggingface_hub reads other values from the front matter than were written.
     """
     jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     jinja.filters.update(text=escape, code=code, literal=lambda text: json.dumps(text, ensure_ascii=False))
-    body = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(_content(facts))
-    front = card_metadata(facts)
+    body = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(_content(card_data))
+    front = card_metadata(card_data)
     card = f"---\n{front.to_yaml()}\n---\n\n{body}"
-    if (read := ModelCard(card).data.to_dict()) != front.to_dict():
-        raise ValueError(f"the card's front matter reads back as {read}, not as {front.to_dict()}")
+    if (parsed := ModelCard(card).data.to_dict()) != front.to_dict():
+        raise ValueError(f"the card's front matter is read as {parsed} instead of {front.to_dict()}")
     return card
 
 
-def _content(facts: CardData) -> dict[str, Any]:
-    """What the template is filled with."""
-    environment, evaluation = facts.environment or {}, facts.evaluation or {}
+def _content(card_data: CardData) -> dict[str, Any]:
+    """Return the variables of the template."""
+    environment, evaluation, systems = card_data.environment or {}, card_data.evaluation, card_data.systems
     return {
-        "facts": facts,
-        "recipe": facts.recipe,
-        "evaluation": facts.evaluation,
+        "card": card_data,
+        "recipe": card_data.recipe,
+        "evaluation": evaluation,
         "medcap": environment.get("medcap"),
-        "systems": facts.systems,
-        "results": sections.scores_table(facts.systems),
-        "findings": sections.findings_table(facts.systems),
-        "baselines": {row["name"]: row for row in facts.systems if row["name"] in BASELINES},
+        "systems": [row.scores for row in systems],
+        "results": sections.scores_table(systems),
+        "findings": sections.findings_table(systems),
+        "baselines": {row.scores.name: row.scores for row in systems if row.scores.name in BASELINES},
         "not_above": sections.not_above,
-        "differences": sections.differences(facts),
-        "modalities": sections.parts_table(facts, "modality"),
-        "lengths": sections.parts_table(facts, "length"),
-        "kinds": sections.kinds_table(facts),
-        "sides": sections.sides_table(facts),
-        "wrong_side": evaluation.get("facts", {}).get("wrong_side"),
-        "failures": evaluation.get("failures", {}),
-        "splits": sections.splits_table(facts),
-        "settings": sections.recipe_table(facts.recipe),
-        "curve": sections.curve_table(facts),
-        "kept": sections.kept_epoch(facts.recipe),
+        "differences": sections.differences(card_data),
+        "modalities": sections.breakdown_table(evaluation, "modality"),
+        "lengths": sections.breakdown_table(evaluation, "length"),
+        "facts": sections.facts_table(evaluation),
+        "sides": sections.laterality_table(evaluation),
+        "failures": evaluation.failures if evaluation else {},
+        "splits": sections.splits_table(card_data),
+        "settings": sections.recipe_table(card_data.recipe),
+        "curve": sections.curve_table(card_data),
+        "selected_by": sections.selection_metric(card_data.recipe),
         "versions": sections.versions_table(environment),
         "mirror": ROCOV2,
     }
 
 
-def card_metadata(facts: CardData) -> ModelCardData:
-    """The front matter: what the Hub lists and finds a model by; test scores only where there was an evaluation."""
+def card_metadata(card_data: CardData) -> ModelCardData:
+    """Return the front matter, the Hub's metadata; it has scores only if there was an evaluation."""
     return ModelCardData(
-        base_model=facts.base,
-        base_model_relation="adapter" if facts.format == "adapter" else "finetune",
-        datasets=[ROCOV2] if facts.is_rocov2 else None,
+        base_model=card_data.base,
+        base_model_relation="adapter" if card_data.format == "adapter" else "finetune",
+        datasets=[ROCOV2] if card_data.is_rocov2 else None,
         language="en",
-        library_name=LIBRARIES.get(facts.format),
-        license="cc-by-nc-4.0" if facts.is_rocov2 else "other",
+        library_name=LIBRARIES.get(card_data.format),
+        license="cc-by-nc-4.0" if card_data.is_rocov2 else "other",
         metrics=list(dict.fromkeys(HUB_METRICS.values())),
-        model_name=facts.name if facts.evaluation else None,  # it stands in model-index
+        model_name=card_data.name if card_data.evaluation else None,  # part of model-index
         pipeline_tag=TASK,
         tags=TAGS,
-        eval_results=_eval_results(facts),
+        eval_results=_eval_results(card_data),
     )
 
 
-def hub_results(facts: CardData) -> str | None:
-    """The scores as `.eval_results/*.yaml`, the Hub's newer form; None where the data set is none of the Hub's.
+def hub_results(card_data: CardData) -> str | None:
+    """Return the scores in the Hub's `.eval_results/*.yaml` format; None for a data set that is not on the Hub.
 
-    It counts a result under a task that the data set defines. ROCOv2's mirror defines none as yet: the metric stands
-    in its place, and the Hub passes over what it does not know.
+    The Hub assigns a result to a task that the data set defines. ROCOv2's mirror defines none yet, so the metric name
+    is used; the Hub ignores unknown tasks.
     """
-    if facts.evaluation is None or not facts.is_rocov2:
+    if card_data.evaluation is None or not card_data.is_rocov2:
         return None
     entries = [
-        EvalResultEntry(ROCOV2, task_id=key, value=score, notes=facts.evaluation["signature"])
-        for key, score in _scores(facts)
+        EvalResultEntry(ROCOV2, task_id=key, value=score, notes=str(card_data.evaluation.signature))
+        for key, score in _scores(card_data)
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
-def _scores(facts: CardData) -> Sequence[tuple[str, float]]:
-    measured = (facts.evaluation or {}).get("metrics", {})
+def _scores(card_data: CardData) -> Sequence[tuple[str, float]]:
+    measured = card_data.evaluation.metrics if card_data.evaluation else {}
     return [(key, measured[key]) for key in METRICS if key in measured]
 
 
-def _eval_results(facts: CardData) -> list[EvalResult] | None:
-    if facts.evaluation is None:
+def _eval_results(card_data: CardData) -> list[EvalResult] | None:
+    if card_data.evaluation is None:
         return None
     return [
         EvalResult(
             task_type=TASK,
             task_name="Image captioning",
-            dataset_type=ROCOV2 if facts.is_rocov2 else last_part(facts.data),
-            dataset_name="ROCOv2" if facts.is_rocov2 else last_part(facts.data),
-            dataset_split=facts.evaluation["split"],
+            dataset_type=ROCOV2 if card_data.is_rocov2 else last_part(card_data.data),
+            dataset_name="ROCOv2" if card_data.is_rocov2 else last_part(card_data.data),
+            dataset_split=card_data.evaluation.split,
             metric_type=HUB_METRICS[key],
             metric_name=TITLES[key],
             metric_value=score,
         )
-        for key, score in _scores(facts)
+        for key, score in _scores(card_data)
     ]

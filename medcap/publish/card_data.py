@@ -1,4 +1,4 @@
-"""What a release says of itself: the measured facts of a run, and nothing that was not measured."""
+"""The content of a model card: the measured results and settings of one run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from medcap.evaluation.result import Comparison, EvaluationResult, SystemScores
+
 ROCOV2 = "eltorio/ROCOv2-radiology"  # the mirror on the Hub
 
 
 @dataclass(frozen=True)
-class CardData:
-    """All that a card says. None, or an empty list, stands for what was not measured or is not known.
+class SystemRow:
+    """A row of the results tables; `is_ours` marks the released adapter."""
 
-    `curve` is the lines of metrics.jsonl, `evaluation` a metrics.json, `comparison` a comparison.json, `energy` what
-    codecarbon counted. `repo_id` is the name that the release gets on the Hub, if that is known already; `plots` the
-    pictures that lie beside the card. `format`: what is released, an adapter or a whole model.
+    scores: SystemScores
+    is_ours: bool
+
+
+@dataclass(frozen=True)
+class CardData:
+    """Everything that a card shows. None or an empty sequence means: not measured or not known.
+
+    Attributes:
+        base: Name of the base on the Hub, or of its folder if `base_is_local`.
+        base_image_size: Pixels per side that the base's position embeddings are made for.
+        recipe: The resolved recipe, without paths of this machine.
+        environment: Content of environment.json.
+        curve: Lines of metrics.jsonl.
+        energy: Sums of duration (s), energy_consumed (kWh) and emissions (kg) from codecarbon.
+        repo_id: Name of the release on the Hub, if already known.
+        plots: File names of the plots in the release.
+        format: Format of the release.
     """
 
     base: str
@@ -25,8 +42,8 @@ class CardData:
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any] | None = None
     curve: Sequence[Mapping[str, Any]] = ()
-    evaluation: Mapping[str, Any] | None = None
-    comparison: Mapping[str, Any] | None = None
+    evaluation: EvaluationResult | None = None
+    comparison: Comparison | None = None
     energy: Mapping[str, float] | None = None
     repo_id: str | None = None
     plots: Sequence[str] = ()
@@ -34,47 +51,54 @@ class CardData:
 
     @property
     def name(self) -> str:
-        """What the release is called."""
+        """The name of the release."""
         if self.repo_id is not None:
             return self.repo_id.split("/")[-1]
-        return f"{last_part(self.base)}-{'lora' if self.format == 'adapter' else self.format}-{last_part(self.data)}"
+        kind = "lora" if self.format == "adapter" else self.format
+        return f"{last_part(self.base)}-{kind}-{last_part(self.data)}"
 
     @property
     def data(self) -> str:
-        """The data set: a name on the Hub or of a folder."""
+        """The data set: Hub name or folder name."""
         return str(self.recipe["data_dir"])
 
     @property
     def is_phantom(self) -> bool:
-        """Whether the images were drawn by medcap: only there is the truth of every image known."""
-        return "phantom" in last_part(self.data).lower() or "findings" in (self.evaluation or {})
+        """Whether the images are synthetic."""
+        has_truth = self.evaluation is not None and self.evaluation.findings is not None
+        return "phantom" in last_part(self.data).lower() or has_truth
 
     @property
     def is_rocov2(self) -> bool:
-        """Whether the data are ROCOv2, by the name of the folder or of the mirror on the Hub."""
+        """Whether the data set is ROCOv2, by its name."""
         return "rocov2" in last_part(self.data).lower() and not self.is_phantom
 
     @property
     def interpolates(self) -> bool:
-        """Whether the positions must be interpolated at every call: a merged model has those of its own size."""
+        """Whether inference must interpolate position embeddings; a merged model has them at its own size."""
         size = self.recipe.get("image_size")
         return self.format == "adapter" and size is not None and size != self.base_image_size
 
     @property
-    def systems(self) -> list[dict[str, Any]]:
-        """The rows of the results, `ours` marked: those of the comparison, else this adapter and its baselines."""
-        ours = self.evaluation or {}
-        rows = [ours] if ours else []
-        rows += [{"name": name, **row} for name, row in ours.get("baselines", {}).items()]
-        rows = rows if self.comparison is None else self.comparison["systems"]
-        return [{**row, "ours": is_row_of(row, ours)} for row in rows]
+    def systems(self) -> list[SystemRow]:
+        """The rows of the results tables."""
+        return system_rows(self.evaluation, self.comparison)
 
 
-def is_row_of(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
-    """Whether a row of a comparison is this evaluation's, by name and scores."""
-    return all(row[key] == evaluation.get(key) for key in ("name", "metrics"))
+def system_rows(evaluation: EvaluationResult | None, comparison: Comparison | None) -> list[SystemRow]:
+    """Return the systems of the comparison, or without one the evaluated system and its baselines."""
+    if comparison is not None:
+        rows = comparison.systems
+    else:
+        rows = [] if evaluation is None else [evaluation, *evaluation.baselines.values()]
+    return [SystemRow(row, evaluation is not None and is_same_system(row, evaluation)) for row in rows]
+
+
+def is_same_system(row: SystemScores, evaluation: EvaluationResult) -> bool:
+    """Whether a row of a comparison is the evaluated system, by name and scores."""
+    return row.name == evaluation.name and row.metrics == evaluation.metrics
 
 
 def last_part(path: str) -> str:
-    """Return the last part of a path or of a name on the Hub."""
+    """Return the last part of a path or of a Hub name."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path

@@ -1,14 +1,15 @@
-"""The tables and lists of the card, each made of measured facts; "" or empty where nothing was measured."""
+"""Tables and lists of the model card; each is empty if its content was not measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any
 
+from medcap.evaluation.result import EvaluationResult, PairedDifference, PartScores, SystemScores
 from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.phantom.truth import FACTS
-from medcap.publish.card_data import CardData
+from medcap.publish.card_data import CardData, SystemRow
 from medcap.publish.markdown import cell, code, escape, measured_table, table
 from medcap.recipe import (
     REQUIRED,
@@ -26,12 +27,12 @@ SPLIT_COLUMNS = {
     "read": "captions read",
     "blank": "blank captions",
     "license": "by licence",
-    "outside_fraction": "outside of the chosen fraction",
+    "outside_fraction": "outside the chosen fraction",
     "missing": "images missing",
-    "undecodable": "images broken",
-    "leaked_image": "pictures of a later split",
+    "undecodable": "images unreadable",
+    "leaked_image": "images of a later split",
     "leaked_group": "articles or patients of a later split",
-    "duplicate": "repeated pictures",
+    "duplicate": "near-duplicate images",
     "fingerprint": "fingerprint",
 }
 CURVE_COLUMNS = {
@@ -41,79 +42,80 @@ CURVE_COLUMNS = {
     "eval_loss": "validation loss",
     **{f"eval_{name}": title for name, title in TITLES.items()},
 }
-FEW = {name: TITLES[name] for name in ("bleu_4", "meteor", "rouge_l", "cider")}  # of a part of the images
-COUNTED = {"precision": "precision", "recall": "recall", "f1": "F1", "said": "said", "true": "in the references"}
+MAIN_METRICS = {name: TITLES[name] for name in ("bleu_4", "meteor", "rouge_l", "cider")}
+FACT_COLUMNS = {
+    "precision": "precision", "recall": "recall", "f1": "F1", "predicted": "in the captions",
+    "reference": "in the references",
+}  # fmt: skip
 _ARGUMENTS = (DataArguments, ModelArguments, LoraArguments, GenerationArguments, CaptionTrainingArguments)
-DEFAULTS = {field.name: field.default for kind in _ARGUMENTS for field in fields(kind)}
+DEFAULTS = {field.name: field.default for arguments in _ARGUMENTS for field in fields(arguments)}
 
 
-def scores_table(systems: Sequence[Mapping[str, Any]]) -> str:
-    """One row per system, one column per metric, with its 95 % interval where there is one."""
-    return _rows_table(systems, "metrics", TITLES)
+def scores_table(systems: Sequence[SystemRow]) -> str:
+    """Return one row per system and one column per metric, with 95 % intervals where they were computed."""
+    rows = [(_name(row), *_scores(row.scores, TITLES)) for row in systems if row.scores.metrics]
+    return table(("", *TITLES.values()), rows) if rows else ""
 
 
-def findings_table(systems: Sequence[Mapping[str, Any]]) -> str:
-    """The share of images whose caption names each fact of a phantom rightly, for the systems where it is known."""
-    return _rows_table(systems, "findings", dict(zip(FACTS, FACTS, strict=True)), "{:.1%}")
+def findings_table(systems: Sequence[SystemRow]) -> str:
+    """Return the fraction of images whose caption states each fact of a phantom correctly."""
+    rows = [(_name(row), *_percentages(row.scores.findings)) for row in systems if row.scores.findings]
+    return table(("", *FACTS), rows) if rows else ""
 
 
-def _rows_table(
-    systems: Sequence[Mapping[str, Any]], part: str, titles: Mapping[str, str], form: str = "{:.4f}"
-) -> str:
-    known = [row for row in systems if row.get(part)]
-    cells = [[_score(row, part, key, form) for key in titles] for row in known]
-    rows = [(_named(row), *scores) for row, scores in zip(known, cells, strict=True)]
-    return table(("", *titles.values()), rows) if rows else ""
+def _scores(row: SystemScores | PartScores, metrics: Iterable[str]) -> list[str]:
+    """Return the score and its interval for each metric; blank if not measured."""
+    cells = {key: f"{score:.4f}" for key, score in row.metrics.items()}
+    intervals = {key: f" ({low:.3f} to {high:.3f})" for key, (low, high) in row.intervals.items()}
+    return [cells.get(key, "") + intervals.get(key, "") for key in metrics]
 
 
-def _score(row: Mapping[str, Any], part: str, key: str, form: str) -> str:
-    """A score and its interval; blank for what was not measured."""
-    if key not in row[part]:
+def _percentages(findings: Mapping[str, float]) -> list[str]:
+    return [f"{findings[fact]:.1%}" if fact in findings else "" for fact in FACTS]
+
+
+def _name(row: SystemRow) -> str:
+    name = escape(row.scores.name)
+    return f"**{name}** (this adapter)" if row.is_ours else name
+
+
+def differences(card_data: CardData) -> list[str]:
+    """Return a line per other system: the metrics in which this one is significantly above or below it."""
+    name = next((row.scores.name for row in card_data.systems if row.is_ours), None)
+    if card_data.comparison is None or name is None:
+        return []
+    tests = card_data.comparison.tests
+    reversed_tests = [_reversed(test) for test in tests if test.second == name]
+    own_tests = [*reversed_tests, *(test for test in tests if test.first == name)]
+    escaped = [replace(test, first=escape(test.first), second=escape(test.second)) for test in own_tests]
+    return differences_text([asdict(test) for test in escaped]).splitlines()
+
+
+def _reversed(test: PairedDifference) -> PairedDifference:
+    return replace(
+        test, first=test.second, second=test.first, difference=-test.difference, low=-test.high, high=-test.low
+    )
+
+
+def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
+    """Return the scores by `kind`: "modality" of the image or "length" of the reference."""
+    parts = evaluation.breakdown.get(kind, []) if evaluation else []
+    rows = [(escape(part.value), cell(part.n), *_scores(part, MAIN_METRICS)) for part in parts]
+    return table((kind, "images", *MAIN_METRICS.values()), rows) if rows else ""
+
+
+def facts_table(evaluation: EvaluationResult | None) -> str:
+    """Return precision and recall of the extracted facts by kind."""
+    if evaluation is None or evaluation.facts is None:
         return ""
-    score = form.format(row[part][key])
-    if part != "metrics" or key not in row.get("intervals", {}):
-        return score
-    low, high = row["intervals"][key]
-    return f"{score} ({low:.3f} to {high:.3f})"
+    kinds = evaluation.facts.kinds.items()
+    rows = [{"kind": kind, **asdict(scores)} for kind, scores in kinds if scores.predicted or scores.reference]
+    return measured_table({"kind": "", **FACT_COLUMNS}, rows)
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    name = escape(row["name"])
-    return f"**{name}** (this adapter)" if row["ours"] else name
-
-
-def differences(facts: CardData) -> list[str]:
-    """For each other system of the comparison: in what this one is really above or below it, by the paired tests."""
-    ours = next((row["name"] for row in facts.systems if row["ours"]), None)
-    tests = (facts.comparison or {}).get("tests", [])
-    turned = [{**test, "difference": -test["difference"]} for test in tests if test["second"] == ours]
-    others = [test["first"] for test in tests if test["second"] == ours]
-    mine = [{**test, "second": other} for test, other in zip(turned, others, strict=True)]
-    mine += [test for test in tests if test["first"] == ours]
-    named = [{**test, "first": escape(ours), "second": escape(test["second"])} for test in mine]
-    return differences_text(named).splitlines()
-
-
-def parts_table(facts: CardData, kind: str) -> str:
-    """The scores of this adapter on parts of the split: by "modality" of the image, or "length" of the reference."""
-    parts = (facts.evaluation or {}).get("breakdown", {}).get(kind, [])
-    rows = [
-        (escape(part["value"]), cell(part["n"]), *(_score(part, "metrics", key, "{:.4f}") for key in FEW))
-        for part in parts
-    ]
-    return table((kind, "images", *FEW.values()), rows) if rows else ""
-
-
-def kinds_table(facts: CardData) -> str:
-    """What the captions say against what the references say, by kind of fact."""
-    kinds = (facts.evaluation or {}).get("facts", {}).get("kinds", {})
-    rows = [{"kind": kind, **counted} for kind, counted in kinds.items() if counted["said"] or counted["true"]]
-    return measured_table({"kind": "", **COUNTED}, rows)
-
-
-def sides_table(facts: CardData) -> str:
-    """How often a side that the reference names (rows) became another in the caption (columns)."""
-    sides = (facts.evaluation or {}).get("facts", {}).get("sides", {})
+def laterality_table(evaluation: EvaluationResult | None) -> str:
+    """Return the confusion matrix of sides: references in rows, captions in columns."""
+    sides = evaluation.facts.sides if evaluation and evaluation.facts else {}
     rows = [
         (f"reference: {row}", *(cell(sides[row][column]) for column in LATERALITIES))
         for row in LATERALITIES
@@ -122,13 +124,13 @@ def sides_table(facts: CardData) -> str:
     return table(("", *(f"caption: {side}" for side in LATERALITIES)), rows) if rows else ""
 
 
-def splits_table(facts: CardData) -> str:
-    """What was read, left out and used of each split; what nothing was left out for has no column."""
-    splits = dict((facts.environment or {}).get("data", {}))
-    if facts.evaluation and facts.evaluation.get("data"):
-        of = dict(pair.partition(":")[::2] for pair in facts.evaluation["signature"].split("|"))
-        counts = {**facts.evaluation["data"], "rows": facts.evaluation["n"], "fingerprint": of.get("data")}
-        splits.setdefault(facts.evaluation["split"], counts)
+def splits_table(card_data: CardData) -> str:
+    """Return the numbers of rows read, left out and used per split; a reason without rows has no column."""
+    splits = dict((card_data.environment or {}).get("data", {}))
+    evaluation = card_data.evaluation
+    if evaluation and evaluation.data:
+        fingerprint = evaluation.signature.get("data") if evaluation.signature else None
+        splits.setdefault(evaluation.split, {**evaluation.data, "rows": evaluation.n, "fingerprint": fingerprint})
     rows = [{"split": name, **counts} for name, counts in splits.items()]
     always = ("split", "rows", "read", "fingerprint")
     shown = [key for key in SPLIT_COLUMNS if key in always or any(row.get(key) for row in rows)]
@@ -136,41 +138,41 @@ def splits_table(facts: CardData) -> str:
 
 
 def recipe_table(recipe: Mapping[str, Any]) -> str:
-    """Every key and value, and medcap's default where the value is another."""
-    rows = [(code(key), code(value), _other_default(key, value)) for key, value in recipe.items()]
-    return table(("key", "value", "medcap's default, where it is another"), rows, "---")
+    """Return every key and value, and medcap's default where it differs."""
+    rows = [(code(key), code(value), _differing_default(key, value)) for key, value in recipe.items()]
+    return table(("key", "value", "medcap's default, if different"), rows, "---")
 
 
-def _other_default(key: str, value: Any) -> str:
+def _differing_default(key: str, value: Any) -> str:
     if key in REQUIRED or key not in DEFAULTS:
         return ""
     default = getattr(DEFAULTS[key], "value", DEFAULTS[key])
-    if not isinstance(default, (str, int, float, bool, type(None))):  # made when it is needed, as a list is
+    if not isinstance(default, (str, int, float, bool, type(None))):  # a default factory
         return ""
     return "" if default == value else code(default)
 
 
-def curve_table(facts: CardData) -> str:
-    """A row per evaluation while training."""
-    return measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in facts.curve])
+def curve_table(card_data: CardData) -> str:
+    """Return a row per evaluation during training."""
+    return measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in card_data.curve])
 
 
-def kept_epoch(recipe: Mapping[str, Any]) -> str | None:
-    """By which validation metric the released epoch was chosen; None for the last one."""
+def selection_metric(recipe: Mapping[str, Any]) -> str | None:
+    """Return the validation metric that selected the released epoch; None if it is the last epoch."""
     if not recipe.get("load_best_model_at_end", DEFAULTS["load_best_model_at_end"]):
         return None
     return str(recipe.get("metric_for_best_model", DEFAULTS["metric_for_best_model"]))
 
 
 def versions_table(environment: Mapping[str, Any]) -> str:
-    """Whatever environment.json holds beside the data."""
+    """Return the content of environment.json except the data."""
     single = {key: value for key, value in environment.items() if key not in ("data", "packages")}
     known = {**single, **environment.get("packages", {})}
     rows = [(escape(key), escape(value)) for key, value in known.items() if value is not None]
     return table(("", "value"), rows, "---") if rows else ""
 
 
-def not_above(evaluation: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
-    """The metrics in which an evaluation is not above a baseline."""
-    ours, floor = evaluation["metrics"], baseline["metrics"]
+def not_above(evaluation: EvaluationResult, baseline: SystemScores) -> list[str]:
+    """Return the metrics in which an evaluation is not above a baseline."""
+    ours, floor = evaluation.metrics, baseline.metrics
     return [title for key, title in TITLES.items() if key in floor and ours.get(key, 0) <= floor[key]]

@@ -19,9 +19,10 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medcap.evaluation.predictions import write_predictions
-from medcap.io import write_json
+from medcap.evaluation.result import EvaluationResult
 from medcap.logs import error_line
 from medcap.metrics.diversity import describe_captions
+from medcap.metrics.signature import Signature
 from medcap.publish.hub_client import MAIN, Destination, push_release
 from medcap.publish.release import build_release
 from medcap.publish.run_paths import EPOCHS, WEIGHTS, epoch_number, epoch_releases, next_release, releases
@@ -94,9 +95,15 @@ class EpochReleaseCallback(TrainerCallback):
         assert scored is not None, "on_evaluate runs after compute_metrics"
         folder.mkdir()
         write_predictions(folder / "predictions.csv", dict(zip(self.ids, captions, strict=True)))
-        result = {"name": name, "split": "valid", "n": len(captions), "metrics": scored.metrics}
-        details = {"signature": scored.signature, "captions": describe_captions(captions)}
-        write_json(folder / "metrics.json", {**result, **details})
+        result = EvaluationResult(
+            name=name,
+            split="valid",
+            n=len(captions),
+            metrics=scored.metrics,
+            signature=Signature.parse(str(scored.signature)),
+            captions=describe_captions(captions),
+        )
+        result.write(folder / "metrics.json")
 
     def _start_upload(self) -> None:
         """Start a thread that pushes the pending releases; a running one checks for new releases before it ends."""

@@ -1,6 +1,6 @@
-"""The plots of a release: drawn from its numbers alone, so that no picture of the data can be among them.
+"""The plots of a release, reproducible from its numbers, so that no image of the data set can be published as a plot.
 
-The same numbers give the same pixels. No pyplot: a release is also built in the background of a training.
+The same numbers give the same pixels. pyplot is not used: releases are also built while training runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medcap.publish.card_data import CardData
+from medcap.publish.card_data import CardData, SystemRow
 from medcap.reporting.tables import TITLES
 
 CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
@@ -28,45 +28,45 @@ CHUNKS = {b"IHDR", b"pHYs", b"IDAT", b"IEND"}  # of a PNG: no text, no EXIF, no 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def write_plots(folder: Path, facts: CardData) -> list[str]:
-    """Draw what there are numbers for into `folder`, and return the names: curve.png, scores.png."""
-    figures = _figures(facts.curve, facts.systems)
+def write_plots(folder: Path, card_data: CardData) -> list[str]:
+    """Draw curve.png and scores.png into `folder`, if their numbers were measured; return the names."""
+    figures = _figures(card_data.curve, card_data.systems)
     for name, figure in figures.items():
         FigureCanvasAgg(figure).print_png(folder / name, metadata={"Software": None})
     return list(figures)
 
 
-def check_plot(path: Path, curve: Sequence[Mapping[str, Any]], systems: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError unless `path` is, pixel for pixel, the plot that these numbers make, and holds nothing else."""
+def check_plot(path: Path, curve: Sequence[Mapping[str, Any]], systems: Sequence[SystemRow]) -> None:
+    """Raise ValueError unless `path` is, pixel for pixel, the plot of these numbers and contains no metadata."""
     if _chunks(path) - CHUNKS:
-        raise ValueError(f"{path.name} holds more than pixels: take it out and build the release again")
+        raise ValueError(f"{path.name} contains metadata; remove it and build the release again")
     figure = _figures(curve, systems).get(path.name)
     if figure is None:
-        raise ValueError(f"{path.name}: the release has no numbers that it could show; take it out")
+        raise ValueError(f"{path.name}: the release has no numbers for this plot; remove it")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())
+    expected = np.asarray(canvas.buffer_rgba())
     with Image.open(path) as image:
-        found = np.asarray(image.convert("RGBA"))
-    if found.shape != drawn.shape or (found != drawn).any():
+        actual = np.asarray(image.convert("RGBA"))
+    if actual.shape != expected.shape or (actual != expected).any():
         raise ValueError(
-            f"{path.name} is not what matplotlib {matplotlib_version} draws of this release's numbers: "
+            f"{path.name} differs from the plot that matplotlib {matplotlib_version} draws of this release's numbers; "
             "build the release again"
         )
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no such file."""
+    """Return the lines of a metrics.jsonl; empty if the file does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def _figures(curve: Sequence[Mapping[str, Any]], systems: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+def _figures(curve: Sequence[Mapping[str, Any]], systems: Sequence[SystemRow]) -> dict[str, Figure]:
     drawn = {"curve.png": _draw_curve(curve), "scores.png": _draw_scores(systems)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _draw_curve(curve: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Loss and CIDEr by epoch; None where neither was measured."""
+    """Plot loss and CIDEr by epoch; None if neither was measured."""
     measured = [key for key in CURVES if any(line.get(key) is not None for line in curve)]
     if not measured:
         return None
@@ -79,18 +79,19 @@ def _draw_curve(curve: Sequence[Mapping[str, Any]]) -> Figure | None:
     return _side_by_side(measured, draw, 3.4)
 
 
-def _draw_scores(systems: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """A dot for each score and a bar for its interval; None where there are no intervals."""
-    known = [row for row in systems if row.get("intervals")][::-1]  # matplotlib counts from below
-    measured = [key for key in SHOWN if known and all(key in row["intervals"] for row in known)]
+def _draw_scores(systems: Sequence[SystemRow]) -> Figure | None:
+    """Plot each score as a dot and its interval as a bar; None without intervals."""
+    known = [row for row in systems if row.scores.intervals][::-1]  # the y axis starts at the bottom
+    measured = [key for key in SHOWN if known and all(key in row.scores.intervals for row in known)]
     if not measured:
         return None
 
     def draw(axis: Axes, key: str) -> None:
-        for place, row in enumerate(known):
-            axis.plot(row["intervals"][key], [place, place], color="C1" if row["ours"] else "C0")
-            axis.plot([row["metrics"][key]], [place], marker="o", color="C1" if row["ours"] else "C0")
-        labels = [row["name"] if key == measured[0] else "" for row in known]
+        for y, row in enumerate(known):
+            color = "C1" if row.is_ours else "C0"
+            axis.plot(row.scores.intervals[key], [y, y], color=color)
+            axis.plot([row.scores.metrics[key]], [y], marker="o", color=color)
+        labels = [row.scores.name if key == measured[0] else "" for row in known]
         axis.set_yticks(range(len(known)), labels=labels, parse_math=False)
         axis.set(title=TITLES[key], ylim=(-0.5, len(known) - 0.5))
 
@@ -106,14 +107,16 @@ def _side_by_side(keys: Sequence[str], draw: Callable[[Axes, str], None], height
 
 
 def _chunks(path: Path) -> set[bytes]:
-    """The kinds of chunks of a PNG; ValueError for what is none, and for bytes behind its end."""
+    """Return the chunk types of a PNG; raise ValueError for another format or bytes after the end."""
     data, kinds, at = path.read_bytes(), set[bytes](), len(_SIGNATURE)
     if not data.startswith(_SIGNATURE):
-        raise ValueError(f"{path.name} is not what its name says: it is no PNG")
+        raise ValueError(f"{path.name} is not a PNG file")
     while b"IEND" not in kinds and at + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
         kinds.add(kind)
         at += 12 + length
     if at != len(data) or b"IEND" not in kinds:
-        raise ValueError(f"{path.name} is cut or holds more than a PNG: take it out and build the release again")
+        raise ValueError(
+            f"{path.name} is truncated or has bytes after the end of the PNG; remove it and build the release again"
+        )
     return kinds

@@ -1,4 +1,4 @@
-"""The program in the card runs where medcap is not, and says what medcap says."""
+"""The usage code of the card runs without medcap and generates the same captions."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ from medcap.publish.release import build_release
 
 @pytest.fixture(scope="module")
 def make_run(tiny_base, tmp_path_factory):
-    """Writes a run whose adapter, never trained but random, says other things than the base."""
+    """Return a function that writes a run whose adapter has random weights and changes the captions."""
 
     def make(image_size, prompt):
         run = tmp_path_factory.mktemp("run")
@@ -46,25 +46,25 @@ def make_run(tiny_base, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("image_size", "prompt"), [(32, ""), (48, "ct of ")])
-def test_the_program_of_the_card_runs_and_says_what_medcap_says(image_size, prompt, make_run, tiny_base, tmp_path):
+def test_usage_code_generates_medcaps_captions(image_size, prompt, make_run, tiny_base, tmp_path):
     run = make_run(image_size, prompt)
     here = build_release(run, tmp_path / "release")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     image.save(here / "image.png")
-    (here / tiny_base.name).symlink_to(tiny_base)  # the base that a reader brings
+    (here / tiny_base.name).symlink_to(tiny_base)  # the user's copy of the base
     shown = re.search(r"^```python\n(.*?)^```$", (here / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
-    said = run_alone(shown, here)
+    caption = run_alone(shown, here)
 
     captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
     expected = captioner.caption([image])[0]
-    assert detokenize(said).removeprefix(detokenize(prompt.strip())).strip() == expected
+    assert detokenize(caption).removeprefix(detokenize(prompt.strip())).strip() == expected
     with captioner.model.disable_adapter():
         assert expected not in ("", captioner.caption([image])[0])  # it is the adapter's
-    assert said == plain(tiny_base, run / "adapter", image, prompt, image_size != 32)
+    assert caption == plain(tiny_base, run / "adapter", image, prompt, image_size != 32)
 
 
 def run_alone(text, folder):
-    """What a program prints, run in `folder` where medcap cannot be imported."""
+    """Run a program in `folder` without medcap and return its output."""
     blocked = f"import sys\nsys.modules['medcap'] = None\n{text}"
     done = subprocess.run([sys.executable, "-c", blocked], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def run_alone(text, folder):
 
 
 def plain(base, adapter, image, prompt, interpolate):
-    """What transformers and peft say when they are asked by hand."""
+    """Caption with transformers and peft."""
     model = PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), adapter).eval()
     processor = BlipProcessor.from_pretrained(adapter)
     inputs = processor(images=image, text=prompt or None, return_tensors="pt")

@@ -1,7 +1,4 @@
-"""A run that pushes: every epoch is a revision that anyone can use, however the Hub behaves, and training never stops.
-
-One run of six epochs on a Hub that works, one of three on a Hub that fails 30 % of all requests.
-"""
+"""Each epoch becomes a usable revision on the Hub, and Hub failures never stop training."""
 
 import contextlib
 import csv
@@ -37,7 +34,7 @@ EPOCHS, STEPS = 6, 3  # steps of an epoch: 12 images in batches of 4
 
 @dataclass
 class Pushed:
-    """What a command left, said, and ended with."""
+    """Folder, recipe, output and exit status of a training run."""
 
     folder: Path
     recipe: Path
@@ -51,15 +48,15 @@ def files(folder):
 
 
 def fill(hub, tiny_base):
-    """A Hub with the base and with a token of the user's; returns its recipes' common keys."""
+    """Reset the Hub and add the base and the user's token."""
     hub.reset()
     hub.add_token(TOKEN)
     hub.add_repository(BASE, files(tiny_base))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings():
-    """A token, and pauses that nobody waits."""
+def token_and_short_pauses():
+    """A token in the environment, and short retry pauses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         sleep = time.sleep
@@ -67,12 +64,12 @@ def surroundings():
         yield
 
 
-def call(run, *words):
-    """Status, stdout and stderr of a `main` in this process."""
+def call(run, *args):
+    """Return status, stdout and stderr of a `main` called in this process."""
     status = 0
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
-            run(list(map(str, words)))
+            run(list(map(str, args)))
         except SystemExit as end:
             status = int(end.code or 0)
     return status, out.getvalue(), err.getvalue()
@@ -96,7 +93,7 @@ def train(train_script, folder, phantoms, **keys):
 
 @pytest.fixture(scope="module")
 def pushed(hub, train_script, tiny_base, phantoms, tmp_path_factory):
-    """Six epochs, with the Hub as it was when they ended in `hub`; not to be written to."""
+    """A run of six epochs that was pushed to `hub`; read-only."""
     fill(hub, tiny_base)
     return train(train_script, tmp_path_factory.mktemp("pushed"), phantoms)
 
@@ -105,7 +102,7 @@ def captions(content):
     return {row["ID"]: row["Caption"] for row in csv.DictReader(io.StringIO(content.decode()))}
 
 
-def test_six_epochs_leave_six_revisions_and_the_best_as_main(pushed, hub):
+def test_each_epoch_is_a_revision_and_the_best_is_main(pushed, hub):
     assert pushed.status == 0, pushed.stderr
     assert pushed.stdout.splitlines()[-1] == f"{hub.url}/{REPO}"
     repository = hub.repositories["model", REPO]
@@ -132,8 +129,8 @@ def same_weights(found, expected):
     return found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
 
 
-# What a stranger would write: transformers and peft alone, in a process that has no cache.
-STRANGER = """
+# A user's script: transformers and peft only, in a process with an empty cache.
+USER_SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.modules["medcap"] = None  # importing it would fail
@@ -166,21 +163,21 @@ print(json.dumps(made))
 """
 
 
-def test_each_revision_gives_a_stranger_the_captions_evaluated_at_that_epoch(pushed, hub, phantoms, tmp_path):
+def test_each_revision_generates_the_evaluated_captions(pushed, hub, phantoms, tmp_path):
     for row in load_rocov2(phantoms, splits=["valid"])["valid"]:
         (tmp_path / "images").mkdir(exist_ok=True)
         load_image(row["image"]).save(tmp_path / "images" / f"{row['image_id']}.png")
     revisions = ["main", *(f"epoch-{n}" for n in range(1, EPOCHS + 1))]
-    words = [sys.executable, "-c", STRANGER, BASE, REPO, str(tmp_path / "images"), *revisions]
+    words = [sys.executable, "-c", USER_SCRIPT, BASE, REPO, str(tmp_path / "images"), *revisions]
     alone = {**os.environ, "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(words, env=alone, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])
     evaluated = {name: captions(hub.repositories["model", REPO].files(name)["predictions.csv"]) for name in revisions}
     evaluated |= {"transformers": evaluated["main"], "AutoPeftModel": evaluated["main"]}
-    restored = {name: {key: detokenize(text) for key, text in said.items()} for name, said in made.items()}
-    assert restored == evaluated
-    assert len({tuple(said.values()) for said in evaluated.values()}) > 3  # or the revisions could be one
+    detokenized = {name: {key: detokenize(text) for key, text in said.items()} for name, said in made.items()}
+    assert detokenized == evaluated
+    assert len({tuple(said.values()) for said in evaluated.values()}) > 3  # the revisions differ
 
 
 def test_the_run_folder_says_all_and_no_more(pushed):
@@ -255,10 +252,10 @@ def test_a_run_that_goes_on_pushes_what_lacks(pushed, hub, train_script, tiny_ba
 
 
 @pytest.mark.parametrize("released", [True, False])
-def test_a_run_killed_while_it_pushes_is_completed_by_the_same_command(
+def test_run_killed_during_upload_is_completed_by_the_same_command(
     pushed, hub, train_script, tmp_path, monkeypatch, caplog, released
 ):
-    """With the adapter there, and main and the last epoch not yet on the Hub: nothing is trained again."""
+    """The adapter exists, main and the last epoch are not on the Hub yet: nothing is trained again."""
     run = tmp_path / "run"
     shutil.copytree(pushed.folder, run)
     if not released:
@@ -299,12 +296,12 @@ def last_line(text):
 
 
 @pytest.mark.parametrize("tries", [8, 1])  # with one there is no way through
-def test_a_hub_that_fails_30_percent_of_all_requests_gets_everything(
+def test_push_is_complete_despite_30_percent_failures(
     hub, tries, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
     fill(hub, tiny_base)
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", tries)
-    hub.fail_share(0.3, seed=0)
+    hub.fail_randomly(0.3, seed=0)
     # the base is no matter of pushing, and comes from a folder
     done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=3)
     assert trained(done.folder, 3)
@@ -323,7 +320,7 @@ def test_a_hub_that_fails_30_percent_of_all_requests_gets_everything(
     assert complete(hub, done.folder, 3)
 
 
-def test_a_hub_that_always_fails_does_not_stop_training_and_publish_completes(
+def test_publish_completes_the_push_after_permanent_failure(
     hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
     fill(hub, tiny_base)
@@ -345,7 +342,7 @@ BAD_TOKENS = {"none": (None, "there is no token"), "read only": ("hf_" + "R" * 3
 
 
 @pytest.mark.parametrize(("token", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
-def test_a_token_that_cannot_push_is_found_before_training(
+def test_invalid_token_raises_before_training(
     token, message, hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
     fill(hub, tiny_base)
@@ -358,7 +355,7 @@ def test_a_token_that_cannot_push_is_found_before_training(
     assert not any(BASE in request for request in hub.requests)  # not even the base was fetched
 
 
-def test_a_repository_of_other_work_is_found_before_training(hub, train_script, tiny_base, phantoms, tmp_path):
+def test_other_repository_raises_before_training(hub, train_script, tiny_base, phantoms, tmp_path):
     fill(hub, tiny_base)
     hub.add_repository(REPO, {"model.safetensors": b"precious"}, private=True)
     done = train(train_script, tmp_path, phantoms)
@@ -367,7 +364,7 @@ def test_a_repository_of_other_work_is_found_before_training(hub, train_script, 
     assert not done.folder.exists()
 
 
-def test_the_way_to_complete_a_push_asks_for_the_same_repository(hub, pushed, tiny_base, monkeypatch):
+def test_command_in_error_names_the_same_repository(hub, pushed, tiny_base, monkeypatch):
     fill(hub, tiny_base)
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 1)
     hub.fail(503, "/commit/epoch-2", times=None)
@@ -379,13 +376,13 @@ def test_the_way_to_complete_a_push_asks_for_the_same_repository(hub, pushed, ti
     assert set(hub.repositories["model", REPO].branches) == {"main", "epoch-1", "epoch-2"}
 
 
-def test_an_epoch_that_could_not_be_released_is_said_at_the_end_and_not_before(hub, pushed, tiny_base, tmp_path):
+def test_failed_epoch_release_raises_at_the_end(hub, pushed, tiny_base, tmp_path):
     fill(hub, tiny_base)
 
-    def no_room(folder):
+    def disk_full(folder):
         raise OSError("No space left on device")
 
-    pushes = EpochReleaseCallback(tmp_path, Destination(REPO), no_room, None, [])
+    pushes = EpochReleaseCallback(tmp_path, Destination(REPO), disk_full, None, [])
     pushes.on_evaluate(None, TrainerState(epoch=1.0), None)
     with pytest.raises(OSError, match="has no revision of epoch-1: No space left on device"):
         pushes.finish(pushed.folder / "release-1")

@@ -1,6 +1,6 @@
-"""A push ends whole or loudly: every way in which the Hub can fail, and every repository it must not touch.
+"""A push is complete or raises, for all faults of the Hub, and never changes a repository not made by medcap.
 
-The client is huggingface_hub as it is, the Hub the one of hub_server.py.
+The client is huggingface_hub, not modified; the Hub is hub_server.py.
 """
 
 import logging
@@ -23,14 +23,14 @@ from medcap.publish import hub_client
 from medcap.publish.card import TAGS
 from medcap.publish.hub_client import MEDCAP_TAG, Destination, HubUnreachableError, check_access, push_release
 
-TOKEN, READER = "oidc-my-own-token-12345", "hf_" + "R" * 34  # the first has not even the form of one
+TOKEN, READER = "oidc-my-own-token-12345", "hf_" + "R" * 34  # the first is not in the usual format
 REPO = "someone/captions"
 PRIVATE, PUBLIC = Destination(REPO), Destination(REPO, private=False)
 
 
 @pytest.fixture
 def hub(hub, monkeypatch):
-    """A Hub on which the user of the environment's token may write."""
+    """A Hub with a write token in the environment."""
     hub.reset()
     hub.add_token(TOKEN)
     hub.add_token(READER, role="read")
@@ -40,10 +40,10 @@ def hub(hub, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
-    """The seconds that were to be waited, which nobody waits."""
-    waited = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    return waited
+    """The seconds passed to time.sleep, which returns at once."""
+    seconds = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
 
 
 def make_release(folder, weights=0.0, **more):
@@ -70,34 +70,34 @@ def repository(hub):
     return hub.repositories["model", REPO]
 
 
-def test_a_push_is_one_commit_of_the_release_in_a_private_repository(hub, release):
+def test_push_is_one_commit_in_a_private_repository(hub, release):
     assert push_release(release, PRIVATE) == f"{hub.url}/{REPO}"
     assert repository(hub).private
     assert repository(hub).files() == files(release)
-    assert len(repository(hub).log("main")) == 2  # the Hub's own, and this
+    assert len(repository(hub).log("main")) == 2  # the initial commit and this one
 
 
-def test_a_revision_leaves_main_as_it_was(hub, release):
+def test_push_of_a_revision_does_not_change_main(hub, release):
     assert push_release(release, PRIVATE, revision="epoch-1") == f"{hub.url}/{REPO}/tree/epoch-1"
     assert repository(hub).files("epoch-1") == files(release)
     assert repository(hub).files("main") == {}
 
 
-def test_what_is_there_already_is_not_sent_again(hub, release):
+def test_existing_files_are_not_uploaded_again(hub, release):
     push_release(release, PRIVATE, revision="epoch-1")
     hub.requests.clear()
     push_release(release, PRIVATE, revision="epoch-1")
     assert not any("PUT" in request or "/commit/" in request for request in hub.requests)
 
 
-def test_files_of_an_earlier_release_go_and_those_of_the_user_stay(hub, release, tmp_path):
+def test_push_deletes_files_of_an_earlier_release_only(hub, release, tmp_path):
     push_release(release, PRIVATE)
     repository(hub).commit("main", "by hand", {"figure.png": b"png"})
     push_release(newer := make_release(tmp_path / "newer", weights=1.0), PRIVATE)
     assert repository(hub).files() == {**files(newer), "figure.png": b"png"}
 
 
-def test_a_repository_that_medcap_did_not_make_is_left_alone_unless_told_otherwise(hub, release):
+def test_other_repository_needs_overwrite(hub, release):
     hub.add_repository(REPO, {"model.safetensors": b"precious", "README.md": b"# Mine"}, private=True)
     before = repository(hub).branches.copy()
     for call in (lambda: push_release(release, PRIVATE, revision="epoch-1"), lambda: check_access(PRIVATE)):
@@ -108,11 +108,11 @@ def test_a_repository_that_medcap_did_not_make_is_left_alone_unless_told_otherwi
     assert repository(hub).files() == files(release)
 
 
-def test_every_card_has_the_mark_by_which_a_repository_is_known():
+def test_cards_have_the_tag_that_marks_repositories():
     assert MEDCAP_TAG in TAGS
 
 
-def test_a_public_repository_takes_nothing_that_is_meant_to_be_private(hub, release):
+def test_private_push_to_public_repository_raises(hub, release):
     hub.add_repository(REPO)
     with pytest.raises(
         OSError, match="the repository exists and is public; use another name, or publish with --public"
@@ -123,7 +123,7 @@ def test_a_public_repository_takes_nothing_that_is_meant_to_be_private(hub, rele
     assert repository(hub).files() == files(release)
 
 
-def test_a_private_repository_becomes_public_when_main_is_published_so(hub, release):
+def test_public_push_of_main_makes_repository_public(hub, release):
     push_release(release, PRIVATE)
     push_release(release, PUBLIC, revision="epoch-1")
     assert repository(hub).private
@@ -131,53 +131,53 @@ def test_a_private_repository_becomes_public_when_main_is_published_so(hub, rele
     assert not repository(hub).private
 
 
-def test_what_was_added_to_a_release_is_refused_before_the_hub_is_asked(hub, release):
+def test_extra_file_raises_before_any_request(hub, release):
     (release / "scan.png").touch()
-    with pytest.raises(ValueError, match=r"scan\.png is no part of a release"):
+    with pytest.raises(ValueError, match=r"scan\.png is not part of a release"):
         push_release(release, PRIVATE)
     assert hub.requests == []
 
 
-# Each of them once, in the middle of an upload and wherever nothing is tried again by the client itself.
+# One fault each, during an upload and for all requests that the client does not retry.
 FAULTS = {
-    "the connection drops in the middle of a PUT": ("drop", "PUT /lfs/", {}),
-    "the connection drops in the middle of a commit": ("drop", "POST .*/commit/", {}),
-    "a commit is made and its answer lost": ("lost", "POST .*/commit/", {}),
-    "a repository is made and its answer lost": ("lost", "POST /api/repos/create", {}),
-    "a branch is made and its answer lost": ("lost", "POST .*/branch/", {}),
+    "connection dropped during a PUT": ("drop", "PUT /lfs/", {}),
+    "connection dropped during a commit": ("drop", "POST .*/commit/", {}),
+    "response to a commit lost": ("lost", "POST .*/commit/", {}),
+    "response to create_repo lost": ("lost", "POST /api/repos/create", {}),
+    "response to create_branch lost": ("lost", "POST .*/branch/", {}),
     "500 for a PUT": (500, "PUT /lfs/", {}),
     "500 for the check of the card": (500, "validate-yaml", {}),
     "503 for a commit": (503, "POST .*/commit/", {}),
     "429 for a commit": (429, "POST .*/commit/", {"headers": {"Retry-After": "7"}}),
-    "409 for a commit, beside another one": (409, "POST .*/commit/", {}),
-    "no answer in time": ("late", "POST .*/commit/", {"seconds": 0.4}),
-    "an upload that arrives otherwise": ("sha", "PUT /lfs/", {}),
-    "a file is said to be there and is not": ("sha", "POST .*/preupload/", {}),
-    "what is listed is not what was sent": ("sha", "GET .*/tree/", {"times": 3}),  # before, while and after
+    "409 for a concurrent commit": (409, "POST .*/commit/", {}),
+    "request timeout": ("late", "POST .*/commit/", {"seconds": 0.4}),
+    "upload with another checksum": ("sha", "PUT /lfs/", {}),
+    "preupload claims a file exists": ("sha", "POST .*/preupload/", {}),
+    "listed checksum differs": ("sha", "GET .*/tree/", {"times": 3}),  # before, during and after the upload
 }
 
 
 @pytest.mark.parametrize(("kind", "where", "more"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_that_passes_does_not_stop_a_push(kind, where, more, hub, release, pauses, monkeypatch):
+def test_transient_fault_is_retried(kind, where, more, hub, release, pauses, monkeypatch):
     monkeypatch.setattr(hub_client, "REQUEST_TIMEOUT", 0.15 if kind == "late" else 10.0)
     hub.fail(kind, where, **more)
     push_release(release, PRIVATE, revision="epoch-1")
     assert hub.failed == more.get("times", 1)
-    assert pauses != []  # it was noticed, and tried again
+    assert pauses != []  # the step was retried
     assert repository(hub).files("epoch-1") == files(release)
     if kind == 429:
-        assert max(pauses) >= 7  # as long as the Hub asked for
+        assert max(pauses) >= 7  # Retry-After
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_is_not_tried_again_and_says_what_to_do(status, hub, release, pauses):
+def test_refusal_is_not_retried_and_gives_advice(status, hub, release, pauses):
     hub.fail(status, "POST .*/commit/", times=None)
     with pytest.raises(OSError, match=f"{REPO} was not pushed: .*; set HF_TOKEN, or log in with `hf auth login`"):
         push_release(release, PRIVATE)
     assert (hub.failed, pauses) == (1, [])
 
 
-def test_a_hub_that_keeps_failing_is_given_up_in_one_line(hub, release, pauses):
+def test_permanent_failure_raises_after_max_attempts(hub, release, pauses):
     hub.fail(503, "POST .*/commit/", times=None)
     with pytest.raises(HubUnreachableError, match=f"^{REPO} was not pushed: .*503") as raised:
         push_release(release, PRIVATE)
@@ -190,14 +190,14 @@ def test_a_hub_that_keeps_failing_is_given_up_in_one_line(hub, release, pauses):
     assert repository(hub).files() == files(release)
 
 
-def test_a_hub_that_is_not_there_is_given_up_in_one_line(hub, release, monkeypatch):
+def test_unreachable_hub_raises(hub, release, monkeypatch):
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     nowhere = HfApi(endpoint="http://127.0.0.1:9")
     with pytest.raises(HubUnreachableError, match=f"{REPO} was not pushed: "):
         push_release(release, PRIVATE, api=nowhere)
 
 
-def test_time_alone_ends_a_push_too(hub, release, monkeypatch, pauses):
+def test_retries_stop_after_max_seconds(hub, release, monkeypatch, pauses):
     hub.fail(503, "POST .*/commit/", times=None)
     monkeypatch.setattr(hub_client, "MAX_RETRY_SECONDS", -1.0)
     with pytest.raises(HubUnreachableError):
@@ -205,7 +205,7 @@ def test_time_alone_ends_a_push_too(hub, release, monkeypatch, pauses):
     assert (hub.failed, pauses) == (1, [])
 
 
-def test_a_token_that_can_write_is_found_good(hub):
+def test_write_token_passes(hub):
     assert check_access(Destination("captions")) == REPO  # in the user's own namespace
     assert repository(hub).private
     assert check_access(PRIVATE) == REPO
@@ -221,7 +221,7 @@ BAD_TOKENS = {
 
 
 @pytest.mark.parametrize(("token", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
-def test_a_token_that_cannot_write_is_found_at_once(token, message, hub, monkeypatch, pauses):
+def test_token_without_write_permission_raises(token, message, hub, monkeypatch, pauses):
     hub.add_token("hf_" + "S" * 34, name="somebody-else")
     hub.add_token("hf_" + "F" * 34, role="fineGrained", permissions=["repo.content.read"])
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
@@ -233,7 +233,7 @@ def test_a_token_that_cannot_write_is_found_at_once(token, message, hub, monkeyp
     assert hub.repositories == {}
 
 
-def test_a_fine_grained_token_that_writes_is_good(hub, monkeypatch):
+def test_fine_grained_write_token_passes(hub, monkeypatch):
     hub.add_token("hf_" + "G" * 34, role="fineGrained", permissions=["repo.content.read", "repo.write"])
     monkeypatch.setenv("HF_TOKEN", "hf_" + "G" * 34)
     assert check_access(PRIVATE) == REPO
@@ -246,14 +246,14 @@ QUOTING = [
 
 
 @pytest.mark.parametrize(("status", "where"), QUOTING)
-def test_an_error_that_quotes_the_token_is_shown_without_it(status, where, hub, release, monkeypatch, capfd, caplog):
+def test_token_is_removed_from_errors(status, where, hub, release, monkeypatch, capfd, caplog):
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     caplog.set_level(logging.DEBUG, "medcap")
     quoted = f"denied: Bearer {TOKEN} and {READER}"
     hub.fail(status, where, times=None, message=quoted, headers={"X-Request-Id": TOKEN})
     with pytest.raises(OSError, match=REPO) as raised:
-        look_and_push(release)
-    assert raised.value.__cause__ is None  # nor in the traceback of --debug
+        check_and_push(release)
+    assert raised.value.__cause__ is None  # no token in the traceback of --debug either
     assert raised.value.__suppress_context__
     assert "(token)" in str(raised.value) or where == "/branch/"
     for text in (str(raised.value), caplog.text, *capfd.readouterr()):
@@ -261,18 +261,18 @@ def test_an_error_that_quotes_the_token_is_shown_without_it(status, where, hub, 
         assert READER not in text
 
 
-def look_and_push(release):
+def check_and_push(release):
     check_access(PRIVATE)
     push_release(release, PRIVATE, revision="epoch-1")
 
 
-def test_an_error_that_names_nothing_is_named(hub, release):
-    hub.fail(409, "repos/create", times=None)  # its answer has no "url", which the client did not expect
+def test_error_without_message_has_its_type(hub, release):
+    hub.fail(409, "repos/create", times=None)  # the response has no "url", which the client needs
     with pytest.raises(OSError, match="was not pushed: KeyError: 'url'$"):
         push_release(release, PRIVATE)
 
 
-def test_the_scores_in_the_hubs_newer_form_arrive_and_are_read_by_its_client(hub, release, tmp_path):
+def test_eval_results_are_read_by_huggingface_hub(hub, release, tmp_path):
     entry = EvalResultEntry("eltorio/ROCOv2-radiology", task_id="cider", value=0.4, notes="metrics:coco|n:2")
     (release / ".eval_results").mkdir()
     sent = yaml.safe_dump(eval_result_entries_to_yaml([entry]))
@@ -281,4 +281,4 @@ def test_the_scores_in_the_hubs_newer_form_arrive_and_are_read_by_its_client(hub
     fetched = hf_hub_download(REPO, ".eval_results/rocov2.yaml", cache_dir=tmp_path / "cache")
     assert parse_eval_result_entries(yaml.safe_load(Path(fetched).read_text())) == [entry]
     push_release(make_release(tmp_path / "without"), PRIVATE)
-    assert ".eval_results/rocov2.yaml" not in repository(hub).files()  # no scores of an earlier release stay
+    assert ".eval_results/rocov2.yaml" not in repository(hub).files()  # scores of an earlier release are deleted

@@ -1,6 +1,6 @@
-"""The loopback Hub is one to clients that nobody changed: huggingface_hub and datasets.
+"""The local Hub server works with huggingface_hub and datasets.
 
-transformers and peft are held to it in test_epochs.py, with adapters that were trained.
+test_epoch_releases.py uses it with transformers and peft.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_folder_that_is_pushed_comes_back_byte_for_byte(hub, api, folder, tmp_path):
+def test_uploaded_folder_is_downloaded_unchanged(hub, api, folder, tmp_path):
     assert api.create_repo(REPO, private=True) == f"{hub.url}/{REPO}"
     commit = api.upload_folder(repo_id=REPO, folder_path=folder, commit_message="first")
     assert hub.repositories["model", REPO].files() == contents(folder)
@@ -62,7 +62,7 @@ def test_a_folder_that_is_pushed_comes_back_byte_for_byte(hub, api, folder, tmp_
     assert [line.title for line in api.list_repo_commits(REPO)] == ["first", "initial commit"]
 
 
-def test_branches_and_tags_are_revisions_of_their_own(hub, api, folder):
+def test_branches_and_tags(hub, api, folder):
     api.create_repo(REPO)
     api.create_branch(REPO, branch="epoch-1")
     api.create_branch(REPO, branch="epoch-1", exist_ok=True)
@@ -85,7 +85,7 @@ def test_branches_and_tags_are_revisions_of_their_own(hub, api, folder):
         api.model_info(REPO, revision="epoch-1")
 
 
-def test_only_what_changed_is_sent_again(hub, api, folder):
+def test_unchanged_files_are_not_uploaded_again(hub, api, folder):
     api.create_repo(REPO)
     first = api.upload_folder(repo_id=REPO, folder_path=folder)
     hub.requests.clear()
@@ -93,7 +93,7 @@ def test_only_what_changed_is_sent_again(hub, api, folder):
     assert not any("PUT" in request or "/commit/" in request for request in hub.requests)
 
 
-def test_who_may_not_read_or_write_is_refused(hub, api, folder):
+def test_access_without_permission_raises(hub, api, folder):
     api.create_repo(REPO, private=True)
     for token, status in ((False, 401), (STRANGER, 404)):
         with pytest.raises(RepositoryNotFoundError, match=str(status)):
@@ -108,13 +108,13 @@ def test_who_may_not_read_or_write_is_refused(hub, api, folder):
     assert [api.whoami(token)["auth"]["accessToken"]["role"] for token in (TOKEN, READER)] == ["write", "read"]
 
 
-def test_a_private_repository_is_made_public_by_its_owner(hub, api):
+def test_owner_makes_repository_public(hub, api):
     api.create_repo(REPO, private=True)
     api.update_repo_settings(REPO, private=False)
     assert api.model_info(REPO, token=False).private is False
 
 
-def test_an_upload_with_another_sha256_or_size_is_refused(hub, api):
+def test_upload_with_wrong_sha256_or_size_is_refused(hub, api):
     api.create_repo(REPO)
     oid = hashlib.sha256(b"promised").hexdigest()
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -129,7 +129,7 @@ def test_an_upload_with_another_sha256_or_size_is_refused(hub, api):
     assert hub.lfs == {}
 
 
-def test_a_file_is_resolved_with_etag_commit_and_ranges(hub, api):
+def test_resolve_returns_etag_commit_and_ranges(hub, api):
     repository = hub.add_repository(REPO, {"a.txt": b"0123456789", "b.safetensors": b"weights"})
     address = f"{hub.url}/{REPO}/resolve/main"
     head = httpx2.head(f"{address}/b.safetensors")
@@ -142,7 +142,7 @@ def test_a_file_is_resolved_with_etag_commit_and_ranges(hub, api):
     assert httpx2.get(f"{address}/none").headers["X-Error-Code"] == "EntryNotFound"
 
 
-def test_a_download_that_breaks_off_is_gone_on_with(hub, api, tmp_path, monkeypatch):
+def test_interrupted_download_is_resumed(hub, api, tmp_path, monkeypatch):
     hub.add_repository(REPO, {"a.txt": b"0123456789"})
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.fail("lost", "GET .*resolve")
@@ -150,14 +150,14 @@ def test_a_download_that_breaks_off_is_gone_on_with(hub, api, tmp_path, monkeypa
     assert (got.read_bytes(), hub.failed) == (b"0123456789", 1)
 
 
-def test_a_card_that_is_no_yaml_is_refused(hub, api, folder):
+def test_card_with_invalid_yaml_is_refused(hub, api, folder):
     api.create_repo(REPO)
     (folder / "README.md").write_text("---\ntags: [medcap\n---\n")
     with pytest.raises(ValueError, match="Invalid metadata in README"):
         api.upload_folder(repo_id=REPO, folder_path=folder)
 
 
-def test_datasets_loads_from_it(hub, tmp_path):
+def test_datasets_loads_from_the_server(hub, tmp_path):
     pd.DataFrame({"caption": ["a cyst", "a mass"]}).to_parquet(tmp_path / "rows.parquet")
     hub.add_repository("someone/data", {"data/train-0.parquet": (tmp_path / "rows.parquet").read_bytes()}, "dataset")
     assert load_dataset("someone/data", split="train", cache_dir=tmp_path)["caption"][:] == ["a cyst", "a mass"]

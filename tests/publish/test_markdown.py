@@ -1,4 +1,4 @@
-"""Markdown in which a caption, a name or a value is only ever text."""
+"""Captions, names and values are escaped in Markdown."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from medcap.publish.markdown import code, escape
         (7, "7"),
     ],
 )
-def test_escape_leaves_plain_text_alone_and_makes_text_of_the_rest(text, written):
+def test_escape(text, written):
     assert escape(text) == written
 
 
@@ -31,5 +31,5 @@ def test_escape_leaves_plain_text_alone_and_makes_text_of_the_rest(text, written
         (["q", 1], '`["q", 1]`'),
     ],
 )
-def test_code_of_a_recipes_value(value, written):
+def test_code(value, written):
     assert code(value) == written

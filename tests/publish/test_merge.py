@@ -1,4 +1,4 @@
-"""A merged model is a plain BLIP that says what the adapter says, or it is not written.
+"""A merged model generates the adapter's captions, or it is not written.
 
 pytest tests/publish/test_merge.py
 """
@@ -33,11 +33,11 @@ from medcap.publish.release import build_release
 
 @pytest.fixture(scope="module")
 def model(trained_run, tmp_path_factory):
-    """Trained at 48 px on a base of 32: not to be written to."""
+    """Trained at 48 px on a base of 32 px; read-only."""
     return build_release(trained_run.folder, tmp_path_factory.mktemp("merged") / "model", write=write_merged)
 
 
-def test_a_whole_model_and_nothing_of_the_adapters(model):
+def test_merged_model_has_no_adapter_files(model):
     names = {path.name for path in model.iterdir()}
     assert set(NEEDED) <= names
     assert names <= MERGED_FILES
@@ -59,7 +59,7 @@ print(json.dumps([processor.decode(one, skip_special_tokens=True) for one in ids
 """
 
 
-def test_transformers_alone_gets_the_captions_that_the_adapter_gives(model, trained_run, phantoms, tmp_path):
+def test_transformers_generates_the_adapters_captions(model, trained_run, phantoms, tmp_path):
     rows = load_data(phantoms, splits=["test"])["test"]
     paths = [tmp_path / f"{number}.png" for number in range(len(rows))]
     for path, row in zip(paths, rows, strict=True):
@@ -73,20 +73,20 @@ def test_transformers_alone_gets_the_captions_that_the_adapter_gives(model, trai
     assert len(set(json.loads(done.stdout))) > 1
 
 
-def test_its_card_is_that_of_a_model_and_its_code_needs_no_peft(model):
+def test_card_of_a_merged_model(model):
     card = ModelCard.load(model / "README.md")
     assert (card.data.library_name, card.data.get("base_model_relation")) == ("transformers", "finetune")
     assert "import PeftModel" not in card.text
     assert "interpolate_pos_encoding" not in card.text  # the model has the positions of its own size
 
 
-def test_no_file_names_a_place_on_this_machine(model, trained_run, tiny_base):
+def test_no_file_contains_a_local_path(model, trained_run, tiny_base):
     for path in model.iterdir():
         for place in (trained_run.folder, tiny_base):
             assert str(place).encode() not in path.read_bytes(), path.name
 
 
-def test_captions_are_compared_on_the_datas_test_images_and_on_phantoms_where_they_are_gone(trained_run, tmp_path):
+def test_check_uses_test_images_or_phantoms(trained_run, tmp_path):
     images, source = check_images(trained_run.folder / "adapter")
     assert (len(images), source) == (6, "test images of data")
     shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
@@ -97,7 +97,7 @@ def test_captions_are_compared_on_the_datas_test_images_and_on_phantoms_where_th
     assert source.startswith("phantoms")
 
 
-def test_a_model_that_says_something_else_is_refused_in_one_line(model, trained_run, tmp_path):
+def test_different_captions_raise_one_line(model, trained_run, tmp_path):
     shutil.copytree(model, tmp_path / "other")
     weights = load_file(model / "model.safetensors")
     name = "text_decoder.bert.encoder.layer.1.output.dense.weight"
@@ -110,8 +110,8 @@ def test_a_model_that_says_something_else_is_refused_in_one_line(model, trained_
     assert "\n" not in str(raised.value)
 
 
-def test_a_merge_that_lost_the_adapter_leaves_nothing_behind(trained_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(merging, "merged", lambda model: model.unload())  # the base as it was
+def test_failed_check_leaves_nothing(trained_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(merging, "merged", lambda model: model.unload())  # the base without the adapter
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(trained_run.folder), "--merge", "--to", str(tmp_path / "out" / "model")])
     assert ended.value.code == 1
@@ -120,7 +120,7 @@ def test_a_merge_that_lost_the_adapter_leaves_nothing_behind(trained_run, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["--merge", "--onnx", "--space"])
-def test_a_form_that_is_not_pushed_wants_a_folder(kind, trained_run, capsys):
+def test_other_formats_need_a_folder(kind, trained_run, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(trained_run.folder), kind, "--repo-id", "someone/captions"])
     assert ended.value.code == 2

@@ -1,7 +1,7 @@
-"""MODEL_CARD.md is the card of quickstart's adapter, byte for byte, but for the plots that lie beside a release's.
+"""MODEL_CARD.md is the card of quickstart's adapter, byte for byte, without the plots of a release.
 
 After another `medcap quickstart`, copy these five files from quickstart/release into tests/publish/quickstart_facts,
-and write the card anew:
+and generate the card again:
 
     python tests/publish/test_model_card.py
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from medcap.publish.card import CardData, render_card
+from medcap.evaluation.result import Comparison, EvaluationResult
+from medcap.publish.card import render_card
+from medcap.publish.card_data import CardData
 from medcap.publish.plots import read_curve
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,7 @@ def measured(name):
     return json.loads((FOLDER / name).read_text(encoding="utf-8"))
 
 
-def facts():
+def card_data():
     recipe = yaml.safe_load((FOLDER / "recipe.yaml").read_text(encoding="utf-8"))
     return CardData(
         base=recipe["model_name_or_path"],
@@ -33,23 +35,23 @@ def facts():
         recipe=recipe,
         environment=measured("environment.json"),
         curve=read_curve(FOLDER / "metrics.jsonl"),
-        evaluation=measured("metrics.json"),
-        comparison=measured("comparison.json"),
+        evaluation=EvaluationResult.read(FOLDER / "metrics.json"),
+        comparison=Comparison.read(FOLDER / "comparison.json"),
     )
 
 
-def test_the_card_is_made_of_the_measured_facts_and_of_nothing_else():
-    assert CARD.read_text(encoding="utf-8") == render_card(facts())
+def test_card_is_generated_from_the_run_files():
+    assert CARD.read_text(encoding="utf-8") == render_card(card_data())
 
 
-def test_its_front_matter_has_the_scores_of_the_run():
+def test_front_matter_has_the_scores_of_the_run():
     results = ModelCard.load(CARD).data.eval_results
     assert [result.metric_value for result in results] == list(measured("metrics.json")["metrics"].values())
 
 
-def test_the_run_was_made_by_a_commit_and_not_by_something_between_two():
+def test_run_has_a_commit():
     assert len(measured("environment.json")["commit"]) == 40
 
 
 if __name__ == "__main__":
-    CARD.write_text(render_card(facts()), encoding="utf-8")
+    CARD.write_text(render_card(card_data()), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The ONNX models say what the adapter says, or they are not written.
+"""The ONNX models generate the adapter's captions, or they are not written.
 
 pytest tests/publish/test_onnx_export.py
 """
@@ -25,20 +25,20 @@ from medcap.publish.release import build_release
 
 @pytest.fixture(scope="module")
 def models(trained_run, tmp_path_factory):
-    """Of an adapter at 48 px on a base of 32; not to be written to."""
+    """An adapter at 48 px on a base of 32 px; read-only."""
     return build_release(trained_run.folder, tmp_path_factory.mktemp("onnx") / "models", write=write_onnx)
 
 
-def test_the_folder_is_whole_and_names_no_place_on_this_machine(models, trained_run, tiny_base):
+def test_release_is_complete_without_local_paths(models, trained_run, tiny_base):
     names = {path.name for path in models.iterdir()}
     assert set(NEEDED) <= names <= ONNX_FILES
-    libraries = Path(torch.__file__).parents[1]  # where each line of the exported code stands
+    libraries = Path(torch.__file__).parents[1]  # the source paths of the exported code
     for path in models.iterdir():
         for place in (trained_run.folder, tiny_base, libraries, Path(onnx_export.__file__).parents[1]):
             assert str(place).encode() not in path.read_bytes(), path.name
 
 
-def test_batch_and_length_are_free(models):
+def test_batch_size_and_length_are_dynamic(models):
     encoder, decoder = (InferenceSession(models / name) for name in MODELS)
     for rows, length in ((1, 1), (3, 9)):
         features = encoder.run(None, {"pixel_values": torch.rand(rows, 3, 48, 48).numpy()})[0]
@@ -46,7 +46,7 @@ def test_batch_and_length_are_free(models):
         assert decoder.run(None, {"input_ids": ids, "features": features})[0].shape[:2] == (rows, length)
 
 
-def test_the_program_of_the_card_runs_by_onnxruntime_alone(models, trained_run, tmp_path):
+def test_usage_code_of_the_card_runs_with_onnxruntime(models, trained_run, tmp_path):
     card = ModelCard.load(models / "README.md")
     program = re.search(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)[1]
     image = check_images(trained_run.folder / "adapter")[0][0]
@@ -62,7 +62,7 @@ def test_the_program_of_the_card_runs_by_onnxruntime_alone(models, trained_run, 
     assert done.stdout.strip() == greedy.caption([image])[0] != ""
 
 
-def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_base, tmp_path, monkeypatch, capsys):
+def test_different_captions_leave_nothing(trained_run, tiny_base, tmp_path, monkeypatch, capsys):
     def base_alone(adapter):
         model = BlipForConditionalGeneration.from_pretrained(tiny_base).eval()
         resize_positions(model, 48)
@@ -76,7 +76,7 @@ def test_models_that_say_something_else_leave_nothing_behind(trained_run, tiny_b
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_missing_extra_is_named(trained_run, tmp_path, monkeypatch):
+def test_missing_extra_raises(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx is not installed: pip install 'medcap\[onnx\]'"):
         build_release(trained_run.folder, tmp_path / "models", write=write_onnx)

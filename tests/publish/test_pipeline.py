@@ -1,4 +1,4 @@
-"""transformers' own pipeline on an adapter of the Hub: what docs/publish.md says of it is what it does."""
+"""transformers' pipeline on an adapter from the Hub behaves as docs/publish.md describes."""
 
 import json
 import os
@@ -24,24 +24,24 @@ with torch.inference_mode():
     ids = model.generate(pixel_values=processor(images=image, return_tensors="pt").pixel_values, **asked)
 found = {"peft": processor.decode(ids[0], skip_special_tokens=True)}
 ways = {"alone": {}, "text": {"text": ""}, "settings": {"text": "", "generate_kwargs": asked}}
-for name, words in ways.items():
+for name, arguments in ways.items():
     try:
-        found[name] = pipeline("image-text-to-text", model=repo)(images=image, **words)
+        found[name] = pipeline("image-text-to-text", model=repo)(images=image, **arguments)
     except Exception as error:
         found[name] = f"{type(error).__name__}: {error}"[:600]
 print(json.dumps(found))
 """
 
 
-def test_the_pipeline_loads_the_adapter_and_does_not_say_what_was_evaluated(hub, trained_run, tiny_base, tmp_path):
+def test_pipeline_generates_other_captions_than_evaluated(hub, trained_run, tiny_base, tmp_path):
     hub.add_repository("someone/base", {path.name: path.read_bytes() for path in tiny_base.iterdir()})
     files = {path.name: path.read_bytes() for path in (trained_run.folder / "adapter").iterdir()}
     config = {**json.loads(files["adapter_config.json"]), "base_model_name_or_path": "someone/base"}
     hub.add_repository("someone/adapter", {**files, "adapter_config.json": json.dumps(config).encode()})
     Image.effect_noise((40, 50), 90).save(tmp_path / "x.png")
-    words = [sys.executable, "-c", SCRIPT, "someone/base", "someone/adapter", str(tmp_path / "x.png")]
+    command = [sys.executable, "-c", SCRIPT, "someone/base", "someone/adapter", str(tmp_path / "x.png")]
     env = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["alone"] == "ValueError: You must provide text for this pipeline."

@@ -1,6 +1,6 @@
-"""A release holds what it must and nothing that must not go out; it appears whole, or not at all.
+"""A release is complete, contains only files on the list, and is written atomically.
 
-How it gets to the Hub: test_push.py.
+The upload: test_hub_client.py.
 """
 
 import json
@@ -13,10 +13,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
+from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.publish import release as releases
 from medcap.publish.release import RELEASE_FILES, build_release, check_release
 
-TOKEN = "hf_" + "aB3" * 12  # has the form of one, and is none
+TOKEN = "hf_" + "aB3" * 12  # valid format, not a real token
 SCORES = {
     "bleu_1": 0.337,
     "bleu_2": 0.25,
@@ -40,7 +41,7 @@ def change(path, **keys):
 
 @pytest.fixture
 def run(tmp_path):
-    """What training and `medcap evaluate` leave, with all that must stay at home."""
+    """Files of training and `medcap evaluate`, including files that must not be published."""
     run, base = tmp_path / "runs" / "mine", tmp_path / "models" / "tiny base"
     write(base / "config.json", {"model_type": "blip", "vision_config": {"image_size": 384}})
     adapter = run / "adapter"
@@ -68,7 +69,7 @@ def run(tmp_path):
         "name": "6 epochs", "model": str(adapter), "base": str(base), "split": "test", "n": 2, "metrics": SCORES,
         "signature": "metrics:coco|n:2",
     }  # fmt: skip
-    write(run / "eval" / "metrics.json", evaluation)
+    write(run / "eval" / "metrics.json", EvaluationResult.from_json(evaluation).to_json())
     write(run / "eval" / "predictions.csv", "ID,Caption\na,aortic arch/root\nb,ct scan\n")
     write(run / "eval" / "report.html", "<img>")
     return run
@@ -83,7 +84,7 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_release_holds_the_files_on_the_list_and_no_other(release):
+def test_release_contains_listed_files_only(release):
     assert sorted(path.name for path in release.iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.png", "environment.json",
         "generation_config.json", "metrics.json", "metrics.jsonl", "predictions.csv", "processor_config.json",
@@ -92,7 +93,7 @@ def test_release_holds_the_files_on_the_list_and_no_other(release):
     assert {path.name for path in release.iterdir()} <= RELEASE_FILES
 
 
-def test_no_file_names_a_place_on_this_machine(release, tmp_path):
+def test_no_file_contains_a_local_path(release, tmp_path):
     for path in release.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
     recipe = yaml.safe_load((release / "recipe.yaml").read_text())
@@ -110,7 +111,7 @@ def test_no_file_names_a_place_on_this_machine(release, tmp_path):
     )
 
 
-def test_files_are_the_runs(release, run):
+def test_files_are_copies_of_the_run(release, run):
     for name in ("adapter_model.safetensors", "generation_config.json", "processor_config.json", "tokenizer.json"):
         assert (release / name).read_bytes() == (run / "adapter" / name).read_bytes()
     assert (release / "predictions.csv").read_bytes() == (run / "eval" / "predictions.csv").read_bytes()
@@ -119,12 +120,12 @@ def test_files_are_the_runs(release, run):
     assert read(release / "metrics.json") == {**read(run / "eval" / "metrics.json"), **changed}
 
 
-def test_card_has_the_scores_of_metrics_json_and_is_not_pefts(release):
+def test_card_has_scores_and_replaces_pefts_card(release):
     card = ModelCard.load(release / "README.md")
     assert [result.metric_value for result in card.data.eval_results] == list(SCORES.values())
     assert card.data.base_model == "tiny-base"
     assert "More Information Needed" not in card.text
-    assert "on a base made for 384 px" in card.text  # read from the base itself
+    assert "on a base for 384 px" in card.text  # read from the base itself
     assert "13 | 1.5000 | 0.9000 | 0.4000" in card.text
 
 
@@ -132,21 +133,22 @@ def test_card_is_written_last(run, tmp_path, monkeypatch):
     there = []
     render = releases.render_card
     monkeypatch.setattr(
-        releases, "render_card", lambda facts: [there.extend((tmp_path / "out.part").iterdir()), render(facts)][1]
+        releases, "render_card", lambda data: [there.extend((tmp_path / "out.part").iterdir()), render(data)][1]
     )
     out = build_release(run, tmp_path / "out")
     assert {path.name for path in out.iterdir()} - {path.name for path in there} == {"README.md"}
 
 
-def test_a_local_base_is_named_without_its_path_and_a_warning_says_what_that_means(run, tmp_path, caplog):
+def test_local_base_is_named_without_path_and_warns(run, tmp_path, caplog):
     config = read(build_release(run, tmp_path / "release") / "adapter_config.json")
     assert (config["base_model_name_or_path"], config["inference_mode"], config["r"]) == ("tiny-base", True, 8)
     assert [record.message for record in caplog.records] == [
-        "the base tiny-base is a local folder: whoever loads this adapter must bring it (or give --base)"
+        "the base tiny-base is a local folder: users of this adapter need a copy of it "
+        "(or name a base on the Hub with --base)"
     ]
 
 
-def test_a_base_on_the_hub_is_named_everywhere(run, tmp_path, caplog):
+def test_hub_base_is_named_in_all_files(run, tmp_path, caplog):
     release = build_release(run, tmp_path / "release", base=HUB_BASE, repo_id="someone/captions")
     assert read(release / "adapter_config.json")["base_model_name_or_path"] == HUB_BASE
     assert yaml.safe_load((release / "recipe.yaml").read_text())["model_name_or_path"] == HUB_BASE
@@ -155,14 +157,14 @@ def test_a_base_on_the_hub_is_named_everywhere(run, tmp_path, caplog):
     assert not caplog.records
 
 
-def test_the_bases_revision_goes_into_the_adapters_config(run, tmp_path):
+def test_revision_of_base_is_in_adapter_config(run, tmp_path):
     recipe = run / "adapter" / "recipe.yaml"
     write(recipe, recipe.read_text() + "model_revision: v1\n")
     change(run / "adapter" / "adapter_config.json", base_model_name_or_path=HUB_BASE)
     assert read(build_release(run, tmp_path / "release") / "adapter_config.json")["revision"] == "v1"
 
 
-def test_a_run_without_evaluation_has_a_card_without_scores(run, tmp_path):
+def test_run_without_evaluation(run, tmp_path):
     (run / "eval").rename(run / "elsewhere")
     release = build_release(run, tmp_path / "release")
     assert not {"metrics.json", "predictions.csv"} & {path.name for path in release.iterdir()}
@@ -171,40 +173,41 @@ def test_a_run_without_evaluation_has_a_card_without_scores(run, tmp_path):
     assert read(scored / "metrics.json")["metrics"] == SCORES
 
 
-def test_comparison_is_told_in_the_card(run, tmp_path):
+def test_comparison_is_in_card_and_release(run, tmp_path):
     base = {"name": "without fine-tune", "n": 2, "metrics": dict.fromkeys(SCORES, 0.0123)}
     systems = [base, {"name": "6 epochs", "n": 2, "metrics": SCORES}]
-    write(tmp_path / "comparison.json", {"systems": systems, "tests": []})
+    comparison = Comparison.from_json({"systems": systems, "tests": []}).to_json()
+    write(tmp_path / "comparison.json", comparison)
     release = build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
     assert "| without fine-tune | 0.0123 |" in (release / "README.md").read_text()
-    assert read(release / "comparison.json") == {"systems": systems, "tests": []}
+    assert read(release / "comparison.json") == comparison
 
 
-def test_scores_on_rocov2_go_out_in_the_hubs_newer_form_too(run, tmp_path):
+def test_scores_on_rocov2_are_written_as_eval_results(run, tmp_path):
     recipe = run / "adapter" / "recipe.yaml"
     write(recipe, recipe.read_text().replace("radiographs", "rocov2"))
     release = build_release(run, tmp_path / "release")
     entries = yaml.safe_load((release / ".eval_results" / "rocov2.yaml").read_text())
     assert [entry["value"] for entry in entries] == list(SCORES.values())
     (release / ".eval_results" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"notes\.txt is no part of a release"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not part of a release"):
         check_release(release)
 
 
-def test_what_codecarbon_counted_is_told(run, tmp_path):
+def test_codecarbon_sums_are_in_card(run, tmp_path):
     write(run / "emissions.csv", "project_name,duration,emissions,energy_consumed\nx,60.5,0.25,0.5\nx,1.5,0.25,0.5\n")
     assert "Training took 62 s and 1 kWh" in (build_release(run, tmp_path / "release") / "README.md").read_text()
-    assert not (tmp_path / "release" / "emissions.csv").exists()  # it names the machine's place on earth
+    assert not (tmp_path / "release" / "emissions.csv").exists()  # it contains the location of the machine
 
 
-def test_same_run_same_bytes(run, tmp_path):
+def test_release_is_deterministic(run, tmp_path):
     first, second = (build_release(run, tmp_path / name) for name in ("first", "second"))
     assert {path.name: path.read_bytes() for path in first.iterdir()} == {
         path.name: path.read_bytes() for path in second.iterdir()
     }
 
 
-def test_a_release_is_never_written_over(run, release, tmp_path):
+def test_existing_release_is_not_overwritten(run, release, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in release.iterdir()}
     with pytest.raises(FileExistsError, match="release exists and is never overwritten"):
         build_release(run, release)
@@ -216,8 +219,8 @@ def test_a_release_is_never_written_over(run, release, tmp_path):
     assert (build_release(run, tmp_path / "empty") / "README.md").is_file()
 
 
-def test_what_fails_on_the_way_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    def fail(facts):
+def test_failed_release_leaves_nothing(run, tmp_path, monkeypatch):
+    def fail(card_data):
         raise RuntimeError("no card")
 
     monkeypatch.setattr(releases, "render_card", fail)
@@ -238,7 +241,7 @@ def pickled_weights(run):
     (run / "adapter" / "adapter_model.safetensors").write_bytes(pickle.dumps({"lora": [0.0]}))
 
 
-def pickled_vocabulary(run):
+def pickled_vocab(run):
     (run / "adapter" / "vocab.txt").write_bytes(pickle.dumps({"lora": [0.0]}))
 
 
@@ -256,36 +259,39 @@ def loads_with_medcap_only(run):
 REFUSED = {
     "pickled weights": (adapter_file("adapter_model.bin"), ValueError, r"adapter_model\.bin is pickled"),
     "an optimizer": (adapter_file("optimizer.pt"), ValueError, r"optimizer\.pt is pickled"),
-    "pickled weights, renamed": (pickled_weights, ValueError, r"adapter_model\.safetensors is not what its name says"),
-    "a pickle, renamed": (pickled_vocabulary, ValueError, r"vocab\.txt is not what its name says"),
-    "not JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not what its name says"),
-    "a token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt holds a Hugging Face token"),
+    "pickled weights, renamed": (pickled_weights, ValueError, r"adapter_model\.safetensors is not in the format"),
+    "a pickle, renamed": (pickled_vocab, ValueError, r"vocab\.txt is not in the format"),
+    "not JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not in the format"),
+    "a token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt contains a Hugging Face token"),
     "the token of the environment": (
-        adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError, r"tokenizer_config\.json holds a",
+        adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError,
+        r"tokenizer_config\.json contains a",
     ),
     "the user's home": (
-        adapter_file("vocab.txt", "/home/somebody/notes"), ValueError, r"vocab\.txt names /home/somebody/, a place",
+        adapter_file("vocab.txt", "/home/somebody/notes"), ValueError,
+        r"vocab\.txt contains the local path /home/somebody/",
     ),
-    "medcap in the adapter": (loads_with_medcap_only, ValueError, "auto_mapping names medcap"),
+    "medcap in the adapter": (loads_with_medcap_only, ValueError, "auto_mapping names a class of medcap"),
     "scores of another adapter": (another_adapter, ValueError, "holds the scores of .*other, not of .*adapter"),
     "scores of the base": (
         lambda run: change(run / "eval" / "metrics.json", model=HUB_BASE, base=HUB_BASE), ValueError,
         f"holds the scores of {HUB_BASE}",
     ),
     "scores of medcap score": (
-        lambda run: write(run / "eval" / "metrics.json", {"metrics": SCORES, "n": 2}), ValueError, "has no 'name'",
+        lambda run: write(run / "eval" / "metrics.json", {"metrics": SCORES, "n": 2}), ValueError,
+        "lacks one of the keys",
     ),
     "no weights": (missing("adapter/adapter_model.safetensors"), FileNotFoundError, "safetensors is missing"),
-    "no recipe": (missing("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing: publish takes a run"),
+    "no recipe": (missing("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing; publish needs a run"),
     "no predictions": (missing("eval/predictions.csv"), FileNotFoundError, r"predictions\.csv"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "error", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_must_not_go_out_is_refused_in_one_line(spoil, error, message, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("change_run", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_content_raises_one_line(change_run, error, message, run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "oidc-12345")
     monkeypatch.setenv("HOME", "/home/somebody")
-    spoil(run)
+    change_run(run)
     with pytest.raises(error, match=message) as raised:
         build_release(run, tmp_path / "out" / "release")
     assert "\n" not in str(raised.value)
@@ -293,19 +299,19 @@ def test_what_must_not_go_out_is_refused_in_one_line(spoil, error, message, run,
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_comparison_without_this_adapter_is_refused(run, tmp_path):
-    write(tmp_path / "comparison.json", {"systems": [{"name": "4 epochs", "metrics": SCORES}], "tests": []})
+def test_comparison_without_this_adapter_raises(run, tmp_path):
+    write(tmp_path / "comparison.json", {"systems": [{"name": "4 epochs", "n": 2, "metrics": SCORES}], "tests": []})
     with pytest.raises(ValueError, match=r"comparison\.json has no row of the evaluation .*eval"):
         build_release(run, tmp_path / "release", comparison=tmp_path / "comparison.json")
 
 
 @pytest.mark.parametrize("names", [{"repo_id": "a/b/c"}, {"base": "no such name"}])
-def test_a_name_that_the_hub_would_not_take_is_refused(names, run, tmp_path):
+def test_invalid_hub_name_raises(names, run, tmp_path):
     with pytest.raises(ValueError, match="Repo id must"):
         build_release(run, tmp_path / "release", **names)
 
 
-def test_a_picture_of_the_data_does_not_go_out_under_the_name_of_a_plot(release):
+def test_image_named_like_a_plot_raises(release):
     Image.new("RGB", (160, 160), "grey").save(release / "curve.png")
-    with pytest.raises(ValueError, match=r"curve\.png is not what matplotlib .* draws"):
+    with pytest.raises(ValueError, match=r"curve\.png differs from the plot that matplotlib .* draws"):
         check_release(release)

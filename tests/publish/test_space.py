@@ -1,4 +1,4 @@
-"""A Space is whole: its page runs where medcap is not, says what the adapter says, and escapes what it shows.
+"""A Space runs without medcap, generates the adapter's captions, and escapes what it shows.
 
 pytest tests/publish/test_space.py
 """
@@ -23,7 +23,7 @@ from medcap.publish.space_app.page import answer, heading
 
 @pytest.fixture(scope="module")
 def space(trained_run, tmp_path_factory):
-    """With the tiny base in it, at another size than the adapter's; not to be written to."""
+    """A Space with the tiny base, which has another image size than the adapter; read-only."""
     return build_release(trained_run.folder, tmp_path_factory.mktemp("space") / "page", write=write_space)
 
 
@@ -36,7 +36,7 @@ def app(space, monkeypatch):
         del sys.modules[name]
 
 
-def test_it_holds_page_adapter_and_base_and_names_no_place_on_this_machine(space, trained_run, tiny_base):
+def test_space_is_complete_without_local_paths(space, trained_run, tiny_base):
     paths = {path.relative_to(space).as_posix(): path for path in space.rglob("*") if path.is_file()}
     assert paths.keys() <= SPACE_FILES
     assert {"app.py", "requirements.txt", "README.md", "adapter/adapter_model.safetensors", "base/config.json"} <= (
@@ -47,7 +47,7 @@ def test_it_holds_page_adapter_and_base_and_names_no_place_on_this_machine(space
             assert str(place).encode() not in path.read_bytes(), name
 
 
-def test_its_metadata_are_those_of_a_gradio_space(space):
+def test_metadata_of_a_gradio_space(space):
     front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     card = SpaceCardData(**front)
     assert (card.sdk, card.app_file) == ("gradio", "app.py")
@@ -55,7 +55,7 @@ def test_its_metadata_are_those_of_a_gradio_space(space):
     assert "Not a medical device" in (space / "README.md").read_text()
 
 
-def test_every_package_that_the_page_imports_is_required(space):
+def test_requirements_list_all_imports(space):
     required = {line.partition("==")[0] for line in (space / "requirements.txt").read_text().splitlines()}
     imported = {"gradio", "numpy", "peft", "pillow", "torch", "transformers"}
     assert required == imported
@@ -64,18 +64,18 @@ def test_every_package_that_the_page_imports_is_required(space):
 
 ALONE = """
 import sys
-sys.modules["medcap"] = None  # importing it would fail
+sys.modules["medcap"] = None  # an import would fail
 import app
 for path in [*sys.argv[1:], None]:
     print(app.make_page.__globals__["answer"](path, app.read, app.caption)[1])
 """
 
 
-def test_the_page_says_what_the_adapter_says_where_medcap_is_not(space, trained_run, tmp_path):
+def test_app_generates_the_adapters_captions_without_medcap(space, trained_run, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
     Image.fromarray(rng.integers(30000, 60000, (40, 50), dtype=np.uint16)).save(tmp_path / "16-bit.png")
-    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "text.png").write_text("not an image")
     paths = [tmp_path / name for name in ("rgb.png", "16-bit.png", "text.png")]
     done = subprocess.run(
         [sys.executable, "-c", ALONE, *map(str, paths)], cwd=space, capture_output=True, text=True, check=False
@@ -86,14 +86,14 @@ def test_the_page_says_what_the_adapter_says_where_medcap_is_not(space, trained_
     assert done.stdout.splitlines() == [*said, "This file cannot be read as an image.", "Choose an image file first."]
 
 
-def test_what_the_page_shows_is_text_and_no_html():
+def test_heading_is_escaped():
     shown = heading("<b>", "<script> on &")
     assert "<script>" not in shown
     assert "<h1>&lt;b&gt;</h1>" in shown
     assert "Not a medical device" in shown
 
 
-def test_the_page_writes_captions_as_captions_are_written(app, monkeypatch):
+def test_app_detokenizes_captions(app, monkeypatch):
     for text in ("chest x - ray", "a 3. 5 cm mass ( left )", "fdg - pet / ct", "t2 - weighted"):
         assert app.detokenize(text) == detokenize(text) != text
     decode = type(app.load()[1]).decode
@@ -103,8 +103,8 @@ def test_the_page_writes_captions_as_captions_are_written(app, monkeypatch):
     assert app.caption(Image.new("RGB", (8, 8))) == "X-ray"
 
 
-def test_what_is_no_image_is_said_to_be_none_and_shows_none(app, tmp_path):
-    (tmp_path / "text.png").write_text("no image")
+def test_unreadable_image_gives_a_message(app, tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
     Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")  # 196 million pixels in 24 KB
     for path in (tmp_path / "text.png", tmp_path / "bomb.png", tmp_path):
         assert answer(str(path), app.read, app.caption) == (None, "This file cannot be read as an image.")
@@ -120,5 +120,5 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
-def test_the_page_sees_images_as_medcap_does(image, app):
+def test_to_rgb_is_the_same_as_in_medcap(image, app):
     assert app.to_rgb(image).tobytes() == to_rgb(image).tobytes()

@@ -1,0 +1,144 @@
+"""Read the files of a run into the data of its card, without paths of this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig
+
+from medcap.evaluation.result import Comparison, EvaluationResult
+from medcap.publish.card_data import CardData, is_same_system, last_part
+from medcap.publish.plots import read_curve
+from medcap.publish.run_paths import WEIGHTS
+from medcap.recipe import read_yaml
+
+NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
+PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+_LOCAL_PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # the start of an absolute or relative path
+
+
+def read_run(
+    run: Path, evaluation: Path | None, comparison: Path | None, base: str | None, repo_id: str | None
+) -> tuple[CardData, set[str]]:
+    """Return the card data of a run, and the local paths that were removed from it.
+
+    Args:
+        run: Folder of a finished training run.
+        evaluation: Folder of `medcap evaluate`.
+        comparison: comparison.json of `medcap compare`.
+        base: Hub name of the base, if the run read it from a folder.
+        repo_id: Hub name of the release.
+
+    Raises:
+        FileNotFoundError: A file is missing in the run.
+        ValueError: The run contains a pickle, or the scores are another adapter's.
+    """
+    adapter = run / "adapter"
+    _check_adapter(adapter)
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+    recipe = read_yaml(adapter / "recipe.yaml")
+    recipe.pop("resume_from_checkpoint", None)  # a local path without influence on the result
+    trained_base = (
+        read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
+    )
+    published_base, is_local = _published_base(trained_base, base)
+    environment = run / "environment.json"
+    card_data = CardData(
+        base=published_base,
+        base_is_local=is_local,
+        base_image_size=_image_size(trained_base, recipe.get("model_revision")),
+        recipe={**_without_local_paths(recipe), "model_name_or_path": published_base},
+        environment=read_json(environment) if environment.is_file() else None,
+        curve=read_curve(run / "metrics.jsonl"),
+        energy=_read_energy(run / "emissions.csv"),
+        evaluation=_read_evaluation(evaluation, adapter) if evaluation else None,
+        comparison=Comparison.read(comparison) if comparison else None,
+        repo_id=repo_id,
+    )
+    _check_comparison(card_data, comparison, evaluation)
+    return card_data, _local_paths(run, trained_base, recipe)
+
+
+def _check_adapter(adapter: Path) -> None:
+    if pickled := [path for path in sorted(adapter.glob("*")) if path.suffix in PICKLED]:
+        raise ValueError(f"{pickled[0]} is pickled and could run code when loaded; publish accepts safetensors only")
+    for name in (*NEEDED, "recipe.yaml"):
+        if not (adapter / name).is_file():
+            raise FileNotFoundError(f"{adapter / name} is missing; publish needs a run whose training has finished")
+
+
+def _check_comparison(card_data: CardData, comparison: Path | None, evaluation: Path | None) -> None:
+    """Raise ValueError for a comparison that does not include the evaluation."""
+    if card_data.evaluation is None or card_data.comparison is None:
+        return
+    if not any(is_same_system(row, card_data.evaluation) for row in card_data.comparison.systems):
+        raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
+
+
+def _local_paths(run: Path, base: str, recipe: Mapping[str, Any]) -> set[str]:
+    values = {str(run.resolve()), base, *(value for value in recipe.values() if isinstance(value, str))}
+    return {value for value in values if os.path.isabs(value)}
+
+
+def _read_energy(path: Path) -> dict[str, float] | None:
+    """Return the sums of codecarbon's emissions.csv (`report_to: codecarbon`), or None."""
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))  # a resumed run has several
+    return {key: sum(float(row[key]) for row in rows) for key in ("duration", "energy_consumed", "emissions")}
+
+
+def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
+    """Return the base's name in the release, and whether it is a local folder."""
+    name = given or trained
+    if not _LOCAL_PATH.match(name) and (given or not Path(name).is_dir()):
+        validate_repo_id(name)
+        return name, False
+    return re.sub(r"[^\w.-]+", "-", last_part(name)), True
+
+
+def _image_size(base: str, revision: str | None) -> int | None:
+    """Return the base's image size in pixels per side; None if its config is not on this machine."""
+    try:
+        config = AutoConfig.from_pretrained(base, revision=revision, local_files_only=True, trust_remote_code=False)
+        return int(config.vision_config.image_size)
+    except (OSError, ValueError):
+        return None
+
+
+def _read_evaluation(folder: Path, adapter: Path) -> EvaluationResult:
+    """Read metrics.json; raise ValueError if the scores are known to be another model's."""
+    result = EvaluationResult.read(folder / "metrics.json")
+    model = Path(result.model or adapter)
+    weights = model / WEIGHTS if (model / WEIGHTS).is_file() else None
+    is_other = model.is_dir() and (weights is None or weights.read_bytes() != (adapter / WEIGHTS).read_bytes())
+    if is_other or str(model) == result.base:
+        raise ValueError(f"{folder} holds the scores of {model}, not of {adapter}")
+    return replace(result, model=_without_local_paths(result.model), base=_without_local_paths(result.base))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises ValueError, with the path, for another format."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _without_local_paths(value: Any) -> Any:
+    """Reduce every local path in `value` to its last part; a recipe's prompt is not changed."""
+    if isinstance(value, dict):
+        return {key: inner if key == "prompt" else _without_local_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_local_paths(inner) for inner in value]
+    return last_part(value) if isinstance(value, str) and _LOCAL_PATH.match(value) else value
