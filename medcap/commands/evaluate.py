@@ -46,7 +46,9 @@ def add_commands(commands: Any) -> None:
         default="auto",
         help="cache of image features: auto, off, or a folder",
     )
-    evaluate.add_argument("--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control")
+    evaluate.add_argument(
+        "--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control"
+    )
     protocol_options(evaluate)
     layout_options(evaluate, "default: as in the adapter's recipe")
     generation_options(evaluate)

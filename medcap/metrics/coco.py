@@ -106,7 +106,9 @@ def score_captions(
     """
     _check(predictions, references, metrics)
     with_meteor = "meteor" in metrics
-    with nullcontext(meteor) if meteor or not with_meteor else Meteor() as running:  # it starts while the tokeniser runs
+    with (
+        nullcontext(meteor) if meteor or not with_meteor else Meteor() as running
+    ):  # it starts while the tokeniser runs
         if not tokenized:
             predictions, references = tokenize(predictions), _tokenize_references(references)
         lines, cut = _meteor_lines(running, predictions, references) if running and with_meteor else (None, 0)
@@ -208,7 +210,9 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], metr
     if unknown or len(metrics) == 0:
         raise ValueError(f"metrics must be a list of some of {', '.join(METRICS)}; got {unknown or metrics}")
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions but references of {len(references)} images: need one prediction per image")
+        raise ValueError(
+            f"{len(predictions)} predictions but references of {len(references)} images: need one prediction per image"
+        )
     if len(predictions) == 0:
         raise ValueError("no images to score")
     for image, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):

@@ -46,7 +46,9 @@ def score_imageclef(
         OSError: BERTScore's model is not available.
     """
     if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions and {len(references)} references: need equally many, at least one")
+        raise ValueError(
+            f"{len(predictions)} predictions and {len(references)} references: need equally many, at least one"
+        )
     normalized = [normalize(text) for text in predictions], [normalize(text) for text in references]
     per_image = {"rouge_1": rouge_1(*normalized)}
     if bertscore:

@@ -62,7 +62,9 @@ class Meteor:
     def _statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
         lines = []
         for hypothesis, captions in zip(hypotheses, references, strict=True):
-            texts = [replace_line_breaks(text).replace("|||", "").replace("  ", " ") for text in (*captions, hypothesis)]
+            texts = [
+                replace_line_breaks(text).replace("|||", "").replace("  ", " ") for text in (*captions, hypothesis)
+            ]
             self._write(["SCORE", *texts])
             lines.append(self._read())
         return lines
