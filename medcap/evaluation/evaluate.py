@@ -88,7 +88,7 @@ def evaluate(
         rows = {kind: _score_baseline(out, kind, baseline, split, meteor) for kind, baseline in generated.items()}
         # captions depend on their own image alone: captioning shuffled images is shuffling the captions
         control = score_shuffled(shuffled(captions), split, scores, meteor) if len(captions) > 1 else None
-        detokenized = None if captioner.restore else _score_detokenized(captions, split, meteor)
+        detokenized = None if captioner.detokenize else _score_detokenized(captions, split, meteor)
     write_scores(out / "scores.csv", split.ids, split.groups, scores.statistics)
     row = replace(
         system_scores(name, captions, split, scores),
@@ -117,7 +117,9 @@ def evaluate(
 
 
 def _signature_pairs(captioner: Captioner, split: Split) -> dict[str, object]:
-    return signature_pairs(split.name, split.rows, captioner.generation, captioner.model.dtype, captioner.restore)
+    return signature_pairs(
+        split.name, split.rows, captioner.generation_config, captioner.model.dtype, captioner.detokenize
+    )
 
 
 def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, _Baseline]:

@@ -88,7 +88,7 @@ def differences(card_data: CardData) -> list[str]:
     reversed_tests = [_reversed(test) for test in tests if test.second == name]
     own_tests = [*reversed_tests, *(test for test in tests if test.first == name)]
     escaped = [replace(test, first=escape(test.first), second=escape(test.second)) for test in own_tests]
-    return differences_text([asdict(test) for test in escaped]).splitlines()
+    return differences_text(escaped).splitlines()
 
 
 def _reversed(test: PairedDifference) -> PairedDifference:
