@@ -7,8 +7,8 @@ punctuation, then
     ROUGE-L     Lin 2004 (W04-1013): F with beta 1.2, mean over images, 0 to 1
     CIDEr       Vedantam et al. 2015 (arXiv:1411.5726): the CIDEr-D variant, idf of these references, 0 to 10
 The jars of the tokeniser and of METEOR are pycocoevalcap's. Java is run by medcap, because in pycocoevalcap a line
-break in a caption shifts all following captions, and the tokeniser needs a writable site-packages. BLEU, ROUGE-L and CIDEr come
-from `medcap.metrics.statistics`, equal to pycocoevalcap's scorers to the last digits and some twenty times as fast.
+break in a caption shifts all following captions, and the tokeniser needs a writable site-packages. BLEU, ROUGE-L and
+CIDEr come from `medcap.metrics.statistics`: equal to pycocoevalcap's to the last digits, about twenty times as fast.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ def bert_score(
             scorer = BERTScorer(model_type=model, num_layers=num_layers, idf=True)
         except OSError as error:
             raise OSError(f"BERTScore's model {model} is neither local nor on the Hub: {error}") from error
-        scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, MAX_TOKENS)
+        tokenizer = scorer._tokenizer  # noqa: SLF001 - bert-score offers no other way to set the limit (2026-11)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
         scorer.compute_idf([text for text in references if text.strip()])  # bert-score fails on blank texts
         return [float(value) for value in scorer.score(*map(list, zip(*pairs, strict=True)))[2]]
 

@@ -47,7 +47,7 @@ class CaptioningBlip(BlipForConditionalGeneration):
 
     model_code: str
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
@@ -104,7 +104,7 @@ class Uint8VisionModel(BlipVisionModel):
     image_mean: torch.Tensor
     image_std: torch.Tensor
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
     ) -> BaseModelOutputWithPooling:
         """Encode `pixel_values` (B, 3, H, W): uint8, or normalized floats."""
@@ -155,7 +155,7 @@ class FastTextDecoder(BlipTextLMHeadModel):
 class FastVisionAttention(BlipAttention):
     """Self-attention of the vision encoder by `scaled_dot_product_attention`, which stores no attention matrix."""
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Attend within `hidden_states` (B, N, width)."""
         rows, length, width = hidden_states.shape
         query, key, value = (
@@ -194,7 +194,7 @@ class FastTextAttention(BlipTextSelfAttention):
 
     beam_cache: AttentionCache | None = None
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,

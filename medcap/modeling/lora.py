@@ -111,7 +111,7 @@ def is_adapter(path: str | Path) -> bool:
 
 def base_model(model: nn.Module) -> BlipForConditionalGeneration:
     """Return the model without its PEFT wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def merged(model: PeftModel) -> BlipForConditionalGeneration:

@@ -207,9 +207,9 @@ def page(report: Mapping[str, Any], raw: Mapping[str, Dataset], name: str) -> st
 
 
 class _Thumbnails:
-    """Gives the picture of a split's id as a data URL of at most 320 x 320 pixels."""
+    """Returns the image of a split's id as a data URL of at most 320 x 320 pixels."""
 
-    def __init__(self, raw: Mapping[str, Dataset]):
+    def __init__(self, raw: Mapping[str, Dataset]) -> None:
         self.data = {split: rows.cast_column("image", Image(decode=False)) for split, rows in raw.items()}
         self.places = {split: {i: n for n, i in enumerate(rows["image_id"])} for split, rows in raw.items()}
 

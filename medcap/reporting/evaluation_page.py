@@ -93,7 +93,7 @@ def _card(row: Mapping[str, Any], caption: str) -> dict[str, Any]:
 
 
 def marked(reference: str, prediction: str) -> tuple[Markup, Markup]:
-    """Return both as HTML: `<del>` around words of the reference alone, `<ins>` around words of the prediction alone."""
+    """Return both as HTML: `<del>` around words of the reference only, `<ins>` around words of the prediction only."""
     predicted, expected = prediction.split(), reference.split()
     match = difflib.SequenceMatcher(
         None, [_bare(word) for word in expected], [_bare(word) for word in predicted], False

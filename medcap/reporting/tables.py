@@ -32,7 +32,7 @@ def _cells(systems: Sequence[SystemScores], with_intervals: bool = False) -> lis
             [
                 system.name,
                 *(_score(system, name, with_intervals) for name in METRICS),
-                *(f"{system.findings[fact]:.0%}" if fact in (system.findings or {}) else "" for fact in facts),
+                *(f"{found[fact]:.0%}" if fact in (found := system.findings or {}) else "" for fact in facts),
             ]
             for system in systems
         ),

@@ -106,7 +106,7 @@ def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
     with _temporary_folder(recipe.training) as folder:
         args = copy.copy(recipe.training)
         args.output_dir, args.disable_tqdm = str(folder / "run"), True
-        args.report_to = []  # type: ignore[assignment]
+        args.report_to = []
         args.num_train_epochs, args.max_steps, args.eval_delay = 1, -1, 0
         args.train_sampling_strategy = "sequential"
         args.eval_strategy = args.save_strategy = IntervalStrategy.EPOCH

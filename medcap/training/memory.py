@@ -106,7 +106,7 @@ def _optimizer_bytes(name: str) -> int:
 
 
 def _vision_bytes(blip: BlipForConditionalGeneration) -> int:
-    """Return the activations of one image in a layer of the frozen vision encoder: MLP, query, key, value, residual."""
+    """Return the bytes of one image in a layer of the frozen vision encoder: MLP, query, key, value, residual."""
     patches, width = feature_shape(blip)
     return patches * (blip.config.vision_config.intermediate_size + 4 * width) * blip.dtype.itemsize
 

@@ -49,7 +49,7 @@ class ResumableTrainer(Seq2SeqTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take the Trainer's arguments; `save_total_limit` is applied in `save_checkpoint` instead."""
         super().__init__(*args, **kwargs)
-        self.args = copy.copy(self.args)
+        self.args: Any = copy.copy(self.args)
         self.checkpoint_limit, self.args.save_total_limit = self.args.save_total_limit, None
         self.groups_by_length = self.args.train_sampling_strategy == "group_by_length"
         if self.groups_by_length:  # the Trainer would group the evaluation by length too, and read every image for it

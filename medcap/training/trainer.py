@@ -69,7 +69,7 @@ class CaptionTrainer(ResumableTrainer):
         self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
         self.rows_of_step: list[int] = []  # of this process, since the last optimizer step
         if self.train_dataset is not None:
-            self.train_dataset = self._rows_with_numbers(self.train_dataset)
+            self.train_dataset: Any = self._rows_with_numbers(self.train_dataset)
         blip = base_model(self.model)
         if not isinstance(blip, CaptioningBlip):
             prepare_blip(blip, self.processing_class, "plain")

@@ -80,7 +80,7 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 def _singular(word: str) -> str:
-    """Strip an English plural, roughly but alike in names and captions: masses, arteries, nodules, but not thrombus."""
+    """Strip an English plural, roughly but alike in names and captions: masses, arteries, but not thrombus."""
     if word.endswith("sses"):
         return word[:-2]
     if len(word) > 4 and word.endswith("ies"):

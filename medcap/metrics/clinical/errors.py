@@ -18,7 +18,7 @@ _Judged = tuple[Set[str], Set[str]]  # wrong values in the caption, values in th
 
 @dataclass(frozen=True)
 class FailureExample:
-    """A caption with an error: its wrong values (`predicted`) and those of the reference, as the lexicon names them."""
+    """A caption with an error: its wrong values (`predicted`) and those of the reference, in terms of the lexicon."""
 
     caption: str
     predicted: list[str]
