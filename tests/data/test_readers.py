@@ -1,19 +1,14 @@
-"""A folder of one's own: read as it says it is laid out, split without parting patients, and hostile tables named.
+"""Image folders, CSV files and Hub data sets are read, and unusable tables are reported with file and row.
 
-pytest tests/data/test_own.py
+pytest tests/data/test_readers.py
 """
 
-import json
-import logging
-import re
-
 import datasets
-import pyarrow
-import pyarrow.parquet
 import pytest
+from table_files import all_in_train, paths, simple_rows, touch, write_csv, write_table
 
 from medcap.data import images
-from medcap.data.layout import DataLayout, _split, complete_splits
+from medcap.data.layout import DataLayout
 from medcap.data.readers import read_csv, read_hub, read_imagefolder
 from medcap.data.selection import FEATURES, Selection, select_rows
 
@@ -23,44 +18,6 @@ ROWS = [
     {"file_name": "1.2.840.10", "caption": "MRI", "license": "", "cuis": "C3", "patient": ""},
 ]
 IDS = ["a-IM 1", "b.tar", "1.2.840.10"]
-
-
-def write_csv(path, rows):
-    lines = [",".join(rows[0]), *(",".join('"' + str(v).replace('"', '""') + '"' for v in r.values()) for r in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_table(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    elif path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        write_csv(path, rows)
-    return path
-
-
-def touch(folder, *names):
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"no image, and never opened")
-
-
-def all_in_train(**keys):
-    return DataLayout(valid_fraction=0, test_fraction=0, **keys)
-
-
-def paths(rows):
-    return [image and image["path"] for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
-
-
-def simple_rows(n, patients=None):
-    return [{"file_name": f"{i}.png", "caption": f"c{i}", "patient": f"p{i % (patients or n)}"} for i in range(n)]
-
-
-def ids(data):
-    return {split: rows["image_id"][:] for split, rows in data.items()}
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet", "own.csv"])
@@ -134,115 +91,6 @@ def test_twenty_thousand_rows_are_read_and_no_image_is_opened(tmp_path, monkeypa
     assert sum(len(rows) for rows in data.values()) == 20_000
     assert 1_600 < len(data["valid"]) < 2_400
     assert 1_600 < len(data["test"]) < 2_400
-
-
-NAMES = [
-    ("train", "valid", "test"),
-    ("train", "validation", "test"),
-    ("Train", "val", "TEST"),
-    ("train", "dev", "test"),
-]
-
-
-@pytest.mark.parametrize("names", NAMES, ids=" ".join)
-def test_splits_are_told_by_folders_files_or_a_column_under_any_of_their_names(tmp_path, names):
-    def row(name, column=None):
-        return {"file_name": name, "caption": name, **({"split": column} if column else {})}
-
-    for number, name in enumerate(names):
-        write_csv_in = tmp_path / "each" / name
-        write_csv_in.mkdir(parents=True)
-        write_csv(write_csv_in / "metadata.csv", [row(f"{number}.png")])
-    (tmp_path / "csv").mkdir()
-    for number, name in enumerate(names):
-        write_csv(tmp_path / "csv" / f"{name}.csv", [row(f"{name}/{number}.png")])
-    (tmp_path / "one").mkdir()
-    write_csv(tmp_path / "one" / "metadata.csv", [row(f"{name}/{number}.png") for number, name in enumerate(names)])
-    write_csv(tmp_path / "column.csv", [row(f"{name}/{n}.png", name) for n, name in enumerate(names)])
-    expected = {s: [f"{name}-{n}"] for n, (s, name) in enumerate(zip(("train", "valid", "test"), names, strict=True))}
-    assert ids(read_imagefolder(tmp_path / "each", DataLayout())) == expected
-    assert ids(read_imagefolder(tmp_path / "one", DataLayout())) == expected
-    assert ids(read_csv(tmp_path / "csv", DataLayout())) == expected
-    assert ids(read_csv(tmp_path / "column.csv", DataLayout())) == expected
-
-
-def test_a_csv_is_not_split_by_the_folders_of_its_files(tmp_path):
-    write_csv(tmp_path / "t.csv", [{"file_name": f"{top}/x.png", "caption": "c"} for top in ("train", "test")])
-    assert list(read_csv(tmp_path / "t.csv", all_in_train())) == ["train"]
-
-
-def test_no_group_is_in_two_splits_and_the_shares_are_about_those_asked_for(tmp_path):
-    write_csv(tmp_path / "t.csv", simple_rows(3_000, patients=600))
-    data = read_csv(tmp_path / "t.csv", DataLayout(group_column="patient", valid_fraction=0.2, test_fraction=0.1))
-    groups = [set(rows["group"]) for rows in data.values()]
-    assert sum(map(len, groups)) == len(set.union(*groups)) == 600
-    assert {split: round(len(rows) / 3_000, 1) for split, rows in data.items()} == {
-        "train": 0.7, "valid": 0.2, "test": 0.1,
-    }  # fmt: skip
-
-
-def test_rows_keep_their_split_when_others_come_and_go(tmp_path):
-    def splits(rows, **keys):
-        write_csv(tmp_path / "t.csv", rows)
-        found = ids(read_csv(tmp_path / "t.csv", DataLayout(**keys)))
-        return {image_id: split for split, there in found.items() for image_id in there}
-
-    rows = simple_rows(400)
-    whole, fewer = splits(rows), splits(rows[100:])
-    assert fewer.items() <= whole.items()
-    assert splits(list(reversed(rows))) == whole
-    assert splits(rows, split_seed=1) != whole
-    more = splits(rows, valid_fraction=0.3)
-    assert {i for i, split in whole.items() if split == "test"} == {i for i, split in more.items() if split == "test"}
-
-
-def test_the_hash_of_the_splits_is_never_changed():
-    """What others have trained on depends on it: blake2b, 8 bytes, of split:seed:group."""
-    shares = {"test": 0.1, "valid": 0.1}
-    found = {i: _split(f"patient {i}", shares, 42) for i in range(30)}
-    assert {i: split for i, split in found.items() if split != "train"} == {5: "test", 25: "test", 27: "test"}
-
-
-def test_a_fraction_of_train_is_not_what_the_split_took_from_it(tmp_path):
-    touch(tmp_path, *(f"{i}.png" for i in range(400)))
-    write_csv(tmp_path / "t.csv", simple_rows(400))
-    raw = read_csv(tmp_path / "t.csv", DataLayout())
-    tenth = select_rows(raw, ["train"], Selection(fraction=0.1))["train"]
-    assert 0.04 < len(tenth) / len(raw["train"]) < 0.2
-
-
-TRAIN = {"image_id": [str(i) for i in range(200)], "group": [None] * 200}
-OTHER = {"image_id": ["x"], "group": [None]}
-LACKING = {
-    "train alone": ({"train": TRAIN}, {"train", "valid", "test"}, True),
-    "train and test": ({"train": TRAIN, "test": OTHER}, {"train", "valid", "test"}, True),
-    "train and valid": ({"train": TRAIN, "valid": OTHER}, {"train", "valid"}, False),
-    "test alone": ({"test": OTHER}, {"test"}, False),
-}
-
-
-@pytest.mark.parametrize(("given", "splits", "parted"), LACKING.values(), ids=LACKING)
-def test_what_is_given_stays_and_valid_is_taken_from_train(given, splits, parted, caplog):
-    def take(table, numbers):
-        return {name: [values[i] for i in numbers] for name, values in table.items()}
-
-    found = complete_splits(given, take, DataLayout(), "here")
-    assert found.keys() == splits
-    assert all(found[split] == given[split] for split in given if split != "train")
-    assert (len(found.get("train", OTHER)["image_id"]) < 200) == (parted or "train" not in given)
-    assert ("here: 200 rows are split into" in caplog.text) == parted
-
-
-def test_that_patients_may_be_parted_is_said_where_no_group_is_named(tmp_path, caplog):
-    write_csv(tmp_path / "t.csv", [*simple_rows(100), {"file_name": "x", "caption": "c", "patient": ""}])
-    read_csv(tmp_path / "t.csv", DataLayout())
-    assert "of one patient may be in several splits; name the patients with group_column" in caplog.text
-    caplog.clear()
-    read_csv(tmp_path / "t.csv", DataLayout(group_column="patient"))
-    assert re.search(
-        r"101 rows are split into .* train, .*, by patient; 1 rows without one are split by image", caplog.text
-    )
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 HOSTILE = {

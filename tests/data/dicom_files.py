@@ -1,0 +1,70 @@
+"""Write DICOM files for tests, and read them back."""
+
+import traceback
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+)
+
+from medcap.data.images import read_image
+
+SECRETS = ("Secret^Person", "PID-4711", "19010203", "not-a-date", "St. Nowhere", "9.9.9.bad-uid")
+
+
+def sequence(**elements):
+    item = Dataset()
+    for name, value in elements.items():
+        setattr(item, name, value)
+    return [item]
+
+
+def dicom(pixels, syntax=ExplicitVRLittleEndian, **elements):
+    """A file with the given stored values, (H, W), (H, W, 3) or (frames, H, W)."""
+    pixels = np.asarray(pixels)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    is_colour = pixels.ndim == 3 and pixels.shape[2] == 3
+    data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if is_colour else (1, "MONOCHROME2")
+    if is_colour:
+        data.PlanarConfiguration = 0
+    if pixels.ndim == 3 and not is_colour:
+        data.NumberOfFrames = len(pixels)
+    data.Rows, data.Columns = pixels.shape[:2] if is_colour else pixels.shape[-2:]
+    data.BitsAllocated = data.BitsStored = 8 * pixels.itemsize
+    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
+    data.PixelData = pixels.tobytes()
+    data["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    for name, value in elements.items():
+        setattr(data, name, value)
+    return data
+
+
+def file_of(data, path):
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+U8, U16, I16 = np.uint8, np.uint16, np.int16
+
+
+# name: (stored values of one row, elements, the 8-bit row that must come out)
+def with_secrets(**elements):
+    data = dicom(U8([[0, 255]]), PatientName=SECRETS[0], PatientID=SECRETS[1], PatientBirthDate=SECRETS[2], **elements)
+    with pydicom.config.disable_value_validation():
+        data.StudyDate, data.InstitutionName, data.StudyInstanceUID = SECRETS[3:]
+        data.AcquisitionDate = SECRETS[0]
+    return data
+
+
+def read_error(path):
+    """The traceback of reading it, or nothing."""
+    try:
+        read_image(path)
+    except ValueError as error:
+        return "".join(traceback.format_exception(error))
+    return ""
