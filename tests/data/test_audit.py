@@ -202,7 +202,7 @@ def test_the_command_leaves_report_and_page_and_prints_the_summary(planted, tiny
     done = subprocess.run([sys.executable, "-m", "medcap.cli", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cut by max_caption_tokens 16" in done.stdout
-    assert done.stdout.rstrip().endswith(f"{out} holds all of it, {out.with_suffix('.html')} shows it")
+    assert done.stdout.rstrip().endswith(f"{out} and {out.with_suffix('.html')}")
     assert json.loads(out.read_text())["splits"]["train"]["rows"] == 42
     assert sorted(path.name for path in out.parent.iterdir()) == ["report.html", "report.json"]
 
