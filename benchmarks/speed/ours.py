@@ -76,9 +76,11 @@ class MedcapLoop:
         self.timer.seconds = []
         # without METEOR, whose Java process would use the same cores
         scores = CaptionMetrics(self.processor.tokenizer, self.data["valid"]["caption"])
+        captions = self.script.tokenize_captions(self.recipe, self.data, self.processor)
         trainer = self.script.make_trainer(
             self.recipe,
             self.data,
+            captions,
             self.model,
             self.processor,
             self.captions,

@@ -80,7 +80,7 @@ def trained(base, out, batch, accumulated, sampling):
     )  # fmt: skip
     trainer.train()
     log = [line for line in trainer.state.log_history if "loss" in line]
-    meter = trainer.health.since_evaluation
+    meter = trainer.monitor.since_evaluation
     return {
         "counted": (meter.steps, meter.images, int(meter.tokens)),
         "loss": [line["loss"] for line in log],

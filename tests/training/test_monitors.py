@@ -192,7 +192,7 @@ def test_slow_data_loading_warns_once(clock, caplog, steps, waiting, warns):
 
 
 def test_sameness_reports_identical_captions():
-    assert sameness(["a cyst"] * 3).startswith("all 3 captions are the same, 'a cyst': the model does not tell")
+    assert sameness(["a cyst"] * 3).startswith("all 3 captions are the same, 'a cyst': the captions do not depend")
     assert sameness(["a cyst", "a cyst", "a mass"]) == ""
     assert sameness(["a cyst"]) == ""
 

@@ -130,7 +130,7 @@ with report_errors():
 """
 ENDINGS = {
     "wrong": (2, "medcap: error: lora_r is 0\n"),
-    "killed": (1, "medcap: error: process 1 was ended by SIGKILL, and with it the others\n"),
+    "killed": (1, "medcap: error: process 1 was ended by SIGKILL; the others were stopped\n"),
 }
 
 
@@ -189,12 +189,12 @@ def test_slurm_starts_every_process_and_queues_again_what_ran_out_of_time(tmp_pa
     assert (done.returncode, done.stderr) == (status, "")
 
 
-def test_what_would_train_otherwise_than_asked_is_refused(train_script, trained_run, monkeypatch):
+def test_unsupported_devices_are_refused(train_script, trained_run, monkeypatch):
     recipe = read_recipe(["--config", str(trained_run.recipe)])
     train_script.check_devices(recipe)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RecipeError, match="FSDP shares a model out over GPUs, and here is none: take "):
+    with pytest.raises(RecipeError, match="FSDP shards a model over GPUs, and there is none: use "):
         train_script.check_devices(recipe)
     recipe.training._n_gpu = 2
-    with pytest.raises(RecipeError, match="2 GPUs and one process: start one for each with `medcap train"):
+    with pytest.raises(RecipeError, match="2 GPUs but one process: start one process per GPU with `medcap train"):
         train_script.check_devices(recipe)
