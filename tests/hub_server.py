@@ -1,6 +1,6 @@
 """A local Hub server with the API of huggingface_hub 2.4 and injectable faults.
 
-The client is not modified: conftest.py sets HF_ENDPOINT and HF_HUB_DISABLE_XET before it is imported. The server checks
+The client is not modified: conftest.py sets HF_ENDPOINT and HF_HUB_DISABLE_XET before the import. The server checks
 tokens and their roles, sha256 and size of every upload, and parents of commits, as the Hub does. test_hub_server.py
 tests it with huggingface_hub and datasets.
 """

@@ -68,7 +68,7 @@ def test_attn_implementation_is_an_unknown_key(recipe_file):
 
 
 def test_blip_is_loaded_with_eager_attention(tiny_base):
-    assert load_blip(str(tiny_base))[0].config._attn_implementation == "eager"  # noqa: SLF001
+    assert load_blip(str(tiny_base))[0].config._attn_implementation == "eager"
 
 
 TYPOS = {

@@ -1,4 +1,4 @@
-"""One table of several evaluations, and which of their differences are real."""
+"""One table of several evaluations, and which of their differences are significant."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from medcap.evaluation.compare import compare
+from medcap.evaluation.result import SystemScores
 from medcap.evaluation.scores_file import read_scores, write_scores
 from medcap.metrics.statistics import Statistics, bootstrap
-from medcap.reporting.tables import differences_text, intervals_table, text_table
+from medcap.reporting.tables import differences_text, intervals_table, text_table, write_comparison
 
 METRICS = {"bleu_1": 0.5, "bleu_2": 0.4, "bleu_3": 0.3, "bleu_4": 0.2, "meteor": 0.1, "rouge_l": 0.6, "cider": 1.25}
 INTERVALS = {name: [value - 0.1, value + 0.1] for name, value in METRICS.items()}
@@ -42,14 +43,16 @@ def evaluation(folder: Path, name: str, quality: float = 0.5, seed: int = 0, **c
     content = {
         "name": name, "n": N, "metrics": {key: float(value[0]) for key, value in made.corpus().items()},
         "intervals": {key: list(value) for key, value in bootstrap(made).items()},
-        "signature": f"metrics:coco|n:{N}|data:abc|decoding:beams-3", "baselines": {}, "captions": {}, **changes,
+        "split": "test", "signature": f"metrics:coco|n:{N}|data:abc|decoding:beams-3", **changes,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     return folder
 
 
-def test_systems_stand_in_order_with_baselines_once(tmp_path: Path) -> None:
-    rows = {name: {"n": N, "metrics": METRICS, "intervals": INTERVALS} for name in ("constant", "shuffled")}
+def test_systems_are_in_order_with_each_baseline_once(tmp_path: Path) -> None:
+    rows = {
+        name: {"name": name, "n": N, "metrics": METRICS, "intervals": INTERVALS} for name in ("constant", "shuffled")
+    }
     folders = [
         evaluation(tmp_path / "base", "base", baselines=rows),
         evaluation(tmp_path / "tuned", "tuned", 0.8, 1, baselines=rows),
@@ -57,42 +60,45 @@ def test_systems_stand_in_order_with_baselines_once(tmp_path: Path) -> None:
     for folder in folders:
         for name in rows:
             write_system(folder / "baselines" / name, statistics(0.3, 2))
-    compare(folders, tmp_path / "out")
+    comparison = compare(folders, tmp_path / "out")
+    write_comparison(tmp_path / "comparison.md", comparison)
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [system["name"] for system in written["systems"]] == ["base", "tuned", "constant", "shuffled"]
     assert written["systems"][2]["metrics"]["cider"] == 1.25
     assert len(written["tests"]) == 6 * 7
-    page = (tmp_path / "out" / "comparison.md").read_text()
+    page = (tmp_path / "comparison.md").read_text()
     assert "| constant | 0.5000 (0.400 to 0.600) |" in page
     assert "| base minus tuned | -0." in page
 
 
-def test_a_real_difference_is_told_from_none(tmp_path: Path) -> None:
+def test_significant_differences_are_marked(tmp_path: Path) -> None:
     folders = [
         evaluation(tmp_path / "good", "good", 0.8, 1),
         evaluation(tmp_path / "alike", "alike", 0.8, 2),
         evaluation(tmp_path / "bad", "bad", 0.3, 3),
     ]
-    tests = compare(folders, tmp_path / "out")["tests"]
-    cider = {(test["first"], test["second"]): test for test in tests if test["metric"] == "cider"}
-    assert not cider["good", "alike"]["significant"]
-    assert cider["good", "bad"]["significant"]
-    assert cider["good", "bad"]["low"] > 0
+    comparison = compare(folders, tmp_path / "out")
+    tests = comparison.tests
+    cider = {(test.first, test.second): test for test in tests if test.metric == "cider"}
+    assert not cider["good", "alike"].significant
+    assert cider["good", "bad"].significant
+    assert cider["good", "bad"].low > 0
     lines = differences_text(tests).splitlines()
-    assert lines[0] == "good against alike: no real difference in all metrics"
+    assert lines[0] == "good against alike: no significant difference in all metrics"
     assert lines[1] == "good against bad: above in all metrics"
-    assert "(n.s.)" in (tmp_path / "out" / "comparison.md").read_text()
+    write_comparison(tmp_path / "comparison.md", comparison)
+    assert "(n.s.)" in (tmp_path / "comparison.md").read_text()
 
 
-def test_systems_whose_images_stand_in_another_order_are_compared_image_by_image(tmp_path: Path) -> None:
+def test_systems_with_images_in_another_order_are_compared_by_image(tmp_path: Path) -> None:
     made = statistics(0.5, 0)
     one = evaluation(tmp_path / "one", "one")
     two = evaluation(tmp_path / "two", "two")
     back = list(reversed(range(N)))
     write_scores(two / "scores.csv", [IDS[row] for row in back], [GROUPS[row] for row in back], made.rows(back))
-    for test in compare([one, two], tmp_path / "out")["tests"]:
-        assert test["difference"] == pytest.approx(0, abs=1e-12)
-        assert (test["low"], test["high"]) == pytest.approx((0, 0), abs=1e-12)
+    for test in compare([one, two], tmp_path / "out").tests:
+        assert test.difference == pytest.approx(0, abs=1e-12)
+        assert (test.low, test.high) == pytest.approx((0, 0), abs=1e-12)
 
 
 def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path: Path) -> None:
@@ -102,13 +108,12 @@ def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path: Path) -> None:
     ]
     folders += [evaluation(tmp_path / "other", "other", recipe={"hash": "xyz", "seed": 1})]
     comparison = compare(folders, tmp_path / "out")
-    [pooled] = comparison["seeds"]
-    assert (pooled["systems"], pooled["seeds"]) == (["seed 1", "seed 2", "seed 3"], [1, 2, 3])
-    values = [system["metrics"]["cider"] for system in comparison["systems"][:3]]
-    assert pooled["metrics"]["cider"] == pytest.approx(
-        {"mean": np.mean(values), "std": np.std(values, ddof=1), "n": 3}
-    )
-    assert "Several seeds" in (tmp_path / "out" / "comparison.md").read_text()
+    [pooled] = comparison.seeds
+    assert (pooled.systems, pooled.seeds) == (["seed 1", "seed 2", "seed 3"], [1, 2, 3])
+    values = [system.metrics["cider"] for system in comparison.systems[:3]]
+    assert pooled.metrics["cider"] == pytest.approx({"mean": np.mean(values), "std": np.std(values, ddof=1), "n": 3})
+    write_comparison(tmp_path / "comparison.md", comparison)
+    assert "Several seeds" in (tmp_path / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -130,10 +135,10 @@ def test_two_systems_of_one_name_raises(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_metrics_raises(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no metrics\.json"):
+    with pytest.raises(ValueError, match=r"has no metrics\.json"):
         compare([tmp_path], tmp_path / "out")
     (evaluation(tmp_path / "old", "old") / "scores.csv").unlink()
-    with pytest.raises(ValueError, match=r"holds no scores\.csv"):
+    with pytest.raises(ValueError, match=r"has no scores\.csv"):
         compare([tmp_path / "old"], tmp_path / "out")
 
 
@@ -148,8 +153,11 @@ def test_scores_are_read_as_they_were_written_and_groups_only_as_numbers(tmp_pat
 
 
 def test_tables_align_and_escape() -> None:
-    systems = [{"name": "a|b", "metrics": METRICS, "findings": {"modality": 0.876}}, {"name": "c", "metrics": METRICS}]
+    systems = [
+        SystemScores(name="a|b", n=N, metrics=METRICS, intervals=INTERVALS, findings={"modality": 0.876}),
+        SystemScores(name="c", n=N, metrics=METRICS, intervals=INTERVALS),
+    ]
     lines = text_table(systems).splitlines()
     assert len({len(line) for line in lines if line.strip()}) == 1
     assert "88%" in lines[2]
-    assert "a\\|b" in intervals_table([{**system, "intervals": INTERVALS} for system in systems])
+    assert "a\\|b" in intervals_table(systems)

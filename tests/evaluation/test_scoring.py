@@ -1,10 +1,10 @@
-"""A split scored: by parts, with its pictures shuffled, and beside the captions of its nearest neighbours."""
+"""Scores of a split by parts, with shuffled images, and of the captions of nearest training images."""
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
-from PIL import Image as Pictures
+from PIL import Image as PilImage
 
 from medcap.data.selection import FEATURES
 from medcap.evaluation.nearest import image_features, nearest_captions
@@ -23,9 +23,9 @@ CUIS = [["C0040405"], ["C1306645"], [], []]  # CT, X-ray, and two that only word
 
 
 def split_of(captions, cuis, groups=None, colours=None):
-    pictures = [Pictures.new("RGB", (8, 8), colour) for colour in colours or ["black"] * len(captions)]
+    images = [PilImage.new("RGB", (8, 8), colour) for colour in colours or ["black"] * len(captions)]
     columns = {
-        "image_id": [f"i{number}" for number in range(len(captions))], "image": pictures, "caption": captions,
+        "image_id": [f"i{number}" for number in range(len(captions))], "image": images, "caption": captions,
         "cuis": cuis, "manual_cuis": cuis, "group": groups or [None] * len(captions),
         "license": [None] * len(captions),
     }  # fmt: skip
@@ -37,35 +37,35 @@ def scores_of(predictions, references):
     return score_captions(predictions, [[text] for text in references], tokenized=True, metrics=metrics)
 
 
-def test_modality_is_that_of_the_concepts_else_of_the_words():
+def test_modality_comes_from_concepts_else_from_the_caption():
     assert split_of(CAPTIONS, CUIS).modalities == ["CT", "X-ray", "CT", "MRI"]
     assert split_of(["a hand"], [[]]).modalities == ["unknown"]
 
 
-def test_parts_are_scored_alone_and_make_up_the_whole():
+def test_parts_are_scored_separately_and_add_up():
     split = split_of(CAPTIONS, CUIS)
     whole = scores_of([*CAPTIONS[:3], "nothing"], CAPTIONS)
     parts = breakdown(split, whole.statistics)
-    by_modality = {part["value"]: part for part in parts["modality"]}
-    assert {name: part["n"] for name, part in by_modality.items()} == {"CT": 2, "X-ray": 1, "MRI": 1}
-    assert by_modality["MRI"]["metrics"]["rouge_l"] == 0
-    assert by_modality["CT"]["metrics"]["rouge_l"] == 1
-    mean = sum(part["n"] * part["metrics"]["cider"] for part in parts["modality"]) / 4
+    by_modality = {part.value: part for part in parts["modality"]}
+    assert {name: part.n for name, part in by_modality.items()} == {"CT": 2, "X-ray": 1, "MRI": 1}
+    assert by_modality["MRI"].metrics["rouge_l"] == 0
+    assert by_modality["CT"].metrics["rouge_l"] == 1
+    mean = sum(part.n * part.metrics["cider"] for part in parts["modality"]) / 4
     assert mean == pytest.approx(whole.metrics["cider"])
-    assert [(part["value"], part["n"]) for part in parts["length"]] == [("1 to 10 words", 2), ("11 to 20 words", 2)]
+    assert [(part.value, part.n) for part in parts["length"]] == [("1 to 10 words", 2), ("11 to 20 words", 2)]
 
 
-def test_a_model_that_says_the_same_of_every_picture_does_not_look():
+def test_a_constant_caption_does_not_depend_on_the_image():
     references = [f"word{number} thing{number % 7} of the left side" for number in range(40)]
     constant = scores_of(["thing of the left side"] * 40, references)
-    assert not image_dependence(constant, constant, [None] * 40)["looks"]
+    assert not image_dependence(constant, constant, [None] * 40)[1]
     right, wrong = scores_of(references, references), scores_of(references[1:] + references[:1], references)
-    found = image_dependence(right, wrong, [None] * 40)
-    assert found["looks"]
-    assert found["test"]["cider"]["difference"] == pytest.approx(right.metrics["cider"] - wrong.metrics["cider"])
+    test, depends_on_image = image_dependence(right, wrong, [None] * 40)
+    assert depends_on_image
+    assert test["cider"]["difference"] == pytest.approx(right.metrics["cider"] - wrong.metrics["cider"])
 
 
-def test_shuffled_images_leave_every_reference_and_no_picture_in_its_row():
+def test_shuffled_images_keep_references_and_move_every_image():
     colours = ["red", "green", "blue", "white"]
     split = split_of(CAPTIONS, CUIS, colours=colours)
     other = split.with_shuffled_images()
@@ -85,7 +85,7 @@ def test_captioning_shuffled_images_is_shuffling_the_captions(phantoms, tiny_bas
     assert caption_dataset(captioner, split.with_shuffled_images().rows)[0] == shuffled(made)
 
 
-def test_the_nearest_training_image_is_the_one_that_looks_alike(tiny_base):
+def test_the_nearest_training_image_is_the_most_similar(tiny_base):
     colours = ["black", "red", "white", "blue"]
     training = split_of(["dark", "red", "bright", "blue"], [[]] * 4, colours=colours).rows
     test = split_of(["a", "b", "c"], [[]] * 3, colours=["#0000f0", "#060606", "#f8f8f8"]).rows
@@ -93,7 +93,7 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike(tiny_base):
     assert (captions, of) == (["blue", "dark", "bright"], 4)
 
 
-def test_of_the_training_images_at_most_so_many_take_part(tiny_base):
+def test_the_number_of_training_images_is_limited(tiny_base):
     training = split_of([f"c{number}" for number in range(9)], [[]] * 9).rows
     captions, of = nearest_captions(load_captioner(str(tiny_base)), training, training, most=1)
     assert of == 1
@@ -109,7 +109,7 @@ def test_features_are_those_of_the_base_under_an_adapter(trained_run, tiny_base,
     assert torch.allclose(ours.norm(dim=1), torch.ones(len(rows)))
 
 
-def test_a_training_split_without_images_gives_no_neighbour_and_says_so(phantoms, tmp_path, caplog):
+def test_a_training_split_without_images_has_no_neighbour_and_warns(phantoms, tmp_path, caplog):
     for file in phantoms.iterdir():
         if file.name != "train_images.zip":
             (tmp_path / file.name).symlink_to(file)
@@ -123,11 +123,11 @@ def test_evaluating_on_train_has_no_neighbour_in_itself(phantoms):
     assert load_split(str(phantoms), "train").training is None
 
 
-def test_unreadable_training_images_take_no_part(tiny_base):
+def test_unreadable_training_images_are_skipped(tiny_base):
     training = split_of(["dark", "broken"], [[]] * 2).rows
     undecoded = training.cast_column("image", Image(decode=False))
     rows = [dict(row) for row in undecoded]
-    rows[1]["image"] = {"bytes": b"no picture", "path": None}
+    rows[1]["image"] = {"bytes": b"no image", "path": None}
     broken = Dataset.from_list(rows, features=FEATURES)
     captions, of = nearest_captions(load_captioner(str(tiny_base)), training, broken)
     assert (captions, of) == (["dark", "dark"], 1)
@@ -139,7 +139,7 @@ def test_groups_widen_the_intervals_of_parts():
     predictions = [text if hit else "x" for text, hit in zip(references, right, strict=True)]
     statistics = scores_of(predictions, references).statistics
     alone, together = (
-        breakdown(split_of(references, [[]] * 60, groups), statistics)["modality"][0]["intervals"]["rouge_l"]
+        breakdown(split_of(references, [[]] * 60, groups), statistics)["modality"][0].intervals["rouge_l"]
         for groups in (None, [str(number // 6) for number in range(60)])
     )
     assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])

@@ -17,6 +17,7 @@ import torch
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import DIGEST_BYTES, image_digest, with_pixel_values
 from medcap.data.rocov2 import load_rocov2
+from medcap.modeling import feature_cache
 from medcap.modeling.blip import first_token_id, load_blip
 from medcap.modeling.feature_cache import (
     FeatureCache,

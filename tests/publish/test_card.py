@@ -204,7 +204,7 @@ def test_differences_are_stated_for_this_adapter():
             "low": -1.0,
             "high": 1.0,
             "significant": significant,
-        }  # fmt: skip
+        }
         for first, second, difference, significant in pairs
         for metric in METRICS
     ]

@@ -1,41 +1,46 @@
 """The page of an evaluation: what it shows, and that no caption can break out of it.
 
-pytest tests/evaluation/test_page.py
+pytest tests/reporting/test_evaluation_page.py
 """
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
 from PIL import Image
 
 from medcap.data.selection import FEATURES
+from medcap.evaluation.evaluate import Evaluation
+from medcap.evaluation.result import EvaluationResult, ImageDependence, PartScores, SystemScores
+from medcap.evaluation.verdict import verdict
 from medcap.metrics.clinical.accuracy import score_facts
+from medcap.metrics.clinical.concept_f1 import ConceptScores
+from medcap.metrics.diversity import describe_captions
+from medcap.metrics.signature import Signature
 from medcap.metrics.statistics import METRICS
-from medcap.reporting.evaluation_page import marked, verdict, write_page
+from medcap.reporting.evaluation_page import marked, write_page
 
 HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \"'&\u2028 {{ 7 * 7 }} {% raw %}"
 
 
-def row(score, width=0.05):
-    return {
-        "n": 3,
-        "metrics": dict.fromkeys(METRICS, score),
-        "intervals": {name: [score - width, score + width] for name in METRICS},
-    }
+def scores_of(name, score=0.2, kind=SystemScores, width=0.05, **fields):
+    intervals = dict.fromkeys(METRICS, (score - width, score + width))
+    return kind(name=name, n=3, metrics=dict.fromkeys(METRICS, score), intervals=intervals, **fields)
 
 
 def result(score=0.5, captions=("a",), references=("a",), **changes):
-    described = {
-        "distinct": 1, "most_frequent": captions[0], "most_frequent_share": 1.0, "mean_words": 1.0,
-        "length_ratio": 1.0, "brevity_penalty": 1.0, "repeated_share": 0.0, "cut_fraction": 0.0,
+    part = PartScores(
+        value=HOSTILE, n=3, metrics=dict.fromkeys(METRICS, 0.1), intervals=dict.fromkeys(METRICS, (0, 1))
+    )
+    summary = replace(describe_captions(captions), length_ratio=1.0, brevity_penalty=1.0, cut_fraction=0.0)
+    fields = {
+        "model": HOSTILE, "split": "test", "signature": Signature.of(metrics="coco", text="<b>"), "captions": summary,
+        "facts": score_facts(captions, references), "baselines": {"constant": scores_of("constant", caption=HOSTILE)},
+        "breakdown": {"modality": [part], "length": []}, **changes,
     }  # fmt: skip
-    return {
-        "name": HOSTILE, "model": HOSTILE, "split": "test", "signature": HOSTILE, **row(score), "captions": described,
-        "facts": score_facts(captions, references), "baselines": {"constant": {**row(0.2), "caption": HOSTILE}},
-        "breakdown": {"modality": [{"value": HOSTILE, **row(0.1)}], "length": []}, **changes,
-    }  # fmt: skip
+    return scores_of(HOSTILE, score, EvaluationResult, **fields)
 
 
 def page_of(tmp_path, captions, references, per_image=None, **changes):
@@ -45,8 +50,8 @@ def page_of(tmp_path, captions, references, per_image=None, **changes):
         "image": [Image.new("RGB", (9, 9), (number, 0, 0)) for number in range(len(captions))],
     }  # fmt: skip
     scores = per_image or {name: [float(number) for number in range(len(captions))] for name in METRICS}
-    content = result(captions=captions, references=references, **changes)
-    write_page(tmp_path / "report.html", content, Dataset.from_dict(columns, features=FEATURES), captions, scores)
+    evaluation = Evaluation(result(captions=captions, references=references, **changes), list(captions), scores)
+    write_page(tmp_path / "report.html", evaluation, Dataset.from_dict(columns, features=FEATURES))
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -68,7 +73,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     assert "http" not in page_of(tmp_path, ["a"], ["b"])
 
 
-def test_best_and_worst_are_told_by_cider(tmp_path):
+def test_best_and_worst_are_chosen_by_cider(tmp_path):
     n = 30
     scores = {name: [float((7 * number) % n) for number in range(n)] for name in METRICS}
     page = page_of(tmp_path, [f"said {number}" for number in range(n)], ["there"] * n, scores)
@@ -86,38 +91,44 @@ def test_words_that_differ_are_marked():
     assert marked("", "a") == ("", "<ins>a</ins>")
 
 
-VERDICTS = {  # CIDEr, baseline's, mark, words
+VERDICTS = {  # CIDEr, the baseline's, judgement, words
     "above": (0.5, 0.2, "good", "is above the baseline constant"),
     "below": (0.1, 0.4, "bad", "is below the baseline constant"),
     "overlap": (0.25, 0.2, "unsure", "the intervals overlap"),
 }
 
 
-@pytest.mark.parametrize(("mine", "theirs", "mark", "words"), VERDICTS.values(), ids=VERDICTS)
-def test_verdict_against_a_baseline(mine, theirs, mark, words):
-    [(found, line)] = verdict(result(mine, baselines={"constant": row(theirs)}))
-    assert found == mark
-    assert words in line
+@pytest.mark.parametrize(("score", "baseline", "judgement", "words"), VERDICTS.values(), ids=VERDICTS)
+def test_verdict_against_a_baseline(score, baseline, judgement, words):
+    baselines = {"constant": scores_of("constant", baseline)}
+    [statement] = verdict(result(score, baselines=baselines, facts=None))
+    assert statement.judgement == judgement
+    assert words in statement.text
 
 
-def test_verdict_on_a_model_that_does_not_look():
-    wrong = {**row(0.5), "test": {}, "looks": False}
-    assert verdict(result(0.5, baselines={}, wrong_pictures=wrong))[0][1].startswith("The model DOES NOT LOOK")
-    assert verdict(result(0.5, baselines={}, wrong_pictures={**wrong, "looks": True}))[0][0] == "good"
+@pytest.mark.parametrize(
+    ("depends", "judgement", "words"),
+    [(True, "good", "Scores drop when images are shuffled"), (False, "bad", "Scores do not drop when images")],
+)
+def test_verdict_on_image_dependence(depends, judgement, words):
+    shuffled = scores_of("shuffled images", 0.5, ImageDependence, test={}, depends_on_image=depends)
+    [statement] = verdict(result(0.5, baselines={}, facts=None, shuffled_images=shuffled))
+    assert statement.judgement == judgement
+    assert statement.text.startswith(words)
 
 
 def test_verdict_on_a_wrong_side():
     captions, references = ["left lung"] * 4, ["right lung", "left lung", "left lung", "lung"]
-    [(mark, line)] = verdict(result(captions=captions, references=references, baselines={}))
-    assert mark == "bad"
-    assert "33.3% of the 3 captions" in line
+    [statement] = verdict(result(captions=captions, references=references, baselines={}))
+    assert statement.judgement == "bad"
+    assert "33.3% of the 3 captions" in statement.text
 
 
-def test_what_was_not_measured_has_no_place(tmp_path):
+def test_what_was_not_measured_is_not_shown(tmp_path):
     page = page_of(tmp_path, ["a"], ["b"], baselines={}, breakdown={"modality": [], "length": []})
     assert "By modality" not in page
     assert "concepts *" not in page
-    shown = page_of(tmp_path, ["a"], ["b"], concepts={**dict.fromkeys(("precision", "recall", "f1"), 0.5), "said": 1,
-                    "true": 2, "what": "by names"})  # fmt: skip
+    concepts = ConceptScores(0.5, 0.5, 0.5, 1, 2, "by names")
+    shown = page_of(tmp_path, ["a"], ["b"], concepts=concepts)
     assert "concepts *" in shown
     assert "By modality" in shown

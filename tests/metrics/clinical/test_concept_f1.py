@@ -11,10 +11,10 @@ def test_precision_recall_and_f1_are_pooled_over_all_captions():
     names = {"heart": "Cardiomegaly", "cyst": "Cyst", "mass": "Mass"}
     predictions = ["Chest X-ray with cardiomegaly", "CT with a mass"]
     scores = concept_f1(predictions, [[X_RAY, "heart"], [CT, "cyst", "other"]], names)
-    assert (scores["said"], scores["true"]) == (4, 5)  # right are X-ray, heart and CT
-    assert scores["precision"] == pytest.approx(3 / 4)
-    assert scores["recall"] == pytest.approx(3 / 5)
-    assert scores["f1"] == pytest.approx(2 * 3 / 9)
+    assert (scores.predicted, scores.reference) == (4, 5)  # right are X-ray, heart and CT
+    assert scores.precision == pytest.approx(3 / 4)
+    assert scores.recall == pytest.approx(3 / 5)
+    assert scores.f1 == pytest.approx(2 * 3 / 9)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +28,15 @@ def test_precision_recall_and_f1_are_pooled_over_all_captions():
         ("Fracture", "Fracture"),
     ],
 )
-def test_a_caption_may_call_a_concept_by_its_everyday_name(name, synonym):
+def test_synonyms_of_a_concept_are_matched(name, synonym):
     assert synonym in synonyms(name)
-    assert concept_f1([f"seen: {synonym.lower()}"], [["C"]], {"C": name})["recall"] == 1
+    assert concept_f1([f"seen: {synonym.lower()}"], [["C"]], {"C": name}).recall == 1
 
 
-def test_the_longest_name_takes_the_words():
+def test_the_longest_name_is_matched():
     names = {"long": "Pleural effusion", "short": "Effusion"}
     scores = concept_f1(["a pleural effusion", "an effusion"], [["long"], ["short"]], names)
-    assert (scores["said"], scores["precision"], scores["recall"]) == (2, 1, 1)
+    assert (scores.predicted, scores.precision, scores.recall) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -46,26 +46,24 @@ def test_the_longest_name_takes_the_words():
         ("Thrombus", "a thrombus"),
     ],
 )  # fmt: skip
-def test_number_does_not_matter(name, words):
-    assert concept_f1([words], [["C"]], {"C": name})["f1"] == 1
+def test_plural_and_singular_are_matched(name, words):
+    assert concept_f1([words], [["C"]], {"C": name}).f1 == 1
 
 
 @pytest.mark.parametrize(("name", "words"), [("Mass", "massive"), ("Left lung", "left and right lung"), ("Cyst", "")])
-def test_a_name_is_found_only_as_whole_words_in_a_row(name, words):
-    assert concept_f1([words], [["C"]], {"C": name})["said"] == 0
+def test_a_name_matches_only_consecutive_complete_words(name, words):
+    assert concept_f1([words], [["C"]], {"C": name}).predicted == 0
 
 
-def test_a_concept_without_name_can_only_be_missed():
+def test_a_concept_without_a_name_is_always_missed():
     scores = concept_f1(["a mass"], [["C"]], {})
-    assert {key: scores[key] for key in ("precision", "recall", "f1", "said", "true")} == {
-        "precision": 0, "recall": 0, "f1": 0, "said": 0, "true": 1
-    }  # fmt: skip
+    assert (scores.precision, scores.recall, scores.f1, scores.predicted, scores.reference) == (0, 0, 0, 0, 1)
 
 
-def test_two_concepts_of_one_name_are_both_said():
-    assert concept_f1(["a cyst"], [["one"]], {"one": "Cyst", "two": "Cysts"})["said"] == 2
+def test_two_concepts_of_one_name_are_both_counted():
+    assert concept_f1(["a cyst"], [["one"]], {"one": "Cyst", "two": "Cysts"}).predicted == 2
 
 
-def test_captions_and_concepts_must_be_as_many():
+def test_captions_and_concepts_of_different_number_are_an_error():
     with pytest.raises(ValueError, match="zip"):
         concept_f1(["a mass"], [], {})

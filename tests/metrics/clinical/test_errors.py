@@ -1,13 +1,11 @@
-"""What captions get wrong is counted against what could be wrong, and shown in the model's own words.
+"""Factual errors are counted by kind against the captions where they can occur, with examples.
 
-pytest tests/evaluation/test_failures.py
+pytest tests/metrics/clinical/test_errors.py
 """
-
-import json
 
 import pytest
 
-from medcap.metrics.clinical.errors import EXAMPLES, failures
+from medcap.metrics.clinical.errors import EXAMPLES, FailureExample, find_failures
 
 # caption, reference, its CIDEr
 PAIRS = [
@@ -21,7 +19,7 @@ PAIRS = [
 
 def found(pairs=PAIRS):
     captions, references, scores = zip(*pairs, strict=True)
-    return failures(captions, references, scores)
+    return find_failures(captions, references, scores)
 
 
 @pytest.mark.parametrize(
@@ -29,42 +27,42 @@ def found(pairs=PAIRS):
     [("wrong modality", 1, 5), ("wrong side", 1, 2), ("invented finding", 1, 3), ("missed finding", 2, 4),
      ("denied finding", 1, 1)],
 )  # fmt: skip
-def test_each_kind_is_counted_where_it_could_be(kind, count, of):
-    assert (found()[kind]["count"], found()[kind]["of"]) == (count, of)
+def test_each_kind_is_counted_where_it_can_occur(kind, count, of):
+    assert (found()[kind].count, found()[kind].of) == (count, of)
 
 
-def test_examples_say_what_is_wrong_in_them_and_what_the_reference_names():
-    assert found()["wrong side"]["examples"] == [{"caption": PAIRS[0][0], "said": ["left"], "true": ["right"]}]
-    assert found()["missed finding"]["examples"] == [
-        {"caption": PAIRS[2][0], "said": ["none"], "true": ["mass"]},
-        {"caption": PAIRS[1][0], "said": ["cyst"], "true": ["mass"]},
+def test_examples_hold_the_wrong_values_and_those_of_the_reference():
+    assert found()["wrong side"].examples == [FailureExample(PAIRS[0][0], ["left"], ["right"])]
+    assert found()["missed finding"].examples == [
+        FailureExample(PAIRS[2][0], ["none"], ["mass"]),
+        FailureExample(PAIRS[1][0], ["cyst"], ["mass"]),
     ]
 
 
-def test_a_finding_that_is_denied_reads_as_one():
-    assert found()["denied finding"]["examples"][0]["said"] == ["no mass"]
+def test_a_denied_finding_is_shown_with_no():
+    assert found()["denied finding"].examples[0].predicted == ["no mass"]
 
 
-def test_what_is_denied_of_a_silent_reference_is_no_error():
-    assert failures(["CT showing no mass."], ["CT of the chest."], [0.0])["denied finding"]["count"] == 0
+def test_denying_a_finding_that_the_reference_does_not_name_is_no_error():
+    assert find_failures(["CT showing no mass."], ["CT of the chest."], [0.0])["denied finding"].count == 0
 
 
 def test_no_reference_is_quoted():
-    assert "rare view" not in json.dumps(found())
+    assert "rare view" not in repr(found())
 
 
 def test_the_worst_come_first_and_none_twice():
     many = [(f"CT with a cyst {number // 2}.", "CT of nothing.", -number) for number in range(12)]
-    shown = [example["caption"] for example in found(many)["invented finding"]["examples"]]
+    shown = [example.caption for example in found(many)["invented finding"].examples]
     assert shown == [f"CT with a cyst {number}." for number in (5, 4, 3)]
     assert len(shown) == EXAMPLES
-    assert found(many)["invented finding"]["count"] == 12
+    assert found(many)["invented finding"].count == 12
 
 
-def test_what_could_not_be_wrong_is_not_there():
-    assert failures(["A picture."], ["A picture."], [0.0]) == {}
+def test_kinds_that_cannot_occur_are_absent():
+    assert find_failures(["An image."], ["An image."], [0.0]) == {}
 
 
-def test_lists_that_do_not_match_are_an_error():
+def test_lists_of_different_length_raise():
     with pytest.raises(ValueError, match="shorter"):
-        failures(["a", "b"], ["a"], [1.0, 2.0])
+        find_failures(["a", "b"], ["a"], [1.0, 2.0])
