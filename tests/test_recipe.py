@@ -25,8 +25,8 @@ from medcap.recipe import (
 from medcap.recipe.values import key_types
 
 SMALLEST = {"data_dir": "data", "model_name_or_path": "base", "output_dir": "run", "use_cpu": True}
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
-RECIPES = {str(path.relative_to(path.parents[1])): path for path in RECIPES if path.parent.name != "accelerate"}
+FILES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = {str(path.relative_to(path.parents[1])): path for path in FILES if path.parent.name != "accelerate"}
 
 
 @pytest.fixture
