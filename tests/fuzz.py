@@ -7,7 +7,7 @@
 Each input is made from its kind, number and seed alone, and goes through the command line in this process. It must end
 with status 0, 1 or 2, say at most one `medcap: error:`, show no traceback, end in time, write nothing outside its own
 folder, and leave nothing in the folder for temporary files. What is none of the user's business (`KeyError: 'x' (run
-again with --debug for where)`) is a fault too: an error names what is wrong.
+again with --debug for the traceback)`) is a fault too: an error names what is wrong.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def _fault(status: int, said: str, left: list[str]) -> str:
         return "a traceback"
     if (status == 0) != (not errors) or len(errors) > 1:
         return f"status {status} with {len(errors)} errors"
-    if errors and ("--debug for where" in errors[0] or not errors[0].partition("error:")[2].strip()):
+    if errors and ("--debug for the traceback" in errors[0] or not errors[0].partition("error:")[2].strip()):
         return f"an error that says nothing: {errors[0][:300]}"
     if WATCH.outside:
         return f"wrote outside its folder: {WATCH.outside[0]}"

@@ -292,7 +292,7 @@ def make_image(rng: Random, folder: Path, seeds: Seeds) -> Made:
 
 
 def _dicom(rng: Random) -> bytes:
-    from data.test_dicom import dicom
+    from data.dicom_files import dicom
     from pydicom.uid import (
         DeflatedExplicitVRLittleEndian,
         ExplicitVRLittleEndian,

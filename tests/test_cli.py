@@ -36,7 +36,7 @@ WRONG = {
     "no data": (["evaluate", "--model", BASE, "--data", "/nowhere/x", "--out", "o"], 1, "no data at '/nowhere/x'"),
     "no model": (["caption", "x.png", "--model", "runs/none/adapter"], 1, "no model at 'runs/none/adapter'"),
     "a folder without model": (["caption", "x.png", "--model", "/"], 1, "/ holds no model"),
-    "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "holds no metrics.json"),
+    "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "has no metrics.json"),
     "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
     "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
     "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
@@ -74,7 +74,7 @@ def test_version_is_printed(capsys) -> None:
 
 
 def test_debug_shows_the_traceback(capsys) -> None:
-    with pytest.raises(ValueError, match=r"holds no metrics.json"):
+    with pytest.raises(ValueError, match=r"has no metrics.json"):
         main(["compare", "/nowhere/eval", "--out", "o", "--debug"])
 
 
@@ -139,11 +139,11 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
     assert "shuffled" in out
     assert result["n"] == 6
     assert {"constant", "shuffled", "nearest"} == result["baselines"].keys()
-    for row in (result, *result["baselines"].values(), result["wrong_pictures"]):
+    for row in (result, *result["baselines"].values(), result["shuffled_images"]):
         for metric, (low, high) in row["intervals"].items():
             assert low <= high
             assert row["metrics"].keys() >= {metric}
-    assert result["baselines"]["nearest"]["of"] == 12
+    assert result["baselines"]["nearest"]["training_images"] == 12
     assert set(result["findings"]) == {"modality", "side", "level", "finding"}
     assert "decoding:beams-1,max-6,ngram-0" in result["signature"]
     assert "a &lt;q&gt;" in page
@@ -155,7 +155,7 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
     assert (tmp_path / "eval" / "baselines" / "nearest" / "scores.csv").is_file()
 
 
-def test_evaluate_without_restoring_shows_both_surfaces(capsys, tmp_path, tiny_base, phantoms) -> None:
+def test_evaluate_without_detokenization_prints_both_scores(capsys, tmp_path, tiny_base, phantoms) -> None:
     words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
     words += [
         "--num_beams",
@@ -172,8 +172,8 @@ def test_evaluate_without_restoring_shows_both_surfaces(capsys, tmp_path, tiny_b
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]
     assert status == 0
-    assert "restored" in out
-    assert "|surface:decoded|" in result["signature"]
+    assert "detokenized" in out
+    assert "|text:decoded|" in result["signature"]
     captions = [line.partition(",")[2] for line in lines]
     assert captions == [caption.lower() for caption in captions]
     assert result["baselines"].keys() == {"constant", "shuffled"}

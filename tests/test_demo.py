@@ -65,7 +65,7 @@ def test_the_page_says_what_medcap_says_of_a_picture(gradio, tiny_base, tmp_path
     captioner = load_captioner(str(tiny_base), generation={"num_beams": 1, "max_new_tokens": 6})
     assert [caption] == captioner.caption([Image.open(tmp_path / "grey.png")])
     assert (picture.mode, picture.size) == ("RGB", (40, 30))
-    assert gradio.clicked(None) == (None, "Choose a picture first.")
+    assert gradio.clicked(None) == (None, "Choose an image file first.")
 
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):

@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_gone_on_with_is_not_run(name, marker, trained_run,
 
 
 NONE = {
-    "trainer_state.json": ('{"x": 1}', 2, "is not whole (trainer_state.json cannot be understood)"),
+    "trainer_state.json": ('{"x": 1}', 2, "is damaged (trainer_state.json cannot be parsed)"),
     "optimizer.pt": ("PK", 1, "cannot be used: "),
 }
 

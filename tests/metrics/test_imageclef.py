@@ -97,14 +97,14 @@ IDS = ["i1", "i2", "i3"]
 SUBMISSIONS = {
     "valid": ('ID,Caption\ni3,c\ni1,a\ni2,"b, with a comma"\n', []),
     "CRLF": ("ID,Caption\r\ni1,a\r\ni2,b\r\ni3,c\r\n", []),
-    "no header": ("i1,a\n", ["the header is i1,a, and must be ID,Caption"]),
-    "nothing": ("", ["the header is missing, and must be ID,Caption"]),
+    "no header": ("i1,a\n", ["the header is i1,a, but must be ID,Caption"]),
+    "nothing": ("", ["the header is missing, but must be ID,Caption"]),
     "missing": ("ID,Caption\ni2,b\n", ["2 ids are missing, the first: i1"]),
-    "unknown": ("ID,Caption\ni1,a\ni2,b\ni3,c\nx,d\n", ["1 ids are of no image of the split, the first: x"]),
-    "twice": ("ID,Caption\ni1,a\ni2,b\ni3,c\ni2,d\n", ["1 ids stand there more than once, the first: i2"]),
+    "unknown": ("ID,Caption\ni1,a\ni2,b\ni3,c\nx,d\n", ["1 ids are not in the split, the first: x"]),
+    "twice": ("ID,Caption\ni1,a\ni2,b\ni3,c\ni2,d\n", ["1 ids occur more than once, the first: i2"]),
     "blank": ("ID,Caption\ni1,a\ni2, \ni3,c\n", ["1 captions are blank, the first: i2"]),
     "comma": ("ID,Caption\ni1,a\ni2,b, not quoted\n", ["1 lines do not have two cells, the first: i2,b, not quoted"]),
-    "quote": ('ID,Caption\ni1,"a\n', ["not a sound CSV: unexpected end of data"]),
+    "quote": ('ID,Caption\ni1,"a\n', ["not a valid CSV: unexpected end of data"]),
 }
 
 

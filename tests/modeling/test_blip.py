@@ -120,7 +120,7 @@ def test_weights_that_a_base_lacks_are_named_and_others_are_not(tiny_base, tmp_p
     save_file({name: weight for name, weight in weights.items() if name not in lost}, base / "model.safetensors")
     load_blip(str(base))
     (said,) = [record.getMessage() for record in caplog.records if record.name == "medcap.modeling.blip"]
-    assert f"{base} lacks 2 of its weights, {min(lost)} first: they are random" in said
+    assert f"{base} lacks 2 weights (first: {min(lost)}); they are initialized at random" in said
 
 
 def test_blip_has_no_other_attention_than_eager(tiny_base):

@@ -272,13 +272,13 @@ def test_weights_of_the_decoder_do_not_change_the_key(blip):
     assert feature_key(*blip, torch.float32) == before
 
 
-def test_a_tower_that_learns_has_no_cache(blip, caplog, tmp_path):
+def test_a_trained_vision_encoder_has_no_cache(blip, caplog, tmp_path):
     adapted = add_lora(blip[0], targets="text-and-vision-attention", r=4, alpha=8, dropout=0.0)
     assert open_cache("auto", adapted.get_base_model(), blip[1], torch.float32, 9) is None
     assert caplog.messages == [
         "no feature cache: lora_target_modules includes the vision encoder, whose features change in training"
     ]
-    with pytest.raises(ValueError, match=r"feature_cache: .* cannot be used: lora_target_modules reaches the vision"):
+    with pytest.raises(ValueError, match=r"feature_cache: .* cannot be used: lora_target_modules includes the vision"):
         open_cache(str(tmp_path), adapted.get_base_model(), blip[1], torch.float32, 9)
     adapted.requires_grad_(False)
     assert caching_obstacle(adapted.get_base_model()) == "the adapter changes the vision encoder"

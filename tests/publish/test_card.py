@@ -211,7 +211,7 @@ def test_differences_are_stated_for_this_adapter():
     results = section(render_card(card_data(comparison={"systems": systems, "tests": tests})), "Results")
     assert [line for line in results.splitlines() if line.startswith("- ")] == [
         "- 6 epochs against a_b: above in all metrics",
-        "- 6 epochs against c: no real difference in all metrics",
+        "- 6 epochs against c: no significant difference in all metrics",
     ]
     assert "not tested" not in results
     assert "The differences in this table were not tested" in section(render_card(card_data()), "Results")

@@ -124,5 +124,5 @@ def test_other_formats_need_a_folder(kind, trained_run, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(trained_run.folder), kind, "--repo-id", "someone/captions"])
     assert ended.value.code == 2
-    wanted = "medcap: error: --merge, --onnx and --space make a folder: give --to DIR, not --repo-id\n"
+    wanted = "medcap: error: --merge, --onnx and --space write a folder: use --to DIR, not --repo-id\n"
     assert capsys.readouterr().err == wanted
