@@ -239,7 +239,7 @@ def caption_dataset(
                 if size == 1:
                     raise
                 size //= 2
-                tqdm.write(f"{2 * size} images at a time do not fit into memory; going on with {size}", sys.stderr)
+                tqdm.write(f"{2 * size} images at a time do not fit into memory; continuing with {size}", sys.stderr)
                 torch.cuda.empty_cache()
     if captioner.cache is not None:
         captioner.cache.flush()

@@ -1,11 +1,11 @@
-"""Make the tiny base: a BLIP that describes phantoms in everyday words, and has read radiology without pictures.
+"""Train the tiny base: a BLIP that describes phantoms in everyday words and knows radiology sentences without images.
 
     python scripts/make_tiny_base.py --out medcap/phantom/tiny_base
 
-It is what quickstart fine-tunes. Its pictures are phantoms drawn afresh for every example, with captions like
-"a small bright blob at the top left of a striped picture"; in a quarter of the examples it reads a radiology sentence
-with a black picture, so that its language model knows the words and nothing ties them to what is seen.
-An hour on two cores that had other work too; progress on stderr, the share of facts said right on stdout.
+quickstart fine-tunes it. Every training example is a new phantom with a caption like "a small bright blob at the top
+left of a striped picture". A quarter of the examples are radiology sentences with a black image, so that the language
+model knows the words without any relation to image content. Takes an hour on two busy cores. Progress is on stderr,
+the fraction of correctly stated facts on stdout.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ THING = {
 }
 SIZE = {"small": ("small", "little"), "large": ("large", "big")}
 LEVEL = {"upper": "top", "middle": "middle", "lower": "bottom"}
-AS_SEEN = {"right": "left", "left": "right"}  # the viewer's side: the patient's right is on the left of the picture
+AS_SEEN = {"right": "left", "left": "right"}  # the viewer's side: the patient's right is on the left of the image
 
 
 def everyday_caption(phantom: Phantom, rng: np.random.Generator) -> str:
@@ -64,7 +64,7 @@ def everyday_caption(phantom: Phantom, rng: np.random.Generator) -> str:
     )[rng.integers(3)]
 
 
-class Pictures(IterableDataset):
+class Images(IterableDataset):
     """Endless (pixels uint8 (96, 96), everyday caption, radiology sentence, phantom), the same for the same seed."""
 
     def __init__(self, seed: int) -> None:
@@ -112,7 +112,7 @@ def tiny_blip(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
     }  # fmt: skip
     vision = {
         **shape, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "projection_dim": 64,
-        "initializer_range": 0.02,  # the default, 1e-10, makes a tower that sees nothing
+        "initializer_range": 0.02,  # the default, 1e-10, makes a vision encoder with constant output
     }  # fmt: skip
     model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=64))
     with torch.no_grad():
@@ -133,7 +133,7 @@ def _sine_positions(side: int) -> torch.Tensor:
 def caption_loss(
     model: BlipForConditionalGeneration, tokenizer: BertTokenizer, pixels: torch.Tensor, captions: list[str]
 ) -> torch.Tensor:
-    """Mean cross-entropy of the next token, from [DEC] to [SEP]; one picture for all captions, or one each."""
+    """Return the mean cross-entropy of the next token, [DEC] to [SEP]; one image for all captions, or one each."""
     text = tokenizer(captions, padding=True, return_tensors="pt")
     text.input_ids[:, 0] = model.config.text_config.bos_token_id
     labels = text.input_ids.masked_fill(text.attention_mask == 0, -100)
@@ -143,10 +143,12 @@ def caption_loss(
 
 
 @torch.no_grad()
-def facts_said(model: BlipForConditionalGeneration, processor: BlipProcessor, pictures: int = 512) -> dict[str, float]:
-    """Share of pictures whose everyday words name each fact, on pictures that were not trained on."""
+def fact_accuracy(
+    model: BlipForConditionalGeneration, processor: BlipProcessor, images: int = 512
+) -> dict[str, float]:
+    """Return the fraction of new images whose caption states each fact correctly in everyday words."""
     model.eval()
-    batch = [row for row, _ in zip(Pictures(seed=10**6), range(pictures), strict=False) if row[3].finding]
+    batch = [row for row, _ in zip(Images(seed=10**6), range(images), strict=False) if row[3].finding]
     ids = model.generate(pixel_values=normalised(np.stack([row[0] for row in batch]), processor), max_new_tokens=24)
     said = processor.batch_decode(ids, skip_special_tokens=True)
     model.train()
@@ -172,12 +174,12 @@ def normalised(pixels: np.ndarray, processor: BlipProcessor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Train and save, with the facts said after every 20,000 pictures."""
+    """Train and save, with the accuracy of facts after every 20,000 images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--pictures", type=int, default=220_000, help="pictures drawn in all")
+    parser.add_argument("--images", type=int, default=220_000, help="number of images")
     parser.add_argument(
-        "--batch", type=int, default=32, help="pictures a step; a third as many sentences without a picture"
+        "--batch", type=int, default=32, help="images per step; a third as many sentences without an image"
     )
     parser.add_argument("--learning_rate", type=float, default=1.2e-3, help="peak of a one-cycle cosine")
     args = parser.parse_args()
@@ -188,10 +190,10 @@ def main() -> None:
     image_processor = BlipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     processor = BlipProcessor(image_processor, tokenizer)
     black = normalised(np.zeros((1, IMAGE_SIZE, IMAGE_SIZE), np.uint8), processor)
-    steps = args.pictures // args.batch
+    steps = args.images // args.batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.05)
-    loader = DataLoader(Pictures(seed=1), batch_size=args.batch, num_workers=1, prefetch_factor=8, collate_fn=list)
+    loader = DataLoader(Images(seed=1), batch_size=args.batch, num_workers=1, prefetch_factor=8, collate_fn=list)
     for step, rows in zip(tqdm(range(steps), unit="step"), loader, strict=False):
         pixels = normalised(np.stack([row[0] for row in rows]), processor)
         loss = caption_loss(model, tokenizer, pixels, [row[1] for row in rows])
@@ -201,7 +203,7 @@ def main() -> None:
         optimizer.zero_grad()
         schedule.step()
         if (step + 1) % (20_000 // args.batch) == 0 or step + 1 == steps:
-            print((step + 1) * args.batch, f"loss {loss.item():.3f}", facts_said(model, processor), flush=True)
+            print((step + 1) * args.batch, f"loss {loss.item():.3f}", fact_accuracy(model, processor), flush=True)
             model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {args.out}")

@@ -44,7 +44,7 @@ def _tells_twice(words):
 
 
 def _says_nothing(words):
-    print("medcap: error: KeyError: 'x' (run again with --debug for where)")
+    print("medcap: error: KeyError: 'x' (run again with --debug for the traceback)")
     raise SystemExit(1)
 
 

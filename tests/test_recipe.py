@@ -79,7 +79,7 @@ TYPOS = {
     "capitals": ("Lora_Dropout", "lora_dropout"),
     "hyphens": ("max-new-tokens", "max_new_tokens"),
     "another framework's": ("num_epochs", "num_train_epochs"),
-    "negated": ("no_load_best_model_at_ende", "load_best_model_at_end"),
+    "negated": ("no_load_best_model_at_ends", "load_best_model_at_end"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What UMLS concepts and words say about a picture: its modality, and the region of the body."""
+"""Modality and body region of an image, from its UMLS concepts and from the words of its caption."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ EXTENSIONS = (".dcm", ".dicom", ".ima")
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as PS3.10 section 7.1 says, whatever its name; a DICOMDIR is an index and no picture."""
+    """Whether a file begins as PS3.10 section 7.1 says, whatever its name; a DICOMDIR is an index, not an image."""
     if os.path.basename(path).upper() == "DICOMDIR":
         return False
     with open(path, "rb") as file:
@@ -45,13 +45,13 @@ class DicomImageFile(ImageFile.ImageFile):
     """One frame of a DICOM file as 8-bit "L" or "RGB"; the middle one, and after `seek(n)` the n-th (from 0).
 
     Grey values go through, in the order of PS3.4 N.2: modality LUT or rescale (PS3.3 C.11.1); VOI LUT, or the first
-    window (C.11.2; LINEAR, LINEAR_EXACT or SIGMOID), or where there is neither, least to greatest value with the
-    padding (C.7.5.1.1.2) left out; inversion for MONOCHROME1 or a presentation LUT shape INVERSE (C.11.6). The
+    window (C.11.2; LINEAR, LINEAR_EXACT or SIGMOID), or where there is neither, minimum to maximum without the
+    padding (C.7.5.1.1.2); inversion for MONOCHROME1 or a presentation LUT shape INVERSE (C.11.6). The
     functional groups of enhanced multi-frame objects (C.7.6.16) count for their frame. PALETTE COLOR and YBR become
     RGB; colours of more than 8 bits are scaled. Overlays are not drawn, and pixels that are not square stay as stored.
 
-    Raises ValueError, one line, for a file without a picture, a compression that no installed package reads, a frame
-    that is not there, pixel data that are cut short, and more pixels than `Image.MAX_IMAGE_PIXELS`.
+    Raises ValueError, one line, for a file without an image, a compression that no installed package reads, a missing
+    frame, pixel data that are cut short, and more pixels than `Image.MAX_IMAGE_PIXELS`.
     """
 
     format = "DICOM"
@@ -128,11 +128,11 @@ def _read(file: Any) -> Dataset:
 
 
 def _check(dataset: Dataset) -> None:
-    """Raise ValueError for what holds no picture, or one that is too large or cannot be decompressed."""
+    """Raise ValueError for a file without an image, or with one that is too large or cannot be decompressed."""
     kinds = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     if not any(kind in dataset for kind in kinds) or not dataset.get("Rows") or not dataset.get("Columns"):
         what = dataset.get("SOPClassUID")
-        raise ValueError(f"a DICOM file without a picture ({_known(what) if what else 'of no stated class'})")
+        raise ValueError(f"a DICOM file without an image ({_known(what) if what else 'of no stated class'})")
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     if rows * columns > (Image.MAX_IMAGE_PIXELS or np.inf):
         raise ValueError(f"{columns} x {rows} pixels are more than the {Image.MAX_IMAGE_PIXELS} allowed")
@@ -301,7 +301,7 @@ def _has_window(settings: Dataset) -> bool:
 
 
 def _padding(pixels: NDArray[Any], settings: Dataset) -> NDArray[np.bool_]:
-    """Return (H, W) where the picture is only filled up, by the stored values."""
+    """Return a mask (H, W) of the padding, by the stored values."""
     first = settings.get("PixelPaddingValue")
     if first is None:
         return np.zeros(pixels.shape, bool)
@@ -310,7 +310,7 @@ def _padding(pixels: NDArray[Any], settings: Dataset) -> NDArray[np.bool_]:
 
 
 def _full_range(values: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the values with the least and the greatest of those `counted` as 0 and 1; a flat picture is 0."""
+    """Scale the values so that the minimum and maximum of those `counted` become 0 and 1; a flat image is 0."""
     if not counted.any():
         return np.zeros(values.shape)
     low, high = values[counted].min(), values[counted].max()

@@ -1,4 +1,4 @@
-"""What a DICOM file unpacks to, checked before it is unpacked: a small file may claim a huge picture."""
+"""Check the uncompressed size of a DICOM file before decompressing it: a small file may claim a huge image."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_stream(stream: bytes, rows: int, columns: int) -> None:
     for height, width, colours in sizes:
         if height > rows or width > columns or colours > 4:
             raise ValueError(
-                f"its picture is compressed as {width} x {height} pixels of {colours} colours, and said to be "
+                f"its image is compressed as {width} x {height} pixels of {colours} colours, but its tags state "
                 f"{columns} x {rows}"
             )
 
@@ -91,7 +91,7 @@ def _jpeg_2000_sizes(stream: bytes) -> Iterator[tuple[int, int, int]]:
         return
     for found in re.finditer(_SIZ, stream):
         if found.start() and not stream.startswith(_JP2):
-            return  # bytes of the picture
+            return  # image data
         yield _siz(stream, found.start())
 
 

@@ -93,7 +93,7 @@ def load_image(entry: Image.Image | Mapping[str, Any] | bytes | str | os.PathLik
 def read_image(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
     """Return the RGB image in a file, or in a zip that is left packed: `zip://member::/path/archive.zip`.
 
-    The URL is the one that `datasets` and fsspec write. They open the archive and read its table of contents anew for
+    The URL is the one that `datasets` and fsspec write. They open the archive and read its table of contents for
     every image; here a process opens it once. The content decides the format, not the name: PNG bytes in a .jpg are
     read. `frame` (from 0) chooses one of several; None: the middle one of a DICOM file (see
     `medcap.data.dicom.DicomImageFile` for what is done to its values), and the first of any other.
@@ -115,8 +115,8 @@ def decode_image(data: bytes, name: str = "bytes") -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return any PIL image as 8-bit RGB, upright, on white; the first frame where there are several.
 
-    In this order: the EXIF orientation is applied (captions say left and right; nothing else ever turns or flips a
-    picture). Grey of more than 8 bits (I;16, I, F) is rescaled, where `convert("RGB")` would clip 40000 to 255.
+    In this order: the EXIF orientation is applied (captions say left and right; nothing else turns or flips an
+    image). Grey of more than 8 bits (I;16, I, F) is rescaled, where `convert("RGB")` would clip 40000 to 255.
     Transparency is laid on white, because the images are figures and white is the page on which those who described
     them saw them; what lies hidden under transparent pixels does not show. Raises ValueError as `read_image`.
     """
@@ -182,7 +182,7 @@ def _read_bytes(path: str) -> bytes:
 def _zip_of_process(archive: str, pid: int, changed: int) -> zipfile.ZipFile:
     """Return the archive as opened by process `pid`: forked workers that share a handle move each other's position.
 
-    `changed` is its time of change: an archive that is replaced is opened anew.
+    `changed` is its time of change: an archive that was replaced is opened again.
     """
     return zipfile.ZipFile(archive)
 

@@ -26,9 +26,9 @@ class DataLayout:
 
     - `data_format`: "auto" (as found), "rocov2", "imagefolder", "csv" or "hub".
     - `image_column`, `caption_column`: where paths and captions stand; "file_name" (hub: "image") and "caption" when
-      None. `group_column`: who or what is pictured (patient, study); no group is in two of the splits made here.
-    - `valid_fraction`, `test_fraction`: shares of the groups, 0 to 1 and below 1 in sum, by a hash of `split_seed` and
-      group: a row keeps its split when others come or go.
+      None. `group_column`: the patient or study; no group is in two of the splits created here.
+    - `valid_fraction`, `test_fraction`: fractions of the groups, 0 to 1 and below 1 in sum, by a hash of `split_seed`
+      and group: a row keeps its split when others are added or removed.
 
     ROCOv2's layout has columns and splits of its own: there all but `data_format` goes unused. Raises ValueError for
     a value outside its range.
@@ -103,7 +103,7 @@ def _by(layout: DataLayout, groups: Sequence[str | None]) -> str:
 
 
 def _split(group: str, shares: Mapping[str, float], seed: int) -> str:
-    """Return the split in whose share of its range the 64-bit hash of seed and group lies; train has the rest.
+    """Return the split by the 64-bit hash of seed and group: valid and test take their fractions, train the rest.
 
     "split" stands before them, or train would be just the rows that a small train_fraction leaves out.
     """

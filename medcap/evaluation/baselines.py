@@ -1,7 +1,7 @@
 """Captions that need no training, to read a model's scores against: the best constant, and another image's caption.
 
-A captioner that looks at the image must beat both. The constant is the score of knowing the data set but not the
-image; the shuffled references are the score of human captions that belong to other images.
+A captioner whose output depends on the image must score above both. The constant uses the data set but not the image;
+the shuffled references are human captions of other images.
 """
 
 import random
@@ -29,7 +29,7 @@ def constant_caption(captions: Sequence[str], candidates: int = 20) -> str:
     `candidates` captions of different tokens; those are scored exactly: idf and mean over all `captions`, no sample.
     The winner is one of `captions` as it stands. Of equals the first by text wins.
     Time and memory are linear in the words: 60,000 captions of 25 words take about ten seconds and 1 GB.
-    ValueError for a text in the place of a list, captions without any word, fewer than one candidate.
+    ValueError for a text instead of a list, captions without any word, fewer than one candidate.
     """
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, got {candidates}")
@@ -69,7 +69,7 @@ class _Order:
     caption: NDArray[np.int64]  # (entries,) ascending
     gram: NDArray[np.int64]  # (entries,) 0 .. n-grams - 1
     weight: NDArray[np.float64]  # (entries,) term frequency times idf
-    norm: NDArray[np.float64]  # (captions,) length of each vector; 1 in the place of 0, for its weights are all 0
+    norm: NDArray[np.float64]  # (captions,) length of each vector; 1 instead of 0, where all weights are 0
 
 
 def _distinct(captions: Sequence[str], texts: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The nearest neighbour: the caption of the training image that looks most alike to the frozen vision tower."""
+"""The nearest-neighbour baseline: the caption of the most similar training image, by vision encoder features."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def nearest_captions(
 
 @torch.inference_mode()
 def image_features(captioner: Captioner, rows: Dataset, batch_size: int, title: str) -> torch.Tensor:
-    """Return (n, width) float32 of length 1: the mean over patches of what the base's vision tower says.
+    """Return (n, width) float32 of length 1: the mean over patches of the base's vision encoder output.
 
-    The base's also where an adapter changes the tower, so that all systems on one base have one baseline.
+    The base's also where an adapter changes the vision encoder, so that systems on one base share one baseline.
     """
     model, parts = captioner.model, []
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()

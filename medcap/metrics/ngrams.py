@@ -146,7 +146,7 @@ def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence of two lists of words.
 
     One row of the table at a time, a bit per word of `first`, 0 where the length grows (Hyyro 2004, Bit-parallel LCS
-    length computation revisited; after Allison & Dix 1986): additions of long whole numbers in the place of a loop.
+    length computation revisited; after Allison & Dix 1986): additions of long integers instead of a loop.
     """
     places: dict[str, int] = {}
     for place, word in enumerate(first):

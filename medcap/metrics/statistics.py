@@ -133,7 +133,7 @@ def paired_test(
     """Compare two systems on the same images; returns difference, p, low and high of each metric.
 
     `difference` is the first's corpus score minus the second's. In a trial every image swaps its two captions with
-    probability 1/2 (`groups`, as for `bootstrap`, swap as one); `p` is the share of trials whose difference is as
+    probability 1/2 (`groups`, as for `bootstrap`, swap as one); `p` is the fraction of trials whose difference is as
     large in either direction, the data themselves counted as one: (hits + 1) / (trials + 1), never 0.
     `low` to `high` is the difference's 95 % bootstrap interval, from 1,000 resamples of the images.
     ValueError for systems of other numbers of images, or of which one alone has METEOR.

@@ -85,14 +85,14 @@ def matching_layers(model: nn.Module, pattern: str) -> list[str]:
 
 
 def trainable_summary(model: PeftModel) -> str:
-    """One line: how many of how many weights learn, in how many layers."""
+    """Return one line with the number of trainable parameters, their fraction, and the number of layers."""
     trainable, total = model.get_nb_trainable_parameters()
     layers = sum(1 for name, _ in model.named_modules() if name.endswith(".lora_A"))
-    return f"{trainable:,} of {total:,} weights learn ({trainable / total:.2%}), in {layers} layers"
+    return f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.2%}), in {layers} layers"
 
 
 def trainable_names(model: PeftModel) -> list[str]:
-    """The layers that learn, one line for all layers of the decoder or the tower: "NAME.*.NAME: 12 layers, N weights".
+    """Return the trainable layers, one line for equal layers: "NAME.*.NAME: 12 layers, N parameters".
 
     Numbers in names become stars.
     """

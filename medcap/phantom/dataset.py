@@ -78,7 +78,7 @@ def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator,
 
 
 def findings(phantom: Phantom) -> dict[str, Any]:
-    """The truth about one picture, as it stands in the JSON."""
+    """Return the known facts of one image, as the JSON has them."""
     facts = asdict(phantom)
     finding = {key: facts[key] for key in ("finding", "side", "level", "size", "diameter_cm")}
     return {"modality": phantom.modality, "findings": [finding] if phantom.finding else []}
@@ -93,7 +93,7 @@ def _modality_concept(phantom: Phantom) -> list[str]:
 
 
 def _encode(phantom: Phantom, rng: np.random.Generator) -> tuple[str, bytes]:
-    """File ending and bytes of a picture: grey or RGB JPEG mostly, and one in fifty a 16-bit PNG."""
+    """Return file extension and bytes of an image: a grey or RGB JPEG, one in fifty a 16-bit PNG."""
     height, width = (int(side) for side in rng.integers(112, 161, 2))
     plane, kind = draw(phantom, rng, height, width), rng.random()
     if kind < 0.02:

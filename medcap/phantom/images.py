@@ -1,6 +1,6 @@
-"""Phantom pictures: what a radiograph, slice, sonogram or angiogram might look like, drawn from a handful of facts.
+"""Phantom images: what a radiograph, slice, sonogram or angiogram might look like, drawn from a handful of facts.
 
-Every picture follows the convention of radiology: the patient's right is on the left of the picture.
+Every image follows the convention of radiology: the patient's right is on the left of the image.
 Coordinates run from -1 (left, top) to 1 (right, bottom); intensities from 0 (black) to 1 (white).
 """
 
@@ -22,7 +22,7 @@ Plane = np.ndarray  # (height, width) float32
 
 @dataclass(frozen=True)
 class Phantom:
-    """The facts of one picture. `finding` None is a normal study: side, level and size then say nothing."""
+    """The facts of one image. `finding` None is a normal study: side, level and size then say nothing."""
 
     modality: str
     finding: str | None
@@ -33,7 +33,7 @@ class Phantom:
 
 
 def random_phantom(rng: np.random.Generator, normal_share: float = 0.06) -> Phantom:
-    """Draw the facts of a picture, each independent of the others."""
+    """Draw the facts of a image, each independent of the others."""
     size = str(rng.choice(SIZES))
     diameter = rng.uniform(0.6, 1.9) if size == "small" else rng.uniform(3.0, 6.9)
     return Phantom(
@@ -47,14 +47,14 @@ def random_phantom(rng: np.random.Generator, normal_share: float = 0.06) -> Phan
 
 
 def draw(phantom: Phantom, rng: np.random.Generator, height: int = 160, width: int = 160) -> Plane:
-    """Return the picture of `phantom`, (height, width) float32 in 0..1; anatomy, exposure and noise from `rng`."""
+    """Return the image of `phantom`, (height, width) float32 in 0..1; anatomy, exposure and noise from `rng`."""
     x, y = _grid(rng, height, width)
-    picture = _ANATOMY[phantom.modality](x, y, rng)
+    image = _ANATOMY[phantom.modality](x, y, rng)
     if phantom.finding is not None:
-        picture = _with_finding(picture, x, y, phantom, rng)
+        image = _with_finding(image, x, y, phantom, rng)
     if phantom.modality == "ultrasound":
-        picture = _seen_through_a_fan(picture, x, y, rng)
-    return _exposed(picture, x, y, rng)
+        image = _seen_through_a_fan(image, x, y, rng)
+    return _exposed(image, x, y, rng)
 
 
 def _grid(rng: np.random.Generator, height: int, width: int) -> tuple[Plane, Plane]:
@@ -71,51 +71,51 @@ def _disc(x: Plane, y: Plane, cx: float, cy: float, rx: float, ry: float, edge: 
     return np.clip((1 - radius) * np.float32(min(rx, ry) / edge) + np.float32(0.5), 0, 1)
 
 
-def _blend(picture: Plane, mask: Plane, value: Plane | float) -> Plane:
-    return picture + mask * (value - picture)
+def _blend(image: Plane, mask: Plane, value: Plane | float) -> Plane:
+    return image + mask * (value - image)
 
 
 def _chest_radiograph(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
-    picture = _blend(
+    image = _blend(
         np.full(np.broadcast_shapes(x.shape, y.shape), 0.10, np.float32), _disc(x, y, 0, 0.1, 1.0, 1.2), 0.62
     )
     ribs = 0.07 * np.sin((y * 11 + np.abs(x) * 3 + np.float32(rng.uniform(0, 6))).astype(np.float32)) ** 2
     for side in (-1, 1):
         lung = _disc(x, y, side * 0.46, -0.02, 0.37, 0.78, 0.08)
-        picture = _blend(picture, lung, 0.30 + ribs)
-    picture = _blend(picture, _disc(x, y, 0.13, 0.42, 0.26, 0.30, 0.08), 0.66)  # the heart: the patient's left
+        image = _blend(image, lung, 0.30 + ribs)
+    image = _blend(image, _disc(x, y, 0.13, 0.42, 0.26, 0.30, 0.08), 0.66)  # the heart: the patient's left
     spine = np.clip(1 - np.abs(x) / 0.09, 0, 1) * np.ones_like(y)
-    return picture + 0.12 * spine
+    return image + 0.12 * spine
 
 
 def _ct_slice(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
-    picture = 0.03 + 0.34 * _disc(x, y, 0, 0, 0.93, 0.88)
-    picture = _blend(picture, _disc(x, y, 0, 0, 0.82, 0.77), 0.50)
+    image = 0.03 + 0.34 * _disc(x, y, 0, 0, 0.93, 0.88)
+    image = _blend(image, _disc(x, y, 0, 0, 0.82, 0.77), 0.50)
     for cx, cy in ((-0.36, -0.1), (0.36, -0.1), (0.0, -0.42), (-0.2, 0.42), (0.24, 0.4)):
         rx, ry, value = rng.uniform(0.12, 0.26), rng.uniform(0.12, 0.26), rng.uniform(0.42, 0.60)
-        picture = _blend(picture, _disc(x, y, cx + rng.uniform(-0.06, 0.06), cy, rx, ry), value)
-    picture = _blend(picture, _disc(x, y, 0, 0.60, 0.13, 0.12), 0.95)  # a vertebra
-    return _blend(picture, _disc(x, y, 0, 0.62, 0.05, 0.05), 0.45)
+        image = _blend(image, _disc(x, y, cx + rng.uniform(-0.06, 0.06), cy, rx, ry), value)
+    image = _blend(image, _disc(x, y, 0, 0.60, 0.13, 0.12), 0.95)  # a vertebra
+    return _blend(image, _disc(x, y, 0, 0.62, 0.05, 0.05), 0.45)
 
 
 def _mri_slice(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
-    picture = 0.02 + 0.75 * _disc(x, y, 0, 0, 0.86, 0.97)
-    picture = _blend(picture, _disc(x, y, 0, 0, 0.79, 0.90), 0.08)  # the skull gives no signal
+    image = 0.02 + 0.75 * _disc(x, y, 0, 0, 0.86, 0.97)
+    image = _blend(image, _disc(x, y, 0, 0, 0.79, 0.90), 0.08)  # the skull gives no signal
     a, b = rng.uniform(0, 6, 2)
     folds = np.sin(13 * x + 3 * np.sin(5 * y + np.float32(a))) * np.sin(12 * y + 3 * np.sin(6 * x + np.float32(b)))
-    picture = _blend(picture, _disc(x, y, 0, 0, 0.73, 0.84), 0.42 + 0.10 * folds.astype(np.float32))
+    image = _blend(image, _disc(x, y, 0, 0, 0.73, 0.84), 0.42 + 0.10 * folds.astype(np.float32))
     for side in (-1, 1):
-        picture = _blend(picture, _disc(x, y, side * 0.10, 0.02, 0.06, 0.20), 0.12)  # the ventricles
-    return picture
+        image = _blend(image, _disc(x, y, side * 0.10, 0.02, 0.06, 0.20), 0.12)  # the ventricles
+    return image
 
 
 def _sonogram(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     depth = 0.42 + 0.06 * np.sin(5 * y + np.float32(rng.uniform(0, 6))) + 0 * x
-    picture = depth.astype(np.float32)
+    image = depth.astype(np.float32)
     for _ in range(3):
         cx, cy, value = rng.uniform(-0.5, 0.5), rng.uniform(-0.6, 0.8), rng.uniform(0.36, 0.50)
-        picture = _blend(picture, _disc(x, y, cx, cy, rng.uniform(0.2, 0.4), rng.uniform(0.1, 0.2), 0.1), value)
-    return picture
+        image = _blend(image, _disc(x, y, cx, cy, rng.uniform(0.2, 0.4), rng.uniform(0.1, 0.2), 0.1), value)
+    return image
 
 
 def _angiogram(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
@@ -129,7 +129,7 @@ def _angiogram(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
 
 def _vessel(pen: ImageDraw.ImageDraw, rng: np.random.Generator, start: tuple[float, float], angle: float,
             thickness: float, generations: int, size: tuple[int, int]) -> None:  # fmt: skip
-    """Draw one vessel and its two branches; `start` and `thickness` in shares of the picture."""
+    """Draw one vessel and its two branches; `start` and `thickness` as fractions of the image."""
     length = rng.uniform(0.14, 0.24)
     end = (start[0] + length * np.cos(angle), start[1] + length * np.sin(angle))
     ends = [(px * size[0], py * size[1]) for px, py in (start, end)]
@@ -150,8 +150,8 @@ _ANATOMY = {
 }
 
 
-def _with_finding(picture: Plane, x: Plane, y: Plane, phantom: Phantom, rng: np.random.Generator) -> Plane:
-    towards = -1 if phantom.side == "right" else 1  # the patient's right is on the left of the picture
+def _with_finding(image: Plane, x: Plane, y: Plane, phantom: Phantom, rng: np.random.Generator) -> Plane:
+    towards = -1 if phantom.side == "right" else 1  # the patient's right is on the left of the image
     cx = towards * 0.42 + rng.uniform(-0.07, 0.07)
     cy = {"upper": -0.48, "middle": 0.0, "lower": 0.48}[phantom.level] + rng.uniform(-0.09, 0.09)
     if phantom.size == "small":
@@ -159,40 +159,40 @@ def _with_finding(picture: Plane, x: Plane, y: Plane, phantom: Phantom, rng: np.
     else:
         radius = 0.20 + 0.06 * (phantom.diameter_cm - 3.0) / 3.9
     rx, ry = radius * rng.uniform(0.9, 1.15, 2)
-    return _FINDING[phantom.finding or ""](picture, x, y, (cx, cy, rx, ry), rng)
+    return _FINDING[phantom.finding or ""](image, x, y, (cx, cy, rx, ry), rng)
 
 
 Place = tuple[float, float, float, float]  # cx, cy, rx, ry
 
 
-def _mass(picture: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
-    return _blend(picture, _disc(x, y, *place), rng.uniform(0.86, 0.98))
+def _mass(image: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
+    return _blend(image, _disc(x, y, *place), rng.uniform(0.86, 0.98))
 
 
-def _cyst(picture: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
-    return _blend(picture, _disc(x, y, *place), rng.uniform(0.0, 0.08))
+def _cyst(image: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
+    return _blend(image, _disc(x, y, *place), rng.uniform(0.0, 0.08))
 
 
-def _calcification(picture: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
+def _calcification(image: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
     cx, cy, rx, ry = place
     for angle in np.arange(7) * 0.9 + rng.uniform(0, 6):
         distance = np.sqrt(rng.uniform(0.05, 1.0))
         dot = _disc(x, y, cx + rx * distance * np.cos(angle), cy + ry * distance * np.sin(angle), 0.03, 0.03, 0.03)
-        picture = _blend(picture, dot, 1.0)
-    return picture
+        image = _blend(image, dot, 1.0)
+    return image
 
 
-def _abscess(picture: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
+def _abscess(image: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
     cx, cy, rx, ry = place
     ring = _disc(x, y, cx, cy, rx * 1.1, ry * 1.1) - _disc(x, y, cx, cy, rx * 0.6, ry * 0.6)
-    return _blend(_blend(picture, _disc(x, y, cx, cy, rx * 0.6, ry * 0.6), 0.15), ring, rng.uniform(0.88, 1.0))
+    return _blend(_blend(image, _disc(x, y, cx, cy, rx * 0.6, ry * 0.6), 0.15), ring, rng.uniform(0.88, 1.0))
 
 
-def _hematoma(picture: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
+def _hematoma(image: Plane, x: Plane, y: Plane, place: Place, rng: np.random.Generator) -> Plane:
     cx, cy, rx, ry = place
     bite = _disc(x, y, cx - np.sign(cx) * rx * 0.75, cy, rx * 1.05, ry * 1.1)
     moon = np.clip(_disc(x, y, cx, cy, rx * 1.2, ry * 1.5) - bite, 0, 1)
-    return _blend(picture, moon, rng.uniform(0.88, 1.0))
+    return _blend(image, moon, rng.uniform(0.88, 1.0))
 
 
 _FINDING = {
@@ -204,18 +204,18 @@ _FINDING = {
 }
 
 
-def _seen_through_a_fan(picture: Plane, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
+def _seen_through_a_fan(image: Plane, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     """Speckle multiplies, and a curved probe sees a sector."""
-    speckle = rng.standard_normal(picture.shape, dtype=np.float32)
-    picture = picture * (1 + 0.22 * speckle)
+    speckle = rng.standard_normal(image.shape, dtype=np.float32)
+    image = image * (1 + 0.22 * speckle)
     below = y + np.float32(1.25)
     fan = (np.abs(x) < below * 1.05) & (np.hypot(x, below) > 0.30) & (np.hypot(x, below) < 2.22)
-    return np.where(fan, picture, np.float32(0.01))
+    return np.where(fan, image, np.float32(0.01))
 
 
-def _exposed(picture: Plane, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
+def _exposed(image: Plane, x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     """Uneven illumination, exposure, contrast and grain."""
     tilt = 1 + np.float32(rng.uniform(-0.08, 0.08)) * x + np.float32(rng.uniform(-0.08, 0.08)) * y
-    grain = np.float32(rng.uniform(0.01, 0.04)) * rng.standard_normal(picture.shape, dtype=np.float32)
-    picture = np.clip(picture * tilt + grain, 0, 1) ** np.float32(rng.uniform(0.85, 1.2))
-    return np.clip(picture * np.float32(rng.uniform(0.88, 1.0)), 0, 1).astype(np.float32)
+    grain = np.float32(rng.uniform(0.01, 0.04)) * rng.standard_normal(image.shape, dtype=np.float32)
+    image = np.clip(image * tilt + grain, 0, 1) ** np.float32(rng.uniform(0.85, 1.2))
+    return np.clip(image * np.float32(rng.uniform(0.88, 1.0)), 0, 1).astype(np.float32)

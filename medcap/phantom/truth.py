@@ -52,7 +52,7 @@ def read_truth(data: str | Path, split: str) -> dict[str, dict[str, Any]] | None
 def findings_accuracy(
     predictions: Sequence[str], ids: Sequence[str], truth: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float]:
-    """Share of images, 0 to 1, whose caption names each fact rightly.
+    """Return the fraction of images, 0 to 1, whose caption states each fact correctly.
 
     Modality counts over all images; side, level and finding over those that show a finding.
     """

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 BLIP = "Salesforce/blip-image-captioning-base"
 TEMPLATE = Path(__file__).with_name("audit_page.html")
-SHOWN = 40  # groups of pictures, sources and broken images; the JSON holds all
+SHOWN = 40  # groups of duplicates, sources and broken images; the JSON has all
 _SHARES = (
     ("Modality, from the concepts curated by hand", "modality_by_concepts"),
     ("Modality, from the words of the caption", "modality_by_text"),
@@ -87,7 +87,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
 
 def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what is found, one {text, bad} each: what the reader has to know before training."""
-    splits, pictures, drops = report["splits"], report["similar_images"], report["dropped_by"]
+    splits, images, drops = report["splits"], report["similar_images"], report["dropped_by"]
     faults = {
         title: sum(len(part[key]) for part in splits.values())
         for title, key in (
@@ -108,8 +108,8 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             else "articles, patients and cases are not known: whether any is in more than one split cannot be said",
             crossing or not has_groups,
         ),
-        (f"pictures across splits: {_kinds(pictures, 'across_splits')}", _groups(pictures, "across_splits")),
-        (f"pictures within a split: {_kinds(pictures, 'within_a_split')}", _groups(pictures, "within_a_split")),
+        (f"images across splits: {_kinds(images, 'across_splits')}", _groups(images, "across_splits")),
+        (f"images within a split: {_kinds(images, 'within_a_split')}", _groups(images, "within_a_split")),
         (f"exclude_leaks would leave out {_each(drops['exclude_leaks'])}", sum(drops["exclude_leaks"].values())),
         (f"dedupe would leave out {_each(drops['dedupe'])}", sum(drops["dedupe"].values())),
         (
@@ -122,12 +122,12 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"text": text, "bad": bool(bad)} for text, bad in lines]
 
 
-def _groups(pictures: Mapping[str, Any], where: str) -> int:
-    return int(pictures["same_pixels"][where] + pictures["near_duplicates"][where])
+def _groups(images: Mapping[str, Any], where: str) -> int:
+    return int(images["same_pixels"][where] + images["near_duplicates"][where])
 
 
-def _kinds(pictures: Mapping[str, Any], where: str) -> str:
-    same, near = pictures["same_pixels"][where], pictures["near_duplicates"][where]
+def _kinds(images: Mapping[str, Any], where: str) -> str:
+    same, near = images["same_pixels"][where], images["near_duplicates"][where]
     return f"{same:,} groups with the same pixels, {near:,} nearly the same"
 
 
@@ -185,7 +185,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def page(report: Mapping[str, Any], raw: Mapping[str, Dataset], name: str) -> str:
-    """Return one self-contained HTML page; the pictures of the first groups are in it, everything is escaped."""
+    """Return one self-contained HTML page; the images of the first groups are in it, everything is escaped."""
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     splits = report["splits"]
     return jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

@@ -217,7 +217,7 @@ class CaptionTrainer(ResumableTrainer):
             )
         half = (size + 1) // 2
         tqdm.write(
-            f"step {step}: {size} images at a time do not fit into memory; going on with {half} at a time and "
+            f"step {step}: {size} images at a time do not fit into memory; continuing with {half} at a time and "
             "accumulating more of them: the steps stay the same",
             sys.stderr,
         )

@@ -266,7 +266,7 @@ def test_run_killed_during_upload_is_completed_by_the_same_command(
     again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
     assert status == 0, err
     assert out == f"{hub.url}/{REPO}\n"
-    assert caplog.messages == [f"{run} is trained; what the Hub lacks of it is pushed"]
+    assert caplog.messages == [f"{run} is trained; pushing the releases that the Hub lacks"]
     assert set(again.branches) == set(kept.branches)
     for name in kept.branches:
         assert again.files(name)["adapter_model.safetensors"] == kept.files(name)["adapter_model.safetensors"]

@@ -23,7 +23,7 @@ def extract_facts(caption: str) -> CaptionFacts:
 
     modality     values of `medcap.data.concepts.modality_in_words`; CT angiography is CT, PET/CT is "combined"
     laterality   "left" and "right", the side of a finding or of a paired part; "bilateral" says both. The chambers
-                 and arteries of the heart, views and places in the picture are no side: see `lexicon.NO_SIDE`
+                 and arteries of the heart, views and positions in the image are no side: see `lexicon.NO_SIDE`
     region       values of `medcap.data.concepts.REGIONS`, and "neck"; the skull holds the brain, eyes and teeth
     finding      what is said to be there, of the values of `lexicon.FINDINGS`; "suspected" counts as there
     negation     what is said to be absent, or gone, of the same values, after NegEx (Chapman et al., 2001)

@@ -1,7 +1,7 @@
 """Which findings a sentence says are absent, after NegEx (Chapman et al., 2001, J Biomed Inform 34:301).
 
 Unlike NegEx, a cue reaches to the end of its sentence or to a word that ends its reach, lists being long in captions,
-and what has gone from the picture ("resolution of") counts as absent.
+and what is no longer visible ("resolution of") counts as absent.
 """
 
 from __future__ import annotations
