@@ -91,12 +91,8 @@ def system_rows(evaluation: EvaluationResult | None, comparison: Comparison | No
         rows = comparison.systems
     else:
         rows = [] if evaluation is None else [evaluation, *evaluation.baselines.values()]
-    return [SystemRow(row, evaluation is not None and is_same_system(row, evaluation)) for row in rows]
-
-
-def is_same_system(row: SystemScores, evaluation: EvaluationResult) -> bool:
-    """Whether a row of a comparison is the evaluated system, by name and scores."""
-    return row.name == evaluation.name and row.metrics == evaluation.metrics
+    ours = (evaluation.name, evaluation.metrics) if evaluation else None
+    return [SystemRow(row, (row.name, row.metrics) == ours) for row in rows]
 
 
 def last_part(path: str) -> str:

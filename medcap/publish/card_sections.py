@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
-from medcap.evaluation.result import EvaluationResult, PairedDifference, PartScores, SystemScores
-from medcap.metrics.clinical.accuracy import LATERALITIES
+from medcap.evaluation.result import EvaluationResult, PartScores, SystemScores
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData, SystemRow
 from medcap.publish.markdown import cell, code, escape, measured_table, table
-from medcap.recipe import (
-    REQUIRED,
-    CaptionTrainingArguments,
-    DataArguments,
-    GenerationArguments,
-    LoraArguments,
-    ModelArguments,
-)
+from medcap.recipe import REQUIRED, CaptionTrainingArguments
+from medcap.recipe.arguments import MEDCAP_GROUPS
 from medcap.reporting.tables import TITLES, differences_text
 
 SPLIT_COLUMNS = {
@@ -42,24 +35,32 @@ CURVE_COLUMNS = {
     "eval_loss": "validation loss",
     **{f"eval_{name}": title for name, title in TITLES.items()},
 }
+ENVIRONMENT_TITLES = {"base": "base weights (SHA-256)", "training_seconds": "training time (s)"}
 MAIN_METRICS = {name: TITLES[name] for name in ("bleu_4", "meteor", "rouge_l", "cider")}
 FACT_COLUMNS = {
     "precision": "precision", "recall": "recall", "f1": "F1", "predicted": "in the captions",
     "reference": "in the references",
 }  # fmt: skip
-_ARGUMENTS = (DataArguments, ModelArguments, LoraArguments, GenerationArguments, CaptionTrainingArguments)
-DEFAULTS = {field.name: field.default for arguments in _ARGUMENTS for field in fields(arguments)}
+DEFAULTS = {
+    field.name: field.default
+    for arguments in (*MEDCAP_GROUPS.values(), CaptionTrainingArguments)
+    for field in fields(arguments)
+}
 
 
 def scores_table(systems: Sequence[SystemRow]) -> str:
-    """Return one row per system and one column per metric, with 95 % intervals where they were computed."""
+    """Return one row per system and one column per metric, with 95% intervals where they were computed."""
     rows = [(_name(row), *_scores(row.scores, TITLES)) for row in systems if row.scores.metrics]
     return table(("", *TITLES.values()), rows) if rows else ""
 
 
 def findings_table(systems: Sequence[SystemRow]) -> str:
     """Return the fraction of images whose caption states each fact of a phantom correctly."""
-    rows = [(_name(row), *_percentages(row.scores.findings)) for row in systems if row.scores.findings]
+    rows = [
+        (_name(row), *(f"{findings[fact]:.1%}" if fact in findings else "" for fact in FACTS))
+        for row in systems
+        if (findings := row.scores.findings)
+    ]
     return table(("", *FACTS), rows) if rows else ""
 
 
@@ -68,10 +69,6 @@ def _scores(row: SystemScores | PartScores, metrics: Iterable[str]) -> list[str]
     cells = {key: f"{score:.4f}" for key, score in row.metrics.items()}
     intervals = {key: f" ({low:.3f} to {high:.3f})" for key, (low, high) in row.intervals.items()}
     return [cells.get(key, "") + intervals.get(key, "") for key in metrics]
-
-
-def _percentages(findings: Mapping[str, float]) -> list[str]:
-    return [f"{findings[fact]:.1%}" if fact in findings else "" for fact in FACTS]
 
 
 def _name(row: SystemRow) -> str:
@@ -85,16 +82,14 @@ def differences(card_data: CardData) -> list[str]:
     if card_data.comparison is None or name is None:
         return []
     tests = card_data.comparison.tests
-    reversed_tests = [_reversed(test) for test in tests if test.second == name]
+    reversed_tests = [
+        replace(test, first=name, second=test.first, difference=-test.difference, low=-test.high, high=-test.low)
+        for test in tests
+        if test.second == name
+    ]
     own_tests = [*reversed_tests, *(test for test in tests if test.first == name)]
-    escaped = [replace(test, first=escape(test.first), second=escape(test.second)) for test in own_tests]
+    escaped = [replace(test, first=escape(name), second=escape(test.second)) for test in own_tests]
     return differences_text(escaped).splitlines()
-
-
-def _reversed(test: PairedDifference) -> PairedDifference:
-    return replace(
-        test, first=test.second, second=test.first, difference=-test.difference, low=-test.high, high=-test.low
-    )
 
 
 def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
@@ -113,17 +108,6 @@ def facts_table(evaluation: EvaluationResult | None) -> str:
     return measured_table({"kind": "", **FACT_COLUMNS}, rows)
 
 
-def laterality_table(evaluation: EvaluationResult | None) -> str:
-    """Return the confusion matrix of sides: references in rows, captions in columns."""
-    sides = evaluation.facts.sides if evaluation and evaluation.facts else {}
-    rows = [
-        (f"reference: {row}", *(cell(sides[row][column]) for column in LATERALITIES))
-        for row in LATERALITIES
-        if row in sides
-    ]
-    return table(("", *(f"caption: {side}" for side in LATERALITIES)), rows) if rows else ""
-
-
 def splits_table(card_data: CardData) -> str:
     """Return the numbers of rows read, left out and used per split; a reason without rows has no column."""
     splits = dict((card_data.environment or {}).get("data", {}))
@@ -137,19 +121,12 @@ def splits_table(card_data: CardData) -> str:
     return measured_table({key: SPLIT_COLUMNS[key] for key in shown}, rows)
 
 
-def recipe_table(recipe: Mapping[str, Any]) -> str:
-    """Return every key and value, and medcap's default where it differs."""
-    rows = [(code(key), code(value), _differing_default(key, value)) for key, value in recipe.items()]
-    return table(("key", "value", "medcap's default, if different"), rows, "---")
-
-
-def _differing_default(key: str, value: Any) -> str:
-    if key in REQUIRED or key not in DEFAULTS:
+def differing_default(key: str, value: Any) -> str:
+    """Return medcap's default of a recipe's key as code; blank if it is `value` or there is none."""
+    default = getattr(DEFAULTS.get(key), "value", DEFAULTS.get(key))  # of an enum
+    if key in REQUIRED or key not in DEFAULTS or default == value or default is MISSING:
         return ""
-    default = getattr(DEFAULTS[key], "value", DEFAULTS[key])
-    if not isinstance(default, (str, int, float, bool, type(None))):  # a default factory
-        return ""
-    return "" if default == value else code(default)
+    return code(default)
 
 
 def curve_table(card_data: CardData) -> str:
@@ -157,19 +134,15 @@ def curve_table(card_data: CardData) -> str:
     return measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in card_data.curve])
 
 
-def selection_metric(recipe: Mapping[str, Any]) -> str | None:
-    """Return the validation metric that selected the released epoch; None if it is the last epoch."""
-    if not recipe.get("load_best_model_at_end", DEFAULTS["load_best_model_at_end"]):
-        return None
-    return str(recipe.get("metric_for_best_model", DEFAULTS["metric_for_best_model"]))
+def setting(recipe: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a recipe's key, or its default."""
+    return recipe.get(key, DEFAULTS[key])
 
 
-def versions_table(environment: Mapping[str, Any]) -> str:
-    """Return the content of environment.json except the data."""
-    single = {key: value for key, value in environment.items() if key not in ("data", "packages")}
-    known = {**single, **environment.get("packages", {})}
-    rows = [(escape(key), escape(value)) for key, value in known.items() if value is not None]
-    return table(("", "value"), rows, "---") if rows else ""
+def versions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of environment.json by title, without the data sets."""
+    values = {**environment, **environment.get("packages", {})}
+    return {ENVIRONMENT_TITLES.get(key, key): values[key] for key in values if key not in ("data", "packages")}
 
 
 def not_above(evaluation: EvaluationResult, baseline: SystemScores) -> list[str]:

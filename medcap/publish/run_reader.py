@@ -6,8 +6,8 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from medcap.evaluation.result import Comparison, EvaluationResult
-from medcap.publish.card_data import CardData, is_same_system, last_part
+from medcap.publish.card_data import CardData, last_part
 from medcap.publish.plots import read_curve
 from medcap.publish.run_paths import WEIGHTS
 from medcap.recipe import read_yaml
@@ -25,10 +25,32 @@ PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _LOCAL_PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # the start of an absolute or relative path
 
 
+@dataclass(frozen=True)
+class ReleaseSource:
+    """What a release is written from.
+
+    Attributes:
+        run: Folder of a finished training run.
+        evaluation: Folder of its evaluation, if there is one.
+        card_data: Content of its card.
+        local_paths: Paths of this machine, which no file of the release may contain.
+    """
+
+    run: Path
+    evaluation: Path | None
+    card_data: CardData
+    local_paths: Collection[str]
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the adapter."""
+        return self.run / "adapter"
+
+
 def read_run(
     run: Path, evaluation: Path | None, comparison: Path | None, base: str | None, repo_id: str | None
-) -> tuple[CardData, set[str]]:
-    """Return the card data of a run, and the local paths that were removed from it.
+) -> ReleaseSource:
+    """Read the files of a run.
 
     Args:
         run: Folder of a finished training run.
@@ -64,8 +86,11 @@ def read_run(
         comparison=Comparison.read(comparison) if comparison else None,
         repo_id=repo_id,
     )
-    _check_comparison(card_data, comparison, evaluation)
-    return card_data, _local_paths(run, trained_base, recipe)
+    if card_data.evaluation and card_data.comparison and not any(row.is_ours for row in card_data.systems):
+        raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
+    values = (str(run.resolve()), trained_base, *recipe.values())
+    local_paths = {value for value in values if isinstance(value, str) and os.path.isabs(value)}
+    return ReleaseSource(run, evaluation, card_data, local_paths)
 
 
 def _check_adapter(adapter: Path) -> None:
@@ -74,19 +99,6 @@ def _check_adapter(adapter: Path) -> None:
     for name in (*NEEDED, "recipe.yaml"):
         if not (adapter / name).is_file():
             raise FileNotFoundError(f"{adapter / name} is missing; publish needs a run whose training has finished")
-
-
-def _check_comparison(card_data: CardData, comparison: Path | None, evaluation: Path | None) -> None:
-    """Raise ValueError for a comparison that does not include the evaluation."""
-    if card_data.evaluation is None or card_data.comparison is None:
-        return
-    if not any(is_same_system(row, card_data.evaluation) for row in card_data.comparison.systems):
-        raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
-
-
-def _local_paths(run: Path, base: str, recipe: Mapping[str, Any]) -> set[str]:
-    values = {str(run.resolve()), base, *(value for value in recipe.values() if isinstance(value, str))}
-    return {value for value in values if os.path.isabs(value)}
 
 
 def _read_energy(path: Path) -> dict[str, float] | None:
