@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from medcap.evaluation.result import EvaluationResult, PartScores, SystemScores
@@ -37,10 +37,6 @@ CURVE_COLUMNS = {
 }
 ENVIRONMENT_TITLES = {"base": "base weights (SHA-256)", "training_seconds": "training time (s)"}
 MAIN_METRICS = {name: TITLES[name] for name in ("bleu_4", "meteor", "rouge_l", "cider")}
-FACT_COLUMNS = {
-    "precision": "precision", "recall": "recall", "f1": "F1", "predicted": "in the captions",
-    "reference": "in the references",
-}  # fmt: skip
 DEFAULTS = {
     field.name: field.default
     for arguments in (*MEDCAP_GROUPS.values(), CaptionTrainingArguments)
@@ -97,15 +93,6 @@ def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
     parts = evaluation.breakdown.get(kind, []) if evaluation else []
     rows = [(escape(part.value), cell(part.n), *_scores(part, MAIN_METRICS)) for part in parts]
     return table((kind, "images", *MAIN_METRICS.values()), rows) if rows else ""
-
-
-def facts_table(evaluation: EvaluationResult | None) -> str:
-    """Return precision and recall of the extracted facts by kind."""
-    if evaluation is None or evaluation.facts is None:
-        return ""
-    kinds = evaluation.facts.kinds.items()
-    rows = [{"kind": kind, **asdict(scores)} for kind, scores in kinds if scores.predicted or scores.reference]
-    return measured_table({"kind": "", **FACT_COLUMNS}, rows)
 
 
 def splits_table(card_data: CardData) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -133,9 +132,7 @@ class EpochReleaseCallback(TrainerCallback):
         return url
 
 
-def push_run(
-    run: Path, release: Path, to: Destination, *, pushed: Collection[str] = (), api: HfApi | None = None
-) -> str:
+def push_run(run: Path, release: Path, to: Destination, *, pushed: Collection[str] = ()) -> str:
     """Push every epoch of `run` that is not in `pushed` as its own revision, and `release` as main; return its URL.
 
     Raises:
@@ -145,7 +142,7 @@ def push_run(
     pending[MAIN] = release
     for revision, folder in list(pending.items()):
         try:
-            url = push_release(folder, to, revision=revision, api=api)
+            url = push_release(folder, to, revision=revision)
         except OSError as error:
             options = " --public" * (not to.private) + " --overwrite" * to.overwrite
             command = f"medcap publish {run} --repo-id {to.repo_id}{options}"

@@ -16,13 +16,13 @@ from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from safetensors import SafetensorError, safe_open
 
 from medcap.evaluation.result import Comparison, EvaluationResult
-from medcap.io import new_folder, write_json
+from medcap.io import new_folder, read_json, write_json
 from medcap.logs import error_line, named_errors, token_pattern
 from medcap.publish.card import hub_results, render_card
 from medcap.publish.card_data import CardData, SystemRow, system_rows
 from medcap.publish.plots import check_plot, read_curve, write_plots
 from medcap.publish.run_paths import WEIGHTS, find_evaluation
-from medcap.publish.run_reader import NEEDED, ReleaseSource, read_json, read_run
+from medcap.publish.run_reader import NEEDED, ReleaseSource, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -106,17 +106,17 @@ def check_files(
     release: Path, needed: Collection[str], allowed: Collection[str], local_paths: Collection[str]
 ) -> None:
     """Check a folder as `check_release` does, with its own lists of `needed` and `allowed` files."""
-    files = [path for path in sorted(release.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    found = {path.relative_to(release).as_posix(): path for path in files}
-    if missing := [name for name in needed if name not in found]:
+    paths = [path for path in sorted(release.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    files = {path.relative_to(release).as_posix(): path for path in paths}
+    if missing := [name for name in needed if name not in files]:
         raise ValueError(f"{release} is not a complete release: {missing[0]} is missing")
-    for name, path in found.items():
+    for name, path in files.items():
         if name not in allowed or not path.is_file():
             raise ValueError(f"{path} is not part of a release; remove it")
-        if path.name not in PLOTS:
+        if path.name in PLOTS:
+            check_plot(path, read_curve(path.with_name("metrics.jsonl")), _read_systems(path.parent))
+        else:
             _check_text(name, _text(path), local_paths)
-    for name in (name for name in PLOTS if name in found):
-        check_plot(found[name], read_curve(release / "metrics.jsonl"), _read_systems(release))
 
 
 def _check_text(name: str, text: str, local_paths: Collection[str]) -> None:

@@ -43,5 +43,5 @@ def next_release(run: Path) -> Path:
 
 
 def _numbered(folder: Path, prefix: str) -> list[Path]:
-    found = (path for path in folder.glob(f"{prefix}-*") if re.fullmatch(rf"{prefix}-\d+", path.name))
-    return sorted(found, key=epoch_number)
+    paths = (path for path in folder.glob(f"{prefix}-*") if re.fullmatch(rf"{prefix}-\d+", path.name))
+    return sorted(paths, key=epoch_number)

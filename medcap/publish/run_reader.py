@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Collection
@@ -15,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from medcap.evaluation.result import Comparison, EvaluationResult
+from medcap.io import read_json
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.plots import read_curve
 from medcap.publish.run_paths import WEIGHTS
@@ -63,17 +63,15 @@ def read_run(
         FileNotFoundError: A file is missing in the run.
         ValueError: The run contains a pickle, or the scores are another adapter's.
     """
-    adapter = run / "adapter"
+    adapter, environment = run / "adapter", run / "environment.json"
     _check_adapter(adapter)
     if repo_id is not None:
         validate_repo_id(repo_id)
     recipe = read_yaml(adapter / "recipe.yaml")
     recipe.pop("resume_from_checkpoint", None)  # a local path without influence on the result
-    trained_base = (
-        read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
-    )
+    config = read_json(adapter / "adapter_config.json")
+    trained_base = config["base_model_name_or_path"] or recipe["model_name_or_path"]
     published_base, is_local = _published_base(trained_base, base)
-    environment = run / "environment.json"
     card_data = CardData(
         base=published_base,
         base_is_local=is_local,
@@ -137,14 +135,6 @@ def _read_evaluation(folder: Path, adapter: Path) -> EvaluationResult:
     if is_other or str(model) == result.base:
         raise ValueError(f"{folder} holds the scores of {model}, not of {adapter}")
     return replace(result, model=_without_local_paths(result.model), base=_without_local_paths(result.base))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ValueError, with the path, for another format."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _without_local_paths(value: Any) -> Any:

@@ -192,9 +192,9 @@ def test_permanent_failure_raises_after_max_attempts(hub, release, pauses):
 
 def test_unreachable_hub_raises(hub, release, monkeypatch):
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
-    unreachable = HfApi(endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(hub_client, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
     with pytest.raises(HubUnreachableError, match=f"{REPO} was not pushed: "):
-        push_release(release, PRIVATE, api=unreachable)
+        push_release(release, PRIVATE)
 
 
 def test_retries_stop_after_max_seconds(hub, release, monkeypatch, pauses):
