@@ -23,8 +23,8 @@ SPLIT_COLUMNS = {
     "outside_fraction": "outside the chosen fraction",
     "missing": "images missing",
     "undecodable": "images unreadable",
-    "leaked_image": "images of a later split",
-    "leaked_group": "articles or patients of a later split",
+    "leaked_image": "images also in a later split",
+    "leaked_group": "articles or patients also in a later split",
     "duplicate": "near-duplicate images",
     "fingerprint": "fingerprint",
 }
@@ -77,15 +77,14 @@ def differences(card_data: CardData) -> list[str]:
     name = next((row.scores.name for row in card_data.systems if row.is_ours), None)
     if card_data.comparison is None or name is None:
         return []
-    tests = card_data.comparison.tests
-    reversed_tests = [
-        replace(test, first=name, second=test.first, difference=-test.difference, low=-test.high, high=-test.low)
-        for test in tests
-        if test.second == name
+    lines = [
+        test if test.first == name else replace(test, first=name, second=test.first, difference=-test.difference)
+        for test in card_data.comparison.tests
+        if name in (test.first, test.second)
     ]
-    own_tests = [*reversed_tests, *(test for test in tests if test.first == name)]
-    escaped = [replace(test, first=escape(name), second=escape(test.second)) for test in own_tests]
-    return differences_text(escaped).splitlines()
+    return differences_text(
+        [replace(line, first=escape(name), second=escape(line.second)) for line in lines]
+    ).splitlines()
 
 
 def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
@@ -96,7 +95,7 @@ def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
 
 
 def splits_table(card_data: CardData) -> str:
-    """Return the numbers of rows read, left out and used per split; a reason without rows has no column."""
+    """Return the number of rows read, excluded and used in each split; a reason without rows has no column."""
     splits = dict((card_data.environment or {}).get("data", {}))
     evaluation = card_data.evaluation
     if evaluation and evaluation.data:
@@ -119,11 +118,6 @@ def differing_default(key: str, value: Any) -> str:
 def curve_table(card_data: CardData) -> str:
     """Return a row per evaluation during training."""
     return measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in card_data.curve])
-
-
-def setting(recipe: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a recipe's key, or its default."""
-    return recipe.get(key, DEFAULTS[key])
 
 
 def versions(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from medcap.metrics.diversity import describe_captions
 from medcap.metrics.signature import Signature
 from medcap.publish.hub_client import MAIN, Destination, push_release
 from medcap.publish.release import build_release
-from medcap.publish.run_paths import EPOCHS, WEIGHTS, epoch_number, epoch_releases, next_release, releases
+from medcap.publish.run_paths import EPOCHS, epoch_number, epoch_releases, have_same_weights, next_release, releases
 from medcap.training.caption_metrics import CaptionMetrics
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,6 @@ def push_run(run: Path, release: Path, to: Destination, *, pushed: Collection[st
 def run_release(run: Path, to: Destination) -> Path:
     """Return the latest release of the run's adapter; build one for `to` if the adapter has none."""
     existing = releases(run)
-    if existing and (existing[-1] / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes():
+    if existing and have_same_weights(existing[-1], run / "adapter"):
         return existing[-1]
     return build_release(run, next_release(run), repo_id=to.repo_id)

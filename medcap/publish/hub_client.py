@@ -43,10 +43,6 @@ class HubUnreachableError(OSError):
     """The Hub is unreachable or returns server errors; a later attempt may succeed."""
 
 
-class _VerificationError(ConnectionError):
-    """The files on the Hub differ from the uploaded files."""
-
-
 @dataclass(frozen=True)
 class Destination:
     """A repository on the Hub. With `overwrite`, files that medcap did not write are replaced too."""
@@ -217,7 +213,7 @@ def _upload(api: HfApi, release: Path, name: str, revision: str, overwrite: bool
         delete_patterns="*" if overwrite else sorted(RELEASE_FILES),
     )
     if differing := _differences(api, release, name, revision, overwrite):
-        raise _VerificationError(f"{differing[0]} on the Hub differs from the uploaded file")
+        raise ConnectionError(f"{differing[0]} on the Hub differs from the uploaded file")  # is retried
 
 
 def _differences(api: HfApi, release: Path, name: str, revision: str, overwrite: bool) -> list[str]:

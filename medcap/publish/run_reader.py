@@ -17,7 +17,7 @@ from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import read_json
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.plots import read_curve
-from medcap.publish.run_paths import WEIGHTS
+from medcap.publish.run_paths import WEIGHTS, have_same_weights
 from medcap.recipe import read_yaml
 
 NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
@@ -130,9 +130,7 @@ def _read_evaluation(folder: Path, adapter: Path) -> EvaluationResult:
     """Read metrics.json; raise ValueError if the scores are known to be another model's."""
     result = EvaluationResult.read(folder / "metrics.json")
     model = Path(result.model or adapter)
-    weights = model / WEIGHTS if (model / WEIGHTS).is_file() else None
-    is_other = model.is_dir() and (weights is None or weights.read_bytes() != (adapter / WEIGHTS).read_bytes())
-    if is_other or str(model) == result.base:
+    if (model.is_dir() and not have_same_weights(model, adapter)) or str(model) == result.base:
         raise ValueError(f"{folder} holds the scores of {model}, not of {adapter}")
     return replace(result, model=_without_local_paths(result.model), base=_without_local_paths(result.base))
 

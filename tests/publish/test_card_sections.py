@@ -112,10 +112,10 @@ def test_training_data_shows_excluded_rows_and_filters():
     recipe = {**RECIPE, "exclude_leaks": True, "license_filter": "commercial", "train_fraction": 0.1}
     part = section(render_card(card_data(environment={**ENVIRONMENT, "data": data}, recipe=recipe)), "Training data")
     assert rows(part)["split"] == [
-        "images used", "captions read", "articles or patients of a later split", "near-duplicate images",
+        "images used", "captions read", "articles or patients also in a later split", "near-duplicate images",
         "fingerprint",
     ]  # fmt: skip
-    for text in ("licences that allow commercial use", "recur in a later split removed", "10% of the training split"):
+    for text in ("licences that allow commercial use", "also in a later split removed", "10% of the training split"):
         assert text in part
 
 
