@@ -16,7 +16,6 @@ def shared() -> Path:
     return Path(conftest.CACHE.name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), COUNTS.items(), ids=COUNTS)
 def test_malformed_input_gives_a_status_and_at_most_one_error(
     kind, count, trained_run, tiny_base, phantoms, shared, tmp_path
