@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-TOKEN = re.compile(
-    "hf_[A-Za-z0-9]{30,}"
-)  # of a Hub token; error messages of libraries may contain the headers of a request
+TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may quote the headers of a request
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages need no type
 ADVICE = "run again with --debug for the traceback"
 
@@ -111,4 +109,4 @@ def token_pattern() -> re.Pattern[str]:
 
     given = {os.environ.get(name) or "" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token() or ""}
     known = [re.escape(token) for token in sorted(given) if len(token) > 7]
-    return re.compile("|".join([*known, TOKEN.pattern]))  # the general pattern may match only a part
+    return re.compile("|".join([*known, TOKEN]))  # the general pattern may match only a part

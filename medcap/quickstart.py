@@ -160,7 +160,7 @@ def check_release(base: Path, release: Path, split: Split, captions: Sequence[st
     """
     rows = range(min(count, len(split.rows)))
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows:  # as 8-bit RGB: Pillow alone converts 16 bits in another way
+        for row in rows:  # as 8-bit RGB: Pillow converts 16-bit images differently
             load_image(split.rows[row]["image"]).save(Path(folder) / f"{row:06d}.png")
         command = [sys.executable, "-c", PLAIN_SCRIPT, str(base.resolve()), str(release.resolve()), folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
@@ -175,7 +175,7 @@ def check_release(base: Path, release: Path, split: Split, captions: Sequence[st
     return len(generated)
 
 
-# Captions images with transformers and peft alone.
+# captions images with transformers and peft only
 PLAIN_SCRIPT = """
 import json, sys
 from pathlib import Path

@@ -122,9 +122,9 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 for method, pattern, serve in ROUTES:
                     if method in (self.command, "GET" if self.command == "HEAD" else "") and (
-                        found := re.fullmatch(pattern, path)
+                        matched := re.fullmatch(pattern, path)
                     ):
-                        return serve(self, **{key: value or "" for key, value in found.groupdict().items()})
+                        return serve(self, **{key: value or "" for key, value in matched.groupdict().items()})
             raise HubError(404, f"{self.command} {path} is not served")
         except HubError as error:
             return self.error(error)
@@ -161,10 +161,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def repository(self, kind, name):
         """Return a repository that the sender may read; a private one does not exist for other users."""
-        account, found = self.account(), self.server.repositories.get((kind or "model", name))
-        if found is None or (found.private and (account is None or account["name"] != name.split("/")[0])):
+        account, repository = self.account(), self.server.repositories.get((kind or "model", name))
+        if repository is None or (repository.private and (account is None or account["name"] != name.split("/")[0])):
             raise HubError(401 if account is None else 404, "Repository not found", "RepoNotFound")
-        return found
+        return repository
 
     def check_write(self, name):
         account = self.account()
@@ -176,9 +176,9 @@ class Handler(BaseHTTPRequestHandler):
         return account
 
     def writable(self, kind, name):
-        found = self.repository(kind, name)
+        repository = self.repository(kind, name)
         self.check_write(name)
-        return found
+        return repository
 
     # accounts and repositories
 
@@ -250,9 +250,9 @@ class Handler(BaseHTTPRequestHandler):
     def lfs_put(self, oid):
         if self.server.uploads.get(self.query.get("grant")) != (oid, len(self.body)):
             raise HubError(403, "this upload was not granted, or has another size")
-        found = hashlib.sha256(self.body).hexdigest()
-        if found != oid or self.corrupt:
-            raise HubError(400, f"XAmzContentSHA256Mismatch: received {found}, expected {oid}")
+        digest = hashlib.sha256(self.body).hexdigest()
+        if digest != oid or self.corrupt:
+            raise HubError(400, f"XAmzContentSHA256Mismatch: received {digest}, expected {oid}")
         self.server.lfs[oid] = self.body
         return 200, {"ETag": f'"{oid}"'}, b""
 
@@ -341,9 +341,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             requested = parse_qs(self.body.decode()).get("paths", [])
         files = self.repository(kind, name).resolve(revision).files
-        found = [files[path].entry(path) for path in requested if path in files]
+        entries = [files[path].entry(path) for path in requested if path in files]
         folders = {path for path in requested if any(name.startswith(f"{path}/") for name in files)}
-        return self.json(found + [folder_entry(path) for path in sorted(folders)])
+        return self.json(entries + [folder_entry(path) for path in sorted(folders)])
 
     def resolve(self, kind, name, revision, path):
         commit = self.repository(kind, name).resolve(revision)

@@ -26,7 +26,7 @@ class CardData:
 
     Attributes:
         base: Name of the base on the Hub, or of its folder if `base_is_local`.
-        base_image_size: Pixels per side that the base's position embeddings are made for.
+        base_image_size: Image size of the base's position embeddings, in pixels per side.
         recipe: The resolved recipe, without paths of this machine.
         environment: Content of environment.json.
         curve: Lines of metrics.jsonl.
@@ -75,7 +75,7 @@ class CardData:
 
     @property
     def interpolates(self) -> bool:
-        """Whether inference must interpolate position embeddings; a merged model has them at its own size."""
+        """Whether inference must interpolate position embeddings; those of a merged model have been resized."""
         size = self.recipe.get("image_size")
         return self.format == "adapter" and size is not None and size != self.base_image_size
 

@@ -103,8 +103,8 @@ def splits_table(card_data: CardData) -> str:
         splits.setdefault(evaluation.split, {**evaluation.data, "rows": evaluation.n, "fingerprint": fingerprint})
     rows = [{"split": name, **counts} for name, counts in splits.items()]
     always = ("split", "rows", "read", "fingerprint")
-    shown = [key for key in SPLIT_COLUMNS if key in always or any(row.get(key) for row in rows)]
-    return measured_table({key: SPLIT_COLUMNS[key] for key in shown}, rows)
+    keys = [key for key in SPLIT_COLUMNS if key in always or any(row.get(key) for row in rows)]
+    return measured_table({key: SPLIT_COLUMNS[key] for key in keys}, rows)
 
 
 def differing_default(key: str, value: Any) -> str:

@@ -1,7 +1,7 @@
 """Releases of every epoch, written into the run folder and pushed to the Hub during training.
 
-The folders RUN/pushes/epoch-N are the only state; the Hub is asked which of them it already holds. A resumed run or
-`medcap publish RUN` therefore pushes only what is missing.
+The folders RUN/pushes/epoch-N are the only state, and every push compares a folder with the Hub first. A resumed run
+or `medcap publish RUN` therefore pushes only what is missing.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def escape(value: object) -> str:
     Entities are used because CommonMark (6.2) treats them as text everywhere, table cells included.
     """
     line = " ".join(str(value).split())
-    return re.sub(r"[&<>|`*\[\]\\~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)", lambda found: f"&#{ord(found[0])};", line)
+    return re.sub(r"[&<>|`*\[\]\\~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)", lambda match: f"&#{ord(match[0])};", line)
 
 
 def code(value: object) -> str:

@@ -112,7 +112,7 @@ def check_captions(captions: Sequence[str], adapter: Path, images: Sequence[Imag
 
 
 def plain_captions(model: Path, images: Sequence[Image.Image], prompt: str) -> list[str]:
-    """Caption one image at a time with transformers alone; the captions are not detokenized."""
+    """Caption one image at a time with transformers only; the captions are not detokenized."""
     blip = BlipForConditionalGeneration.from_pretrained(model).eval()
     processor, generation_config = BlipProcessor.from_pretrained(model), GenerationConfig.from_pretrained(model)
     captions = []

@@ -55,7 +55,7 @@ def build_release(
 
     Args:
         run: Folder of a finished training run.
-        to: New or empty folder; after an error nothing is left there.
+        to: New or empty folder; no files remain after an error.
         evaluation: Folder of `medcap evaluate`; default: see `find_evaluation`.
         comparison: comparison.json of `medcap compare`.
         base: Hub name of the base, if the run read it from a folder.

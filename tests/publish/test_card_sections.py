@@ -127,9 +127,9 @@ def test_energy_from_codecarbon():
 
 
 def test_plots_are_embedded():
-    shown = render_card(card_data(plots=["curve.png", "scores.png"]))
-    assert "](curve.png)" in section(shown, "Training curve")
-    assert "](scores.png)" in section(shown, "Results")
+    card = render_card(card_data(plots=["curve.png", "scores.png"]))
+    assert "](curve.png)" in section(card, "Training curve")
+    assert "](scores.png)" in section(card, "Results")
 
 
 def test_diversity_data_recipe_and_machine():

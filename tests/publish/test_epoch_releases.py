@@ -170,10 +170,12 @@ def test_each_revision_generates_the_evaluated_captions(pushed, hub, phantoms, t
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
-    detokenized = {name: {key: detokenize(text) for key, text in made.items()} for name, made in results.items()}
+    detokenized = {
+        name: {key: detokenize(text) for key, text in generated.items()} for name, generated in results.items()
+    }
     evaluated = {name: captions(hub.repositories["model", REPO].files(name)["predictions.csv"]) for name in revisions}
     assert detokenized == {**evaluated, "transformers": evaluated["main"], "AutoPeftModel": evaluated["main"]}
-    assert len({tuple(made.values()) for made in evaluated.values()}) > 3  # the revisions differ
+    assert len({tuple(texts.values()) for texts in evaluated.values()}) > 3  # the revisions differ
 
 
 def test_run_folder_contains_one_release_per_epoch(pushed):

@@ -100,17 +100,17 @@ def test_different_captions_raise_an_error_of_one_line(model, trained_run, tmp_p
 
 def test_failed_check_leaves_no_files(trained_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(merging, "merged", lambda model: model.unload())  # the base without the adapter
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         main(["publish", str(trained_run.folder), "--merge", "--to", str(tmp_path / "out" / "model")])
-    assert ended.value.code == 1
+    assert raised.value.code == 1
     assert capsys.readouterr().err.startswith("medcap: error: image 1: the exported model generates")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--merge", "--onnx", "--space"])
 def test_other_formats_need_a_folder(option, trained_run, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         main(["publish", str(trained_run.folder), option, "--repo-id", "someone/captions"])
-    assert ended.value.code == 2
+    assert raised.value.code == 2
     expected = "medcap: error: --merge, --onnx and --space write a folder: use --to DIR, not --repo-id\n"
     assert capsys.readouterr().err == expected

@@ -66,9 +66,9 @@ def test_different_captions_leave_no_files(trained_run, tiny_base, tmp_path, mon
         return model
 
     monkeypatch.setattr(onnx_export, "merge", base_without_adapter)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         main(["publish", str(trained_run.folder), "--onnx", "--to", str(tmp_path / "out" / "models")])
-    assert ended.value.code == 1
+    assert raised.value.code == 1
     assert "error: image 1: the exported model generates" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
