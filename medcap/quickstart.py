@@ -49,9 +49,10 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     """Run the end-to-end demo.
 
     Args:
-        out: new or empty folder, or that of an earlier quickstart, which is replaced. It receives data/, base/,
-            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and release/.
-        short: use few images and one epoch.
+        out: New or empty folder, or the folder of an earlier quickstart, which is replaced. It will contain data/,
+            base/, run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and
+            release/.
+        short: Use few images and train for one epoch.
     """
     started, sizes = time.monotonic(), SHORT if short else Sizes()
     _prepare_folder(out)
@@ -82,15 +83,9 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     print(f"\n{text_table(comparison.systems)}\n\n{differences_text(comparison.tests)}\n")
     if short:
         print("--short trains both adapters for one epoch on few images; they have the names of the full demo.")
-    print(
-        "Modality, side, level and finding: fraction of test images whose caption states the fact correctly, according"
-    )
-    print(
-        "to the ground truth of the phantoms. The base names the side as seen by the viewer, radiology the patient's."
-    )
-    print(
-        f"Without medcap, transformers and peft generate the same captions with release/ ({checked} images compared)."
-    )
+    print("Modality, side, level, finding: fraction of test images whose caption states the fact correctly.")
+    print("The base names the side as seen by the viewer; radiology names the side of the patient.")
+    print(f"Without medcap, transformers and peft generate the same captions from release/ ({checked} images).")
     print(f"\nFinished in {(time.monotonic() - started) / 60:.1f} minutes. Read the results in")
     print(f"  {out / 'report.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
     print(f"Caption an image of your own with\n  medcap caption IMAGE --model {out / 'release'}")
@@ -137,26 +132,26 @@ def _evaluate(out: Path, name: str, split: Split, *, baselines: bool) -> list[st
     captioner = load_captioner(str(model), generation=settings)
     captioner = captioner.with_cache(str(out / "features"), len(split.rows) + split.training_images)
     folder = _folder(out, "eval", name)
-    done = evaluate(captioner, split, folder, name=name, batch_size=50, baselines=baselines)
-    write_page(folder / "report.html", done, split.rows)
-    return done.captions
+    evaluation = evaluate(captioner, split, folder, name=name, batch_size=50, baselines=baselines)
+    write_page(folder / "report.html", evaluation, split.rows)
+    return evaluation.captions
 
 
 def check_release(base: Path, release: Path, split: Split, captions: Sequence[str], count: int = 48) -> int:
     """Caption test images with the release in a process that cannot import medcap, and compare the captions.
 
     Args:
-        base: folder of the base model.
-        release: folder of the release.
-        split: the evaluated split.
-        captions: its captions in the evaluation.
-        count: number of images to caption.
+        base: Folder of the base model.
+        release: Folder of the release.
+        split: The evaluated split.
+        captions: The evaluated captions of the split.
+        count: Number of images to caption.
 
     Returns:
         The number of compared captions.
 
     Raises:
-        RuntimeError: the release cannot be loaded, or a caption differs.
+        RuntimeError: The release cannot be loaded, or a caption differs.
     """
     rows = range(min(count, len(split.rows)))
     with tempfile.TemporaryDirectory() as folder:

@@ -25,9 +25,9 @@ def code(value: object) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
-    """Return a Markdown table of escaped cells; `align` applies to all columns but the first."""
-    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of escaped cells; all columns but the first are right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

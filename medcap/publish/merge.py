@@ -87,8 +87,8 @@ def check_images(adapter: Path) -> tuple[list[Image.Image], str]:
         keys = {key: recipe[key] for key in vars(DataArguments()) if key in recipe}
         try:
             rows = load_recipe_data(DataArguments(**{**keys, "exclude_leaks": False, "dedupe": False}), ["test"])
-            chosen = rows["test"].select(range(min(NUM_CHECKED_IMAGES, len(rows["test"]))))
-            return [load_image(row["image"]) for row in chosen], f"test images of {data.name}"
+            images = rows["test"][:NUM_CHECKED_IMAGES]["image"]
+            return [load_image(image) for image in images], f"test images of {data.name}"
         except (OSError, ValueError):  # no test split, or its images are missing
             pass
     return _phantoms(), "phantoms: the data set's test images are not available"
