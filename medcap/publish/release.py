@@ -71,7 +71,7 @@ def build_release(
         source = read_run(run, evaluation or find_evaluation(run), comparison, base, repo_id)
         if source.card_data.base_is_local and write is None:
             logger.warning(
-                f"the base {source.card_data.base} is a local folder: users of this adapter need a copy of it "
+                f"the base model {source.card_data.base!r} is a local folder: users of this adapter need a copy of it "
                 "(or name a base on the Hub with --base)"
             )
         (write or write_release)(part, source)
@@ -166,9 +166,7 @@ def _adapter_config(adapter: Path, card_data: CardData) -> dict[str, Any]:
     """Return the adapter's config without local paths; raise ValueError if loading would need medcap."""
     config = read_json(adapter / "adapter_config.json")
     if "medcap" in json.dumps(config.get("auto_mapping")):
-        raise ValueError(
-            f"{adapter}: auto_mapping names a class of medcap, so the adapter cannot be loaded without it"
-        )
+        raise ValueError(f"{adapter}: auto_mapping names a class of medcap; loading the adapter would need medcap")
     revision = None if card_data.base_is_local else card_data.recipe.get("model_revision")
     return {**config, "base_model_name_or_path": card_data.base, "revision": revision, "inference_mode": True}
 

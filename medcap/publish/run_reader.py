@@ -103,8 +103,7 @@ def _read_energy(path: Path) -> dict[str, float] | None:
     """Return the sums of codecarbon's emissions.csv (`report_to: codecarbon`), or None."""
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))  # a resumed run has several
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))  # a resumed run has several
     return {key: sum(float(row[key]) for row in rows) for key in ("duration", "energy_consumed", "emissions")}
 
 

@@ -62,9 +62,7 @@ def _detokenize_source() -> str:
 
 def _copy_base(base: Path, to: Path) -> None:
     if not (base / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{base} contains no model.safetensors to copy into the Space; name a base on the Hub with --base"
-        )
+        raise FileNotFoundError(f"{base} contains no model.safetensors to copy; name a base on the Hub with --base")
     to.mkdir()
     for name in BASE_FILES:
         if (base / name).is_file():

@@ -138,7 +138,7 @@ def test_local_base_is_named_without_path_and_warns(run, tmp_path, caplog):
     config = read(build_release(run, tmp_path / "release") / "adapter_config.json")
     assert (config["base_model_name_or_path"], config["inference_mode"], config["r"]) == ("tiny-base", True, 8)
     assert [record.message for record in caplog.records] == [
-        "the base tiny-base is a local folder: users of this adapter need a copy of it "
+        "the base model 'tiny-base' is a local folder: users of this adapter need a copy of it "
         "(or name a base on the Hub with --base)"
     ]
 
