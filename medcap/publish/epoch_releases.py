@@ -138,8 +138,7 @@ def push_run(run: Path, release: Path, to: Destination, *, pushed: Collection[st
     Raises:
         OSError: A push failed; the message lists the missing revisions and the command that completes them.
     """
-    pending = {path.name: path for path in epoch_releases(run) if path.name not in pushed}
-    pending[MAIN] = release
+    pending = {path.name: path for path in epoch_releases(run) if path.name not in pushed} | {MAIN: release}
     for revision, folder in list(pending.items()):
         try:
             url = push_release(folder, to, revision=revision)
