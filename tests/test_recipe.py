@@ -10,18 +10,9 @@ import pytest
 import yaml
 
 from medcap.modeling.blip import load_blip
-from medcap.recipe import (
-    RANGES,
-    REPLACED,
-    REQUIRED,
-    DataArguments,
-    GenerationArguments,
-    LoraArguments,
-    ModelArguments,
-    RecipeError,
-    read_recipe,
-    recipe_help,
-)
+from medcap.recipe import GROUPS, REQUIRED, RecipeError, read_recipe
+from medcap.recipe.arguments import RANGES, REPLACED
+from medcap.recipe.help import recipe_help
 from medcap.recipe.values import key_types
 
 SMALLEST = {"data_dir": "data", "model_name_or_path": "base", "output_dir": "run", "use_cpu": True}
@@ -350,11 +341,7 @@ def test_help_fits_on_two_screens_and_shows_the_keys_of_medcap():
     assert max(map(len, text.splitlines())) <= 100
     assert text.startswith("usage: medcap train ")
     options = ["--config", "--accelerate", "--num_processes", "--help, --help-all", "--dry_run", "--learning_rate"]
-    own = [
-        field.name
-        for part in (DataArguments, ModelArguments, LoraArguments, GenerationArguments)
-        for field in dataclasses.fields(part)
-    ]
+    own = [key.name for name, group in GROUPS.items() if name != "training" for key in dataclasses.fields(group)]
     assert [name for name in [*options, *(f"--{key}" for key in own)] if f"  {name} " not in text] == []
 
 

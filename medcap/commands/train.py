@@ -14,7 +14,7 @@ from medcap.launch import launch_command
 def train(arguments: list[str]) -> int:
     """Run `medcap train --config X.yaml [--accelerate ddp [--num_processes 4]] ...` and return its exit status."""
     if {"-h", "--help", "--help-all"} & set(arguments):
-        from medcap.recipe import recipe_help
+        from medcap.recipe.help import recipe_help
 
         print(recipe_help(every_key="--help-all" in arguments))
         return 0

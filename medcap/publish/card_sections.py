@@ -11,14 +11,7 @@ from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData, SystemRow
 from medcap.publish.markdown import cell, code, escape, measured_table, table
-from medcap.recipe import (
-    REQUIRED,
-    CaptionTrainingArguments,
-    DataArguments,
-    GenerationArguments,
-    LoraArguments,
-    ModelArguments,
-)
+from medcap.recipe import GROUPS, REQUIRED
 from medcap.reporting.tables import TITLES, differences_text
 
 SPLIT_COLUMNS = {
@@ -47,8 +40,7 @@ FACT_COLUMNS = {
     "precision": "precision", "recall": "recall", "f1": "F1", "predicted": "in the captions",
     "reference": "in the references",
 }  # fmt: skip
-_ARGUMENTS = (DataArguments, ModelArguments, LoraArguments, GenerationArguments, CaptionTrainingArguments)
-DEFAULTS = {field.name: field.default for arguments in _ARGUMENTS for field in fields(arguments)}
+DEFAULTS = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
 
 
 def scores_table(systems: Sequence[SystemRow]) -> str:

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, Literal
 
-from medcap.recipe.arguments import MEDCAP_GROUPS, CaptionTrainingArguments, RecipeError
+from medcap.recipe.arguments import GROUPS, RecipeError
 
 _BOOLS = {
     **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
@@ -24,7 +24,7 @@ _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "tex
 def key_types() -> dict[str, tuple[Any, ...]]:
     """Return the types allowed for each key, None excluded, in the order in which a conversion is tried."""
     allowed = {}
-    for arguments in (*MEDCAP_GROUPS.values(), CaptionTrainingArguments):
+    for arguments in GROUPS.values():
         hints = typing.get_type_hints(arguments)
         allowed.update({field.name: _alternatives(hints[field.name]) for field in dataclasses.fields(arguments)})
     return allowed
