@@ -185,8 +185,6 @@ def _check_push(training: CaptionTrainingArguments) -> None:
         return
     for key in ("eval_strategy", "save_strategy"):
         if (value := getattr(training, key).value) != "epoch":
-            raise RecipeError(
-                f"push_to_hub pushes evaluated and saved epochs: {key} is {value!r}, must be 'epoch'"
-            )
+            raise RecipeError(f"push_to_hub pushes evaluated and saved epochs: {key} is {value!r}, must be 'epoch'")
     if not training.predict_with_generate:
         raise RecipeError("push_to_hub pushes the captions of each epoch: predict_with_generate must be true")

@@ -67,16 +67,11 @@ def find_damage_for_resume(checkpoint: Path, with_best: bool) -> str:
 
 
 def pending_work(checkpoint: Path) -> Mapping[str, Any] | None:
-    """Return the work that a signal postponed at this checkpoint; None for a scheduled checkpoint."""
-    return _read(checkpoint)["stopped"]
-
-
-def is_stop_checkpoint(checkpoint: Path) -> bool:
-    """Return whether a signal caused this checkpoint, which the next one then supersedes."""
+    """Return the work that a signal postponed at this checkpoint; None for a scheduled or damaged checkpoint."""
     try:
-        return bool(_read(checkpoint).get("stopped"))
-    except (OSError, ValueError):
-        return False
+        return _read(checkpoint)["stopped"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -114,39 +114,26 @@ class TrainingMonitor(TrainerCallback):
 
     # --- events ---
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock, or continue that of a resumed run from its log."""
         self.began = self.mark = time.perf_counter()
         self.began_at_step, self.earlier = state.global_step, 0.0
         for line in state.log_history:
             self.earlier = line.get("training_seconds", self.earlier + line.get("eval_runtime", 0.0))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._lap()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._lap(is_training=False)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._warn_of_data_wait(args.dataloader_num_workers)
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         if args.eval_strategy == "no" and losses:
             self._warn_of_chance("training", losses[-1], state)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._lap(is_training=False)
         self.since_evaluation = ThroughputMeter()
         if metrics and (state.epoch or 0) >= 1:

@@ -21,16 +21,8 @@ from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
 from medcap.logs import error_line, named_errors
 from medcap.private_hooks import check_hooks
 from medcap.training.callbacks import ResumeCallback
-from medcap.training.checkpoints import (
-    STATE,
-    checkpoints,
-    is_stop_checkpoint,
-    pending_work,
-    rotate,
-    step_of,
-    write_checksums,
-)
-from medcap.training.sampler import LengthSampler
+from medcap.training.checkpoints import STATE, checkpoints, pending_work, rotate, step_of, write_checksums
+from medcap.training.rows import LengthSampler
 
 LOSS_WINDOW = "loss_window_{}.json"  # one per process
 LOADER_OPTIONS = (
@@ -114,7 +106,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         check_hooks("transformers", self)
         run, step = Path(self.args.output_dir), self.state.global_step
         self._set_best_checkpoint(run)
-        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or is_stop_checkpoint(path)]
+        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or pending_work(path)]
         if self.resumed is None:
             return
         self.resumed_pending = pending_work(self.resumed)

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from peft import PeftModel
-from transformers import BlipProcessor, GenerationConfig
 
 from medcap.data.selection import drop_counts, fingerprint, image_fingerprint
 from medcap.environment import environment
 from medcap.io import commit_folder, staging_folder, write_json
 from medcap.modeling.blip import weights_sha256
+from medcap.modeling.precision import precision_name
 from medcap.recipe import Recipe
 from medcap.training.resume import environment_changes, read_environment, refuse_changes
+from medcap.training.setup import AdaptedModel
 
 
-def start_run(
-    recipe: Recipe, data: DatasetDict, precision: str, base: PeftModel, checkpoint: str | None = None
-) -> Path:
+def start_run(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel, checkpoint: str | None = None) -> None:
     """Create the folder of a run, or check it if it is resumed, and write `recipe.yaml` and `environment.json`.
+
+    Files that an interruption left incomplete are removed.
 
     Args:
         recipe: The recipe of the run.
         data: The checked splits, whose fingerprint is recorded.
-        precision: The resolved precision: fp32, bf16 or fp16.
-        base: The model; the checksum of its base model is recorded.
+        adapted: The model; the precision and the checksum of its base model are recorded.
         checkpoint: The checkpoint that the run resumes from.
-
-    Returns:
-        The folder, without the files that an interruption left incomplete.
 
     Raises:
         RecipeError: Data, base model or precision of a resumed run have changed, without `allow_changes`.
@@ -40,10 +35,10 @@ def start_run(
     run = Path(recipe.training.output_dir)
     now = {
         **environment(),
-        "precision": precision,
+        "precision": precision_name(adapted.dtype),
         "seed": recipe.training.seed,
         "data": describe(data),
-        "base": weights_sha256(base.get_base_model()),
+        "base": weights_sha256(adapted.model.get_base_model()),
     }
     if checkpoint is not None:
         refuse_changes(recipe, environment_changes(read_environment(run), now))
@@ -51,13 +46,11 @@ def start_run(
     remove_leftovers(run)
     recipe.save(run / "recipe.yaml")
     write_json(run / "environment.json", now)
-    return run
 
 
 def record_time(run: Path, seconds: float) -> None:
     """Add the duration of training in seconds to `environment.json`."""
-    path = run / "environment.json"
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "training_seconds": round(seconds, 1)})
+    write_json(run / "environment.json", {**read_environment(run), "training_seconds": round(seconds, 1)})
 
 
 def remove_leftovers(run: Path) -> None:
@@ -67,14 +60,11 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def save_adapter(
-    folder: Path, model: PeftModel, processor: BlipProcessor, generation_config: GenerationConfig, recipe: Recipe
-) -> None:
+def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe) -> None:
     """Write the adapter, processor, generation config and recipe to `folder`, atomically and without pickled files."""
     part = staging_folder(folder)
-    model.save_pretrained(part)
-    processor.save_pretrained(part)
-    generation_config.save_pretrained(part)
+    for saved in (adapted.model, adapted.processor, adapted.generation_config):
+        saved.save_pretrained(part)
     recipe.save(part / "recipe.yaml")
     commit_folder(part, folder)
 

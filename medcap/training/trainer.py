@@ -24,10 +24,10 @@ from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder
 from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import base_model
 from medcap.training.callbacks import FiniteGradients
-from medcap.training.caption_rows import CaptionRows
 from medcap.training.micro_batches import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
+from medcap.training.rows import CaptionRows
 
 
 class CaptionTrainer(ResumableTrainer):

@@ -1,6 +1,6 @@
 """Every caption once an epoch, beside captions of its length, in an order that seed and epoch fix.
 
-pytest tests/training/test_sampler.py
+pytest tests/training/test_rows.py
 """
 
 import itertools
@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from medcap.training.sampler import LengthSampler
+from medcap.training.rows import LengthSampler
 
 LENGTHS = random.Random(0).choices(range(3, 97), k=403)
 
