@@ -28,7 +28,7 @@ class ThroughputMeter:
 
     steps: int = 0
     images: int = 0
-    tokens: torch.Tensor | int = 0  # that are learned; stays on the device until `figures`
+    tokens: torch.Tensor | int = 0  # labels; stays on the device until `figures`
     waited: float = 0.0
     seconds: float = 0.0
 
@@ -56,8 +56,6 @@ class TrainingMonitor(TrainerCallback):
         self.began_at_step, self.earlier = 0, 0.0
         self.warned: set[str] = set()
 
-    # --- measuring ---
-
     def time_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the same batches, and record how long each took to arrive."""
         while True:
@@ -72,7 +70,7 @@ class TrainingMonitor(TrainerCallback):
             yield batch
 
     def count_step(self, images: int, tokens: torch.Tensor | int) -> None:
-        """Count one step of `images` images and `tokens` learned tokens."""
+        """Count one step of `images` images and `tokens` labels."""
         for meter in (self.since_log, self.since_evaluation):
             meter.steps += 1
             meter.images += images
@@ -106,13 +104,11 @@ class TrainingMonitor(TrainerCallback):
         return self.earlier + time.perf_counter() - self.began
 
     def _lap(self, is_training: bool = True) -> None:
-        """Count the time since the last lap if it was spent on training."""
+        """Add the time since the last lap if it was spent on training."""
         now = time.perf_counter()
         for meter in (self.since_log, self.since_evaluation):
             meter.seconds += (now - self.mark) * is_training
         self.mark = now
-
-    # --- events ---
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock, or continue that of a resumed run from its log."""
@@ -138,8 +134,6 @@ class TrainingMonitor(TrainerCallback):
         self.since_evaluation = ThroughputMeter()
         if metrics and (state.epoch or 0) >= 1:
             self._warn_of_chance("validation", metrics["eval_loss"], state)
-
-    # --- warnings ---
 
     def _warn_of_data_wait(self, workers: int) -> None:
         meter = self.since_evaluation

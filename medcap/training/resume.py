@@ -13,8 +13,7 @@ from medcap.training.checkpoints import STATE, checkpoints, find_damage_for_resu
 
 logger = logging.getLogger(__name__)
 
-# keys that do not change what is trained: paths, display, reading and pushing (the content of `data_dir` has a
-# fingerprint of its own)
+# keys that do not affect the result: paths, display, reading and pushing (`data_dir` is compared by its content)
 FREE = {
     "output_dir", "data_dir", "resume_from_checkpoint", "allow_changes", "disable_tqdm", "report_to",
     "dataloader_num_workers", "feature_cache", "save_total_limit", "push_to_hub", "hub_model_id",
@@ -25,32 +24,34 @@ FREE = {
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
     """Return the checkpoint to resume from; None to train from scratch.
 
-    It is `resume_from_checkpoint`, or else the newest undamaged checkpoint of the run: an interrupted run resumes when
-    the same command is given again. A damaged checkpoint is reported, and the one before it used.
+    It is `resume_from_checkpoint`, or else the newest undamaged checkpoint of the run, so the same command resumes an
+    interrupted run. A damaged checkpoint is reported, and the one before it used.
 
     Raises:
         RecipeError: The run is finished, its recipe differs, or the requested checkpoint is missing or damaged.
     """
     run, requested = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
-    found = checkpoints(run)
+    candidates = checkpoints(run)
     if requested not in (None, "last"):
-        found = [_existing(Path(requested))]
-    elif requested == "last" and not found:
+        candidates = [Path(requested)]
+        if not (candidates[0] / STATE).is_file():
+            raise RecipeError(f"resume_from_checkpoint: {requested} is not a checkpoint: it has no {STATE}")
+    elif requested == "last" and not candidates:
         raise RecipeError(f"resume_from_checkpoint is last, but {run} has no checkpoint")
     elif requested is None and is_finished(run):
         raise RecipeError(
             f"{run} is a finished run: use another --output_dir, or resume from its last checkpoint with "
             "--resume_from_checkpoint last"
         )
-    elif found and not (run / "recipe.yaml").is_file() and requested is None:
+    elif candidates and not (run / "recipe.yaml").is_file() and requested is None:
         raise RecipeError(
             f"{run} is a run without recipe.yaml: resume with --resume_from_checkpoint last, or use another "
             "--output_dir"
         )
-    if not found:
+    if not candidates:
         return None
     refuse_changes(recipe, recipe_changes(run / "recipe.yaml", recipe))
-    return _first_undamaged(found, recipe)
+    return _first_undamaged(candidates, recipe)
 
 
 def is_finished(run: Path) -> bool:
@@ -58,17 +59,11 @@ def is_finished(run: Path) -> bool:
     return (run / "adapter").exists()
 
 
-def _existing(checkpoint: Path) -> Path:
-    if not (checkpoint / STATE).is_file():
-        raise RecipeError(f"resume_from_checkpoint: {checkpoint} is not a checkpoint: it has no {STATE}")
-    return checkpoint
-
-
-def _first_undamaged(found: list[Path], recipe: Recipe) -> str | None:
+def _first_undamaged(candidates: list[Path], recipe: Recipe) -> str | None:
     args = recipe.training
     log = logger.warning if args.process_index == 0 else logger.debug
     damaged: list[str] = []
-    for checkpoint in found:
+    for checkpoint in candidates:
         if damage := find_damage_for_resume(checkpoint, args.load_best_model_at_end):
             damaged.append(f"{checkpoint} is damaged ({damage})")
             continue
@@ -83,7 +78,7 @@ def _first_undamaged(found: list[Path], recipe: Recipe) -> str | None:
 
 
 def recipe_changes(written: Path, recipe: Recipe) -> list[str]:
-    """Return the changes of a recipe since the one `written` when the run began; none if that is missing."""
+    """Return the changes of a recipe since the file `written` when the run began; none if that is missing."""
     if not written.is_file():
         return []
     before = read_recipe(["--config", str(written)])
@@ -93,7 +88,7 @@ def recipe_changes(written: Path, recipe: Recipe) -> list[str]:
 
 
 def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the changes of data, base model, precision and processes between two `environment.json`."""
+    """Return the changes of data, base model, precision and number of processes between two `environment.json`."""
     changes = []
     for split, rows in now["data"].items():
         old = before.get("data", {}).get(split, rows)
