@@ -27,7 +27,7 @@ def train(arguments: list[str]) -> int:
     except FileNotFoundError as error:
         sys.stderr.write(f"medcap: error: {error}\n")
         return 2
-    # The launcher inherits this and waits too; training handles both signals and exits with a checkpoint
+    # the launcher inherits this and waits too; training handles both signals and exits with a checkpoint
     earlier = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         return subprocess.run(command, check=False).returncode
