@@ -39,9 +39,17 @@ from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dr
 from medcap.training.memory import MemoryReport
 from medcap.training.plan import Schedule, describe_plan, feature_disk_space, run_disk_space
 from medcap.training.preemption import PreemptionCallback
-from medcap.training.resume import checkpoint_to_resume, is_finished, recipe_changes, refuse_changes
 from medcap.training.rows import reader_errors
-from medcap.training.run_folder import record_time, remove_leftovers, save_adapter, start_run
+from medcap.training.run_folder import (
+    checkpoint_to_resume,
+    is_finished,
+    recipe_changes,
+    record_time,
+    refuse_changes,
+    remove_leftovers,
+    save_adapter,
+    start_run,
+)
 from medcap.training.setup import (
     AdaptedModel,
     check_devices,

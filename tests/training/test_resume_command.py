@@ -20,8 +20,7 @@ from medcap.data.images import ImageTransform
 from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
-from medcap.training.resume import checkpoint_to_resume, environment_changes, recipe_changes
-from medcap.training.run_folder import remove_leftovers
+from medcap.training.run_folder import checkpoint_to_resume, environment_changes, recipe_changes, remove_leftovers
 
 
 @pytest.fixture

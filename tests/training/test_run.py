@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 from medcap.data.rocov2 import load_rocov2
 from medcap.recipe import RecipeError, read_recipe
-from medcap.training.resume import checkpoint_to_resume
-from medcap.training.run_folder import describe
+from medcap.training.run_folder import checkpoint_to_resume, describe
 
 STEPS = 3  # per epoch: 12 images in batches of 4
 
