@@ -114,19 +114,10 @@ def fit(
     destination: Destination | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[CaptionTrainer, EpochReleaseCallback | None]:
-    """Train all epochs and write the folder of the run.
+    """Train all epochs and write the folder of the run; with a destination, push a release after each epoch.
 
-    Args:
-        recipe: The recipe.
-        data: Checked training and validation splits.
-        captions: Tokens of the training captions.
-        adapted: The model, from `make_model`.
-        checkpoint: The checkpoint to resume from.
-        destination: Where the release of each epoch is pushed.
-        callbacks: Further callbacks.
-
-    Returns:
-        The trainer, and the pushes if there is a destination.
+    `data` holds the checked training and validation splits, `captions` the tokens of the training captions. Returns
+    the trainer, and the pushes if there is a destination.
     """
     run, is_main, pushes = Path(recipe.training.output_dir), recipe.training.process_index == 0, None
     save, valid = functools.partial(save_adapter, adapted=adapted, recipe=recipe), data["valid"]

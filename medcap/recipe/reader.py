@@ -129,16 +129,13 @@ def _check_known(key: str) -> None:
 def _merge_precision(values: dict[str, Any], sources: dict[str, str]) -> None:
     """Replace the Trainer's bf16 and fp16 by `precision`."""
     flags = [key for key in ("bf16", "fp16") if key in values]
-    if not flags:
-        return
-    if "precision" in values:
+    if flags and "precision" in values:
         raise RecipeError(f"{sources[flags[0]]}: {flags[0]} and precision set the same thing: remove {flags[0]}")
     enabled = [key for key in flags if values.pop(key)]
     if len(enabled) > 1:
         raise RecipeError(f"{sources['bf16']}: bf16 and fp16 are both true; set precision to one of them")
-    values["precision"], sources["precision"] = (*enabled, "fp32")[0], sources[flags[0]]
     for key in flags:
-        del sources[key]
+        values["precision"], sources["precision"] = (*enabled, "fp32")[0], sources.pop(key)
 
 
 def _check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:

@@ -42,15 +42,10 @@ def evenly_spaced(rows: int, count: int = DECODED) -> list[int]:
 
 
 def dry_run_rows(lengths: Sequence[int], batch: int, grouped: bool) -> list[int]:
-    """Return the rows of four steps: the longest captions, typical ones, and both again.
+    """Return the rows of four steps of `batch` captions: the longest captions, typical ones, and both again.
 
     The longest show whether memory suffices. The typical ones are timed twice: with new images, and with images whose
-    features may be cached.
-
-    Args:
-        lengths: Tokens of every caption.
-        batch: Captions per step.
-        grouped: Whether the captions of a batch have similar lengths; typical ones are then those in the middle.
+    features may be cached. If batches are `grouped` by length, typical captions are those of medium length.
     """
     order = np.argsort(lengths, kind="stable")
     start = max((len(order) - batch) // 2, 0)
@@ -62,19 +57,10 @@ def dry_run_rows(lengths: Sequence[int], batch: int, grouped: bool) -> list[int]
 def dry_run_data(
     recipe: Recipe, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, batch: int
 ) -> tuple[DatasetDict, int]:
-    """Select the rows that a dry run trains on and captions, and decode a sample of the images.
+    """Decode a sample of the images; return the rows to train on and to caption, and the number of decoded images.
 
     One unreadable image is excluded with a warning, even if it exceeds `max_broken` of the sample: its fraction of
-    the split is smaller.
-
-    Args:
-        recipe: The recipe of the full run.
-        splits: Its data, from `load_splits`.
-        tokenizer: The processor's.
-        batch: Captions per step.
-
-    Returns:
-        The selected rows of each split, and the number of images that were decoded.
+    the split is smaller. `batch` is the number of captions per step.
     """
 
     def lengths_of(rows: Dataset) -> list[int]:

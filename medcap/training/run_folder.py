@@ -31,18 +31,10 @@ FREE = {
 
 
 def start_run(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel, checkpoint: str | None = None) -> None:
-    """Create the folder of a run, or check it if it is resumed, and write `recipe.yaml` and `environment.json`.
+    """Create the folder of a run, and write `recipe.yaml` and `environment.json`.
 
-    Files that an interruption left incomplete are removed.
-
-    Args:
-        recipe: The recipe of the run.
-        data: The checked splits, whose fingerprint is recorded.
-        adapted: The model; the precision and the checksum of its base model are recorded.
-        checkpoint: The checkpoint that the run resumes from.
-
-    Raises:
-        RecipeError: Data, base model or precision of a resumed run have changed, without `allow_changes`.
+    With a `checkpoint` the run is resumed: RecipeError is raised if its data, base model or precision have changed,
+    without `allow_changes`, and files that an interruption left incomplete are removed.
     """
     run = Path(recipe.training.output_dir)
     now = {

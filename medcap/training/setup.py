@@ -43,10 +43,10 @@ class AdaptedModel:
 
 
 def check_devices(recipe: Recipe) -> None:
-    """Raise RecipeError for devices on which the recipe would train differently without a message.
+    """Raise RecipeError for devices on which libraries would silently train in another way.
 
-    Several GPUs in one process mean torch's DataParallel, which weights captions by the GPU that they are on. Without
-    a GPU, accelerate replaces FSDP and DeepSpeed by plain processes.
+    With several GPUs in one process the Trainer uses DataParallel, which weights captions by the GPU that they are
+    on. Without a GPU, accelerate replaces FSDP and DeepSpeed by plain processes.
     """
     gpus, device = recipe.training.n_gpu, recipe.training.device
     if gpus > 1:
@@ -145,14 +145,8 @@ def make_trainer(
 ) -> CaptionTrainer:
     """Return the trainer of a run, with medcap's progress bar, log and samples instead of the Trainer's output.
 
-    Args:
-        recipe: The recipe; its arguments are copied.
-        data: Checked training and validation splits.
-        captions: Tokens of the training captions.
-        adapted: From `make_model`.
-        scores: Computes the metrics of an evaluation.
-        cache: From `open_feature_cache`.
-        draw: Draws the sample images with their captions after each epoch.
+    `captions` holds the tokens of the training captions, `scores` computes the metrics of an evaluation, and `draw`
+    draws the sample images with their captions after each epoch. The recipe is not changed.
     """
     run, valid, processor = Path(recipe.training.output_dir), data["valid"], adapted.processor
     max_tokens, prompt = recipe.data.max_caption_tokens, recipe.data.prompt
