@@ -160,7 +160,7 @@ def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> No
     if features is not None and recipe.model.feature_cache != "auto":  # "auto" works without a cache on a full disk
         features.check()
     if args.process_index == 0:
-        (memory,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, MemoryReport))
+        (memory,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, MemoryReport))
         plan = {
             "dry run": f"no errors; its files were removed from {args.output_dir}",
             "start": f"from {checkpoint}" if checkpoint else "from scratch",

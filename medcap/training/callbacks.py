@@ -27,11 +27,11 @@ METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eva
 
 
 class Progress(TrainerCallback):
-    """One bar for the whole training, with rate, time left and loss, and a line for each evaluation; on stderr."""
+    """Shows a progress bar with rate, time left and loss, and a line for each evaluation, on stderr."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
-        self.evaluating: tqdm | None = None
+        self.evaluation_bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and not args.disable_tqdm:
@@ -50,14 +50,14 @@ class Progress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or args.disable_tqdm:
             return
-        if self.evaluating is None:
-            self.evaluating = tqdm(total=len(eval_dataloader), desc="captions", unit="batch", leave=False)
-        self.evaluating.update()
+        if self.evaluation_bar is None:
+            self.evaluation_bar = tqdm(total=len(eval_dataloader), desc="captions", unit="batch", leave=False)
+        self.evaluation_bar.update()
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if self.evaluating is not None:
-            self.evaluating.close()
-            self.evaluating = None
+        if self.evaluation_bar is not None:
+            self.evaluation_bar.close()
+            self.evaluation_bar = None
         if self.bar is not None and metrics:
             shown = [f"{name.removeprefix('eval_')} {metrics[name]:.4f}" for name in METRICS_SHOWN if name in metrics]
             tqdm.write(f"epoch {state.epoch:g}: {', '.join(shown)}", file=self.bar.fp)
@@ -68,7 +68,7 @@ class Progress(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one line per evaluation, with the last training loss and the throughput until then."""
+    """Writes `metrics.jsonl`: one line per evaluation, with the last training loss and the throughput before it."""
 
     def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
         self.path, self.monitor = run / "metrics.jsonl", monitor
@@ -76,7 +76,7 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove the lines of evaluations after the checkpoint, which are repeated."""
         if state.is_world_process_zero and self.path.exists():
-            self._write(self._until(state.global_step))
+            self._write(self._lines_until(state.global_step))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or metrics is None:
@@ -84,9 +84,9 @@ class MetricsLog(TrainerCallback):
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
         line["throughput"] = self.monitor.evaluation_figures(state)
-        self._write([*self._until(state.global_step - 1), json.dumps(line)])
+        self._write([*self._lines_until(state.global_step - 1), json.dumps(line)])
 
-    def _until(self, step: int) -> list[str]:
+    def _lines_until(self, step: int) -> list[str]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         return [text for text in lines if json.loads(text)["step"] <= step]
 
@@ -95,10 +95,9 @@ class MetricsLog(TrainerCallback):
 
 
 class ResumeCallback(TrainerCallback):
-    """Restores a run that is resumed, and makes the random numbers of a step depend on seed and step alone.
+    """Restores a resumed run, and makes the random numbers of a step depend only on seed and step.
 
-    So a resumed run draws the numbers (dropout) of an uninterrupted one, however many the start of the data loader's
-    workers has drawn meanwhile.
+    A resumed run then has the dropout of an uninterrupted one, although its data loader drew other random numbers.
     """
 
     def __init__(self, trainer: ResumableTrainer) -> None:
@@ -140,7 +139,7 @@ Draw = Callable[[Path, Dataset, Mapping[str, Sequence[str]]], None]
 
 
 class Samples(TrainerCallback):
-    """`samples/epoch-N.md`: predictions for the same few images after each epoch.
+    """Writes `samples/epoch-N.md`: predictions for the same few images after each epoch.
 
     `draw(path, images, columns)` draws epoch-N.png: the images, each with its text of every column.
     """
@@ -149,7 +148,7 @@ class Samples(TrainerCallback):
         self.folder, self.images, self.scores, self.draw = run / "samples", images, scores, draw
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Remove the samples of epochs after the checkpoint, which are trained again."""
+        """Remove the samples of epochs after the checkpoint, which are repeated."""
         if state.is_world_process_zero:
             for path in self.folder.glob("epoch-*"):
                 if int(path.stem.rpartition("-")[2]) > math.ceil(state.epoch or 0):
@@ -160,10 +159,9 @@ class Samples(TrainerCallback):
             return
         ids, references = list(self.images["image_id"]), list(self.images["caption"])
         predictions = self.scores.predictions[: len(ids)]
-        rows = zip(ids, references, predictions, strict=True)
         blocks = [
             f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n"
-            for image_id, reference, prediction in rows
+            for image_id, reference, prediction in zip(ids, references, predictions, strict=True)
         ]
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"

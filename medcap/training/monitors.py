@@ -44,9 +44,9 @@ class ThroughputMeter:
 
 
 class TrainingMonitor(TrainerCallback):
-    """Measures throughput, and warns once each of slow data loading and of a loss at chance.
+    """Measures throughput, and warns once of slow data loading and once of a loss at chance.
 
-    `chance`: the loss of a model that knows token frequencies only, from `TokenizedCaptions.entropy`.
+    `chance` is the loss of a model of token frequencies alone, from `TokenizedCaptions.entropy`.
     """
 
     def __init__(self, chance: float | None = None) -> None:
@@ -57,7 +57,7 @@ class TrainingMonitor(TrainerCallback):
         self.warned: set[str] = set()
 
     def time_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Yield the same batches, and record how long each took to arrive."""
+        """Yield the batches, and record the time spent waiting for each."""
         while True:
             start = time.perf_counter()
             try:

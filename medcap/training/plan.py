@@ -106,7 +106,7 @@ def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Sche
     A checkpoint is written before the oldest one is removed, and the best one stays in addition to
     `save_total_limit`. With push_to_hub the folder also holds the release of each epoch.
     """
-    checkpoint = max((folder_bytes(one) for one in dry_run.glob("checkpoint-*")), default=0)
+    checkpoint = max((folder_bytes(folder) for folder in dry_run.glob("checkpoint-*")), default=0)
     adapter = folder_bytes(dry_run / "adapter")
     count = min(schedule.saves, (args.save_total_limit or schedule.saves) + 2)
     releases = 1 + (schedule.evaluations if args.push_to_hub else 0)
@@ -115,7 +115,7 @@ def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Sche
 
 
 def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: torch.dtype) -> DiskSpace | None:
-    """Return the space that the cached features of `images` images need at most; None without a cache."""
+    """Return the maximum space that the cached features of `images` images need; None without a cache."""
     setting, base = recipe.model.feature_cache, model.get_base_model()
     unused = setting == "auto" and recipe.training.num_train_epochs <= 1
     if setting == "off" or unused or caching_obstacle(base):
@@ -126,7 +126,7 @@ def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: tor
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a step on new images, of one on images seen before, and of an evaluation of `captioned` images."""
+    """Seconds of a step on new images, of a step on cached images, and of an evaluation of `captioned` images."""
 
     step: float
     later_step: float

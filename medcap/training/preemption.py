@@ -62,9 +62,9 @@ class PreemptionCallback(TrainerCallback):
                 trainer.callback_handler.on_epoch_end(args, state, control)
             trainer.do_pending_work()
         control.should_training_stop |= state.global_step >= state.max_steps or any(
-            one.early_stopping_patience_counter >= one.early_stopping_patience
-            for one in trainer.callback_handler.callbacks
-            if isinstance(one, EarlyStoppingCallback)
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in trainer.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
         )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
