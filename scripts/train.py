@@ -29,6 +29,7 @@ from transformers import TrainerCallback, set_seed
 from medcap.data.captions import TokenizedCaptions
 from medcap.evaluation.scoring import signature_pairs
 from medcap.metrics.coco import Meteor
+from medcap.modeling.precision import precision_name
 from medcap.private_hooks import check_hooks
 from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_release
 from medcap.publish.hub_client import Destination, push_destination
@@ -125,7 +126,7 @@ def fit(
         start_run(recipe, data, adapted, checkpoint)
     cache = open_feature_cache(recipe, data, adapted)
     with Meteor() if is_main else contextlib.nullcontext() as meteor:  # the main process scores
-        pairs = signature_pairs("valid", valid, adapted.generation_config, adapted.dtype)
+        pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
         scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], recipe.data.prompt, meteor, pairs)
         trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
         if destination is not None:

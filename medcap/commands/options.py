@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -96,11 +96,10 @@ def _local_model(model: str, revision: str | None) -> str:
     return snapshot_download(model, revision=revision)
 
 
-def layout_from_args(args: argparse.Namespace, adapter: str | None = None) -> DataLayout:
-    """Return the data layout, by default that of the adapter, so that its training images are not tested."""
+def layout_from_args(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> DataLayout:
+    """Return the data layout, by default that of an adapter's recipe, so that its training images are not tested."""
     from medcap.data.layout import DataLayout
-    from medcap.inference import adapter_recipe
 
-    recipe, names = adapter_recipe(adapter) if adapter else {}, ("data_format", *LAYOUT_OPTIONS)
-    trained = {name: recipe[name] for name in names if name in recipe}
+    names = ("data_format", *LAYOUT_OPTIONS)
+    trained = {name: recipe[name] for name in names if recipe and name in recipe}
     return DataLayout(**{**trained, **_given(args, names)})
