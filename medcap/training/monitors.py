@@ -58,16 +58,13 @@ class TrainingMonitor(TrainerCallback):
 
     def time_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, and record the time spent waiting for each."""
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+        start = time.perf_counter()
+        for batch in batches:
             waited = time.perf_counter() - start
             for meter in (self.since_log, self.since_evaluation):
                 meter.waited += waited
             yield batch
+            start = time.perf_counter()
 
     def count_step(self, images: int, tokens: torch.Tensor | int) -> None:
         """Count one step of `images` images and `tokens` labels."""

@@ -60,12 +60,9 @@ def check_devices(recipe: Recipe) -> None:
 
 
 def resolve_precision(recipe: Recipe) -> torch.dtype:
-    """Return the dtype of the recipe's precision on this device, and set the Trainer's flags for it."""
+    """Return the dtype of the recipe's precision on this device."""
     allow_tf32(recipe.model.precision, recipe.training.device)
-    dtype = resolve_dtype(recipe.model.precision, recipe.training.device)
-    recipe.training.bf16, recipe.training.fp16 = dtype == torch.bfloat16, dtype == torch.float16
-    recipe.training.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
-    return dtype
+    return resolve_dtype(recipe.model.precision, recipe.training.device)
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> AdaptedModel:
@@ -150,7 +147,9 @@ def make_trainer(
     """
     run, valid, processor = Path(recipe.training.output_dir), data["valid"], adapted.processor
     max_tokens, prompt = recipe.data.max_caption_tokens, recipe.data.prompt
-    args = copy.copy(recipe.training)
+    args, dtype = copy.copy(recipe.training), adapted.dtype
+    args.bf16, args.fp16 = dtype == torch.bfloat16, dtype == torch.float16
+    args.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
     args.restore_callback_states_from_checkpoint = True  # early stopping counts the worse evaluations
     args.push_to_hub = False  # the Trainer's own push skips epochs while one is uploaded, and overwrites its files
     monitor = TrainingMonitor(captions.entropy(max_tokens))
