@@ -4,7 +4,6 @@ Traps 9, 11, 12, 15, 23, 24, 27. pytest tests/training/test_run.py
 """
 
 import contextlib
-import dataclasses
 import io
 import json
 import shutil
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 
 from medcap.data.rocov2 import load_rocov2
 from medcap.recipe import RecipeError, read_recipe
-from medcap.training.run_folder import checkpoint_to_resume, describe
+from medcap.training.run_folder import describe
 
 STEPS = 3  # per epoch: 12 images in batches of 4
 
@@ -173,49 +172,6 @@ def test_run_resumed_after_an_epoch_equals_the_uninterrupted_one(trained_run, tr
     assert len(losses[0]) == 2 * STEPS
     recipes = [yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (run, trained_run.folder)]
     assert recipes[0] == {**recipes[1], "output_dir": str(run)}  # resume_from_checkpoint is not saved
-
-
-@pytest.fixture
-def recipe_in(trained_run):
-    """Return the recipe of the run with another folder and resume_from_checkpoint."""
-    recipe = read_recipe(["--config", str(trained_run.recipe)])
-
-    def make(folder, resume=None):
-        training = dataclasses.replace(recipe.training, output_dir=str(folder), resume_from_checkpoint=resume)
-        return dataclasses.replace(recipe, training=training)
-
-    return make
-
-
-def test_training_starts_from_scratch_in_a_new_or_empty_folder(recipe_in, tmp_path):
-    assert checkpoint_to_resume(recipe_in(tmp_path / "new")) is None
-    assert checkpoint_to_resume(recipe_in(tmp_path)) is None
-
-
-def test_training_resumes_from_the_newest_or_the_named_checkpoint(recipe_in, trained_run):
-    run = trained_run.folder
-    assert checkpoint_to_resume(recipe_in(run, "last")) == str(run / "checkpoint-6")
-    assert checkpoint_to_resume(recipe_in(run, str(run / "checkpoint-3"))) == str(run / "checkpoint-3")
-
-
-@pytest.mark.parametrize(
-    ("left", "message"), [("checkpoint-3", "a run without recipe"), ("adapter", "a finished run")]
-)
-def test_folder_of_another_or_a_finished_run_raises(recipe_in, tmp_path, left, message):
-    (tmp_path / left).mkdir()
-    with pytest.raises(RecipeError, match=f"{tmp_path} is {message}.*--resume_from_checkpoint last"):
-        checkpoint_to_resume(recipe_in(tmp_path))
-
-
-def test_last_without_checkpoint_raises(recipe_in, tmp_path):
-    with pytest.raises(RecipeError, match=f"resume_from_checkpoint is last, but {tmp_path} has no checkpoint"):
-        checkpoint_to_resume(recipe_in(tmp_path, "last"))
-
-
-def test_folder_that_is_not_a_checkpoint_raises(recipe_in, tmp_path, trained_run):
-    for folder in (tmp_path / "none", trained_run.folder / "adapter"):
-        with pytest.raises(RecipeError, match=f"{folder} is not a checkpoint: it has no trainer_state.json"):
-            checkpoint_to_resume(recipe_in(tmp_path, str(folder)))
 
 
 def error_of(train_script, capsys, argv):
