@@ -1,7 +1,6 @@
 """The private names of other libraries that medcap needs, and a check that they still exist.
 
-A private name may disappear in any release. Where that would switch a guard off silently, the check stops training
-with one clear line instead.
+A private name may disappear in any release and silently disable a check. Training then stops with a one-line error.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise RecipeError(f"{path}: not a recipe: more than {MAX_BRACKETS:,} brackets")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: write the value where it is used")
+            raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: repeat the value instead")
         content = yaml.safe_load(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error

@@ -176,7 +176,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset `peak_memory`; where the system cannot, it includes loading the model."""
+    """Reset `peak_memory`; if the system cannot, the peak includes loading the model."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":

@@ -75,10 +75,10 @@ def test_checkpoint_whose_best_is_damaged_is_not_resumed(make):
     make(3), make(6, best=6), make(9, best=6)
     flip_bit(checkpoints(make(12, best=6).parent)[2] / "optimizer.pt")
     run = make(15, best=15).parent
-    found = {path.name: find_damage_for_resume(path, with_best=True) for path in checkpoints(run)}
+    damage = {path.name: find_damage_for_resume(path, with_best=True) for path in checkpoints(run)}
     broken = "optimizer.pt has another checksum"
     behind = f"its best checkpoint, checkpoint-6, is damaged: {broken}"
-    assert found == {
+    assert damage == {
         "checkpoint-15": "", "checkpoint-12": behind, "checkpoint-9": behind,
         "checkpoint-6": broken, "checkpoint-3": "",
     }  # fmt: skip

@@ -151,8 +151,8 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
 def test_environment_changes_are_named(change, message):
     assert environment_changes(THEN, THEN) == []
-    (found,) = environment_changes(THEN, {**THEN, **change})
-    assert re.search(message, found)
+    (text,) = environment_changes(THEN, {**THEN, **change})
+    assert re.search(message, text)
 
 
 def run_training(train_script, run, *argv):

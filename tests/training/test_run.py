@@ -65,10 +65,10 @@ def test_adapter_is_that_of_the_best_epoch(trained_run):
     )
 
 
-def assert_same_weights(found, expected):
+def assert_same_weights(actual, expected):
     """Compare bit for bit."""
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    assert actual.keys() == expected.keys()
+    assert [name for name in actual if not torch.equal(actual[name], expected[name])] == []
 
 
 def test_epochs_have_different_weights(trained_run):
@@ -123,12 +123,12 @@ def test_saved_recipe_equals_the_recipe_of_the_run(trained_run):
 
 
 def test_environment_has_versions_device_seed_and_data(trained_run):
-    found = json.loads((trained_run.folder / "environment.json").read_text())
-    assert found.keys() >= {"medcap", "commit", "python", "device", "packages", "seed", "data", "processes"}
-    assert found["seed"] == 5
-    assert found["packages"].keys() >= {"torch", "transformers", "peft", "accelerate", "datasets"}
-    assert {split: data["rows"] for split, data in found["data"].items()} == {"train": 12, "valid": 6}
-    assert all(data["fingerprint"] and data["kept"] == data["rows"] for data in found["data"].values())
+    environment = json.loads((trained_run.folder / "environment.json").read_text())
+    assert environment.keys() >= {"medcap", "commit", "python", "device", "packages", "seed", "data", "processes"}
+    assert environment["seed"] == 5
+    assert environment["packages"].keys() >= {"torch", "transformers", "peft", "accelerate", "datasets"}
+    assert {split: data["rows"] for split, data in environment["data"].items()} == {"train": 12, "valid": 6}
+    assert all(data["fingerprint"] and data["kept"] == data["rows"] for data in environment["data"].values())
 
 
 def test_summary_is_printed(trained_run):
@@ -157,8 +157,8 @@ def test_run_resumed_after_an_epoch_equals_the_uninterrupted_one(trained_run, tr
     assert_same_weights(load_file(run / last), load_file(trained_run.folder / last))
     timed = ("runtime", "per_second", "throughput")
     timeless = [
-        [{key: value for key, value in line.items() if not key.endswith(timed)} for line in found]
-        for found in (lines(run / "metrics.jsonl"), lines(trained_run.folder / "metrics.jsonl"))
+        [{key: value for key, value in line.items() if not key.endswith(timed)} for line in metrics]
+        for metrics in (lines(run / "metrics.jsonl"), lines(trained_run.folder / "metrics.jsonl"))
     ]
     assert timeless[0] == timeless[1]
     losses = [
