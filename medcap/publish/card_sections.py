@@ -10,8 +10,7 @@ from medcap.evaluation.result import EvaluationResult, PartScores, SystemScores
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData, SystemRow
 from medcap.publish.markdown import cell, code, escape, measured_table, table
-from medcap.recipe import REQUIRED, CaptionTrainingArguments
-from medcap.recipe.arguments import MEDCAP_GROUPS
+from medcap.recipe import GROUPS, REQUIRED
 from medcap.reporting.tables import TITLES, differences_text
 
 SPLIT_COLUMNS = {
@@ -37,11 +36,7 @@ CURVE_COLUMNS = {
 }
 ENVIRONMENT_TITLES = {"base": "base weights (SHA-256)", "training_seconds": "training time (s)"}
 MAIN_METRICS = {name: TITLES[name] for name in ("bleu_4", "meteor", "rouge_l", "cider")}
-DEFAULTS = {
-    field.name: field.default
-    for arguments in (*MEDCAP_GROUPS.values(), CaptionTrainingArguments)
-    for field in fields(arguments)
-}
+DEFAULTS = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
 
 
 def scores_table(systems: Sequence[SystemRow]) -> str:
