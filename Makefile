@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)  ## run the end-to-end demo offline, in minutes; leaves the folder quickstart/
 	$(BIN)/medcap quickstart
 
+# one thread for each of pytest's workers: with more, two workers on two cores take three times as long
+test test-oldest test-newest: export OMP_NUM_THREADS := 1
+
 test: $(STAMP)  ## run the tests on all cores
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
