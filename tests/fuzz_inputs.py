@@ -254,7 +254,7 @@ def _scored(
 
 def _compared(rng: Random, folder: Path) -> Made:
     """Two evaluations, of which one has a wound."""
-    from medcap.evaluation.scores_file import write_scores
+    from medcap.evaluation.csv_files import write_scores
     from medcap.metrics.statistics import METRICS, Statistics
 
     random = np.random.default_rng(0).random

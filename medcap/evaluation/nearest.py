@@ -26,15 +26,8 @@ def nearest_captions(
 ) -> tuple[list[str], int]:
     """Return the caption of the most similar training image for each row, and the number of training images searched.
 
-    Similarity is the cosine of `image_features`; of equals the first is taken.
-
-    Args:
-        captioner: The captioner whose vision encoder is used.
-        rows: n images.
-        training: Training images with captions; unreadable ones are skipped.
-        most: Maximum number of training images, chosen at random by `seed`.
-        batch_size: Images at a time.
-        seed: Of the choice.
+    Similarity is the cosine of `image_features`. At most `most` images of `training` are searched, a random sample;
+    unreadable images are skipped.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(training))[:most])
     training = check_images(training.select(chosen), max_broken=1.0)
