@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def compare(folders: Sequence[Path], out: Path) -> Comparison:
     """Compare the evaluations in `folders`, and the baselines of the first one that has any; write comparison.json.
 
-    Each pair of systems is tested on the same images (`paired_test`), and systems whose recipes differ only in the seed
-    are pooled. Different decoding is allowed, with a warning.
+    Each pair of systems is tested on the same images (`paired_test`). Runs that differ only in the seed are pooled.
+    Different decoding is allowed, with a warning.
 
     Raises:
         ValueError: A folder has no metrics.json or scores.csv, images differ, or two systems have the same name.
@@ -34,12 +34,10 @@ def compare(folders: Sequence[Path], out: Path) -> Comparison:
         names = [result.name for result in results]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two systems are called {repeated[0]!r}: evaluate one of them again with another --name")
-        systems = [(_system(result), folder) for result, folder in zip(results, folders, strict=True)]
-        with_baselines = [
-            (result, folder) for result, folder in zip(results, folders, strict=True) if result.baselines
-        ]
-        for result, folder in with_baselines[:1]:
-            systems += [(row, folder / "baselines" / name) for name, row in result.baselines.items()]
+        evaluated = list(zip(results, folders, strict=True))
+        systems = [(_system(result), folder) for result, folder in evaluated]
+        first, folder = next((pair for pair in evaluated if pair[0].baselines), evaluated[0])
+        systems += [(row, folder / "baselines" / name) for name, row in first.baselines.items()]
         tests = _tests({system.name: folder / "scores.csv" for system, folder in systems})
         comparison = Comparison(systems=[system for system, _ in systems], tests=tests, seeds=_seeds(results))
     out.mkdir(parents=True, exist_ok=True)
