@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.publish.card_data import CardData, is_same_system, last_part
-from medcap.publish.plots import read_curve
 from medcap.publish.run_paths import WEIGHTS
 from medcap.recipe import read_yaml
+from medcap.reporting.plots import read_curve
 
 NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
 PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
