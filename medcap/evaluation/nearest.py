@@ -49,7 +49,7 @@ def image_features(captioner: Captioner, rows: Dataset, batch_size: int) -> torc
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
     encode = FeatureEncoder(captioner.blip.vision_model, captioner.cache)
     with adapter, captioner.autocast(), tqdm(total=len(rows), desc="features", unit="image") as bar:
-        for batch in image_batches(captioner, rows, batch_size, captioner.cache):
+        for batch in image_batches(captioner, rows, batch_size):
             parts.append(F.normalize(encode(batch).float().mean(1), dim=1).cpu())
             bar.update(len(parts[-1]))
     return torch.cat(parts)
