@@ -24,7 +24,7 @@ from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
 from medcap.publish.release import build_release
 from medcap.reporting.evaluation_page import write_page
-from medcap.reporting.plots import write_curves, write_sample_sheet
+from medcap.reporting.plots import plot_curves, read_curve, write_png, write_sample_sheet
 from medcap.reporting.tables import differences_text, text_table, write_comparison
 
 BASE_NAME = "without fine-tune"
@@ -78,7 +78,9 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     )
     checked = check_release(out / "base", release, split, captions[last])
     shutil.copyfile(_folder(out, "eval", last) / "report.html", out / "report.html")
-    write_curves(out / "curves.png", {name: _folder(out, "run", name) for name in RECIPES})
+    curves = {name: read_curve(_folder(out, "run", name) / "metrics.jsonl") for name in RECIPES}
+    if figure := plot_curves(curves):
+        write_png(out / "curves.png", figure)
     write_sample_sheet(out / "samples.png", split.rows, {"reference": split.references, **captions})
     print(f"\n{text_table(comparison.systems)}\n\n{differences_text(comparison.tests)}\n")
     if short:

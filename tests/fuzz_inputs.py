@@ -252,7 +252,7 @@ def score_input(rng: Random, folder: Path, ids: list[str], captions: list[str], 
 
 def compare_input(rng: Random, folder: Path) -> Input:
     """Write two evaluations, one of them corrupted."""
-    from medcap.evaluation.scores_file import write_scores
+    from medcap.evaluation.csv_files import write_scores
     from medcap.metrics.statistics import METRICS, Statistics
 
     random = np.random.default_rng(0).random

@@ -23,7 +23,7 @@ from medcap.cli import main
 from medcap.data.images import read_image
 from medcap.data.load import load_data
 from medcap.data.rocov2 import load_rocov2
-from medcap.evaluation.predictions import write_predictions
+from medcap.evaluation.csv_files import write_predictions
 from medcap.inference import load_captioner
 from medcap.modeling.feature_cache import FeatureCache
 from medcap.recipe import RecipeError, read_recipe, read_yaml

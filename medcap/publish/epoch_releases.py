@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from medcap.evaluation.predictions import write_predictions
+from medcap.evaluation.csv_files import write_predictions
 from medcap.evaluation.result import EvaluationResult
 from medcap.logs import error_line
 from medcap.metrics.diversity import describe_captions

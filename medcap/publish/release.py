@@ -20,9 +20,10 @@ from medcap.io import new_folder, read_json, write_json
 from medcap.logs import error_line, named_errors, token_pattern
 from medcap.publish.card import hub_results, render_card
 from medcap.publish.card_data import CardData, SystemRow, system_rows
-from medcap.publish.plots import check_plot, read_curve, write_plots
+from medcap.publish.plots import check_plot, write_plots
 from medcap.publish.run_paths import WEIGHTS, find_evaluation
 from medcap.publish.run_reader import NEEDED, ReleaseSource, read_run
+from medcap.reporting.plots import read_curve
 
 logger = logging.getLogger(__name__)
 

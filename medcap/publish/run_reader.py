@@ -16,9 +16,9 @@ from transformers import AutoConfig
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import read_json
 from medcap.publish.card_data import CardData, last_part
-from medcap.publish.plots import read_curve
 from medcap.publish.run_paths import WEIGHTS, have_same_weights
 from medcap.recipe import read_yaml
+from medcap.reporting.plots import read_curve
 
 NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
 PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}

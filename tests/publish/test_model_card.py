@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.publish.card import render_card
 from medcap.publish.card_data import CardData
-from medcap.publish.plots import read_curve
+from medcap.reporting.plots import read_curve
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "MODEL_CARD.md"

@@ -10,7 +10,8 @@ from PIL import Image, PngImagePlugin
 from medcap.evaluation.result import EvaluationResult, SystemScores
 from medcap.metrics.coco import METRICS
 from medcap.publish.card_data import CardData
-from medcap.publish.plots import check_plot, read_curve, write_plots
+from medcap.publish.plots import check_plot, write_plots
+from medcap.reporting.plots import read_curve
 
 CURVE = [{"epoch": 1.0, "eval_loss": 0.9, "eval_cider": 0.4}, {"epoch": 2.0, "eval_loss": 0.8, "eval_cider": 0.6}]
 SCORES = {"n": 2, "metrics": dict.fromkeys(METRICS, 0.5), "intervals": dict.fromkeys(METRICS, (0.4, 0.6))}
