@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_exactly():
     command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--epochs", "2", "--kills", "0", "--points", "1"]
     done = subprocess.run([*command, "--seed", "30"], capture_output=True, text=True, check=False)

@@ -83,6 +83,7 @@ def trained(tiny_base, phantoms, tmp_path_factory):
     return folder, done.stdout, done.stderr.replace("\r", "\n").splitlines()
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run(trained):
     folder, _, _ = trained
     assert {path.name for path in (folder / "run").iterdir()} == {
@@ -93,6 +94,7 @@ def test_two_processes_write_one_run(trained):
     assert json.loads((folder / "run" / "environment.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_print_everything_once(trained):
     """Only the main process prints, progress bars included."""
     folder, stdout, stderr = trained
@@ -107,6 +109,7 @@ def test_two_processes_print_everything_once(trained):
     assert [line for line in stderr if "rank" in line or "Warning" in line] == []
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_feature_cache(trained):
     """Each of 18 images is encoded by one process."""
     indexes = [path.read_bytes() for path in (trained[0] / "features").rglob("*.idx")]
