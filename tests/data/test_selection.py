@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medcap.data.image_info import ImageInfo
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.data.selection import FEATURES, REASONS, Selection, check_images, drop_counts, select_rows
 from medcap.phantom.dataset import write_phantom
 
@@ -234,13 +234,13 @@ def gone(data, split, folder):
 
 
 def test_of_clean_phantoms_nothing_is_lost(clean, folder):
-    data = load_rocov2(clean, dedupe=True, exclude_leaks=True)
+    data = load_data(clean, selection=Selection(dedupe=True, exclude_leaks=True))
     assert {split: len(rows) for split, rows in data.items()} == {"train": 150, "valid": 40, "test": 40}
 
 
 @pytest.mark.parametrize("splits", [["train", "valid", "test"], ["train"], ["train", "valid"]])
 def test_planted_leaks_and_nothing_else_are_excluded(planted, splits):
-    data = load_rocov2(planted, splits=splits, exclude_leaks=True)
+    data = load_data(planted, selection=Selection(exclude_leaks=True), splits=splits)
     expected = {"train": {"000004", "000021", "000011", "000012"}, "valid": {"000008", "000002"}, "test": set()}
     assert {split: gone(data, split, planted) for split in splits} == {split: expected[split] for split in splits}
     assert reasons(data["train"]) == {"leaked_image": 2, "leaked_group": 2}
@@ -250,7 +250,7 @@ def test_planted_leaks_and_nothing_else_are_excluded(planted, splits):
 
 
 def test_without_being_asked_leaks_stay(planted):
-    assert reasons(load_rocov2(planted, splits=["train"])["train"]) == {}
+    assert reasons(load_data(planted, splits=["train"])["train"]) == {}
 
 
 def test_a_mirrored_picture_is_no_copy(clean, folder):
@@ -259,5 +259,5 @@ def test_a_mirrored_picture_is_no_copy(clean, folder):
     plant(
         folder / "data", "train", "upside_down", zipped(clean, "train", 5).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     )
-    data = load_rocov2(folder / "data", dedupe=True, exclude_leaks=True)
+    data = load_data(folder / "data", selection=Selection(dedupe=True, exclude_leaks=True))
     assert [reasons(rows) for rows in data.values()] == [{}, {}, {}]

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.data.tables import check_ids, list_some, read_column, read_jsonl, read_parquet, read_table
 
 BAD_CSV = {
@@ -39,7 +39,7 @@ def test_bad_csv_raises_with_file_and_cause(tmp_path, content, message):
     with pytest.raises(ValueError, match=f"train_captions.csv: {message}"):
         read_column(path, "Caption")
     with pytest.raises(ValueError, match=f"train_captions.csv: {message}"):
-        load_rocov2(tmp_path, splits=["train"])
+        load_data(tmp_path, splits=["train"])
 
 
 def test_cells_are_kept_as_they_are(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.data.selection import check_images
 from medcap.phantom.captions import caption_of
 from medcap.phantom.dataset import write_phantom
@@ -50,7 +50,7 @@ def test_files_are_those_of_zenodo_with_crlf_and_the_findings_beside(folder: Pat
 
 
 def test_it_loads_like_rocov2_and_every_image_decodes(folder: Path) -> None:
-    data = load_rocov2(folder)
+    data = load_data(folder)
     assert {split: len(check_images(rows, max_broken=0)) for split, rows in data.items()} == {
         "train": 120, "valid": 5, "test": 7,
     }  # fmt: skip
@@ -66,7 +66,7 @@ def test_pictures_are_grey_rgb_and_a_few_of_16_bits(folder: Path) -> None:
 
 
 def test_every_caption_names_the_facts_of_its_findings_and_no_others(folder: Path) -> None:
-    captions = dict(zip(*(load_rocov2(folder)["train"][key] for key in ("image_id", "caption")), strict=True))
+    captions = dict(zip(*(load_data(folder)["train"][key] for key in ("image_id", "caption")), strict=True))
     truth = json.loads((folder / "train_findings.json").read_text())
     assert captions.keys() == truth.keys()
     for image_id, facts in truth.items():
