@@ -207,7 +207,7 @@ def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys
         ["caption", str(tmp_path / "several.tif"), "--model", str(tiny_base), "--frame", "2"], capsys
     )
     assert (status, out) == (1, "")
-    assert "there is no frame 2: it has 2, counted from 0" in err
+    assert "no frame 2: it has 2, counted from 0" in err
 
 
 def test_the_precision_that_is_asked_for_is_used(capsys, tmp_path, tiny_base, phantoms) -> None:
