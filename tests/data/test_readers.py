@@ -127,7 +127,7 @@ HOSTILE = {
         b'{"file_name": "a", "caption": ["x", "y"]}',
         "caption must be one text; row 1 has a list or an object",
     ),
-    "damaged parquet": ("metadata.parquet", b"PAR1 and no more", "not a sound parquet file: .*"),
+    "damaged parquet": ("metadata.parquet", b"PAR1 and no more", "invalid parquet file: .*"),
     "parent folder": (
         "metadata.csv",
         b"file_name,caption\na/../../b.png,x\n",
