@@ -26,6 +26,7 @@ from medcap.data.images import load_image
 
 logger = logging.getLogger(__name__)
 
+NO_IMAGE = "there is no image"  # the error of a missing image
 HASH_SIZE = 16  # of the perceptual hash: 16 x 16 = 256 bits
 _BLOCK = 1000  # rows between two writes to the cache; a kill loses at most this many
 _VERSION = 1  # of the fields of ImageInfo; a new version starts an empty cache
@@ -52,7 +53,7 @@ class ImageInfo:
 def inspect_image(entry: Any, perceptual_hash: bool = False) -> ImageInfo:
     """Return the ImageInfo of an entry as for `load_image`, or None for a missing image."""
     if entry is None or (isinstance(entry, Mapping) and set(entry.values()) == {None}):
-        return ImageInfo(error="there is no image")
+        return ImageInfo(error=NO_IMAGE)
     try:
         image = load_image(entry)
     except ValueError as error:
