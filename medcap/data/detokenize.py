@@ -12,7 +12,6 @@ is measured by benchmarks/decoding_ceiling.py.
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from medcap.data.captions import clean_caption
 from medcap.data.truecasing import is_term, write_terms
@@ -25,19 +24,6 @@ NOT_AFTER_TITLE_DASH = "based|directed|fusion|guided"  # image-guided
 AFTER_TITLE_DASH = r"note|shows|showing|image \d|(?:axial|coronal|sagittal|transvers(?:e|al)) (?:image|section|view)"
 # abbreviations whose letters are not the initials of their meaning
 ABBREVIATION_PAIRS = "ap [-–] antero|lt [-–] left|pa [-–] postero|rt [-–] right"
-
-
-class Rule(NamedTuple):
-    """A substitution that removes spaces; `purpose` has examples of decoded text."""
-
-    purpose: str
-    pattern: re.Pattern[str]
-    replacement: str | Callable[[re.Match[str]], str]
-
-
-def rule(purpose: str, pattern: str, replacement: str | Callable[[re.Match[str]], str]) -> Rule:
-    """Return a rule that ignores case, so that text with restored capitals is not changed again."""
-    return Rule(purpose, re.compile(pattern, re.IGNORECASE), replacement)
 
 
 def join_compound(hyphen: re.Match[str]) -> str:
@@ -63,98 +49,48 @@ def abbreviates(abbreviation: str, meaning: str) -> bool:
     return known and all(letter in letters for letter in abbreviation)  # in order: `in` consumes the iterator
 
 
-# Rules are applied in order. Every pattern contains the space that it removes, so detokenized text is not changed.
-# Context is limited to a word, 80 characters or a list in brackets, so run time is linear in the length.
-RULES = (
-    rule(
-        "decimals: 3. 5 cm (1,012 of 1,013); 'on day 3. 5 patients' is joined too, which is rare",
-        r"(?<=\d)\. (?=\d)",
-        ".",
-    ),
-    rule(
-        "ratios, clock times, products, ranges: 1 : 3, 12 : 30, 3 * 5, 15 ~ 20; but not after a year",
-        r"\b(\d{1,3}) ([:*~]) (?=\d)",
-        r"\1\2",
-    ),
-    rule(
-        "abbreviations of single letters: e. g., i. v. (all); but not a letter before a word, 'at point b. the'",
-        r"\b([^\W\d_]\.) (?=[^\W\d_]\.)",
-        r"\1",
-    ),
-    rule(
-        "possessives and contractions: crohn ' s, isn ' t",
-        r"(?<=\w) (['’]) (?=[st]\b)",
-        r"\1",
-    ),
-    rule(
-        'pairs of straight quotes: " halo ", at most 60 characters; longer ones are apostrophes',
-        r"""(?<!\S)(["']) ([^"'‘“]{1,60}) \1(?!\w)""",
-        r"\1\2\1",
-    ),
-    rule(
-        "clipped particles: o ' clock, o ' brien, d ' emblee",
-        r"(?<=\b[odl]) (['’]) (?=[^\W\d_]{2})",
-        r"\1",
-    ),
-    rule(
-        "plural possessives: weeks ' gestation",
-        r"(?<=s) '(?= )",
-        "'",
-    ),
-    rule(
-        "no space after opening brackets and quotes",
-        r"(?<=[(\[{“‘]) ",
-        "",
-    ),
-    rule(
-        "no space before closing brackets and quotes, percent, colon and semicolon",
-        r" (?=[)\]}”’′″%:;])",
-        "",
-    ),
-    rule(
-        "plus or minus: + / - 3",
-        r"\+ / (?=[-–])",
-        "+/",
-    ),
-    rule(
-        "signs: (- 78 hu), of - 29, to + 150, (> 5 mm), / + 12. Other hyphens are compounds: l4 - 5",
-        r"([(\[]|[=<>/] |\b(?:of|to|is|and|from|than|around|values?) )([-–+<>]) (?=\d)",
-        r"\1\2",
-    ),
-    rule(
-        "signs of a number: case # 3, ~ 5 mm (23 of 26)",
-        r"([#~]) (?=\d)",
-        r"\1",
-    ),
-    rule(
-        "t2 * of MRI",
-        r"\b(t2) \*",
-        r"\1*",
-    ),
-    rule(
-        "suspended hyphens: iso - to hypointense, t1 - and t2-weighted (14 of 15); but end - to - end",
-        rf"(?<=\w) ({HYPHEN})(?= (?:and|or|to) (?!{HYPHEN}))",
-        r"\1",
-    ),
-    rule(
-        "double asterisk of a legend: line * * (3 of 3)",
-        r"\* (?=\*)",
-        "*",
-    ),
-    rule(
-        "citations: [4, 5, 6] (12 of 12)",
-        r"(?<=\[)\d{1,2}(?:, \d{1,2})+(?=\])",
-        lambda numbers: numbers[0].replace(" ", ""),
-    ),
-    rule(
-        "names of sequences: t2 _ tse (3 of 3)",
-        r"(?<=\w) _ (?=\w)",
-        "_",
-    ),
-    rule(
-        "compounds and ranges: x - ray, t2 - weighted, 3 - 5 mm, pet / ct (98.7 %). Not joined (76 of 98): an "
-        "abbreviation before its meaning, ct - computed tomography, flair - fluid-attenuated; the title of an image, "
-        "axial view - a mass, pelvis - coronal image; 'resolution / colour version' of journals",
+# Patterns and replacements, applied in order and ignoring case, so that restored capitals match too. Every pattern
+# contains the space that it removes, so detokenized text is not changed. Context is limited to a word, 80 characters
+# or a list in brackets, so run time is linear in the length.
+_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    # decimals: 3. 5 cm (1,012 of 1,013); 'on day 3. 5 patients' is joined too, which is rare
+    (r"(?<=\d)\. (?=\d)", "."),
+    # ratios, clock times, products, ranges: 1 : 3, 12 : 30, 3 * 5, 15 ~ 20; but not after a year
+    (r"\b(\d{1,3}) ([:*~]) (?=\d)", r"\1\2"),
+    # abbreviations of single letters: e. g., i. v. (all); but not a letter before a word, 'at point b. the'
+    (r"\b([^\W\d_]\.) (?=[^\W\d_]\.)", r"\1"),
+    # possessives and contractions: crohn ' s, isn ' t
+    (r"(?<=\w) (['’]) (?=[st]\b)", r"\1"),
+    # pairs of straight quotes: " halo ", at most 60 characters; longer ones are apostrophes
+    (r"""(?<!\S)(["']) ([^"'‘“]{1,60}) \1(?!\w)""", r"\1\2\1"),
+    # clipped particles: o ' clock, o ' brien, d ' emblee
+    (r"(?<=\b[odl]) (['’]) (?=[^\W\d_]{2})", r"\1"),
+    # plural possessives: weeks ' gestation
+    (r"(?<=s) '(?= )", "'"),
+    # no space after opening brackets and quotes
+    (r"(?<=[(\[{“‘]) ", ""),
+    # no space before closing brackets and quotes, percent, colon and semicolon
+    (r" (?=[)\]}”’′″%:;])", ""),
+    # plus or minus: + / - 3
+    (r"\+ / (?=[-–])", "+/"),
+    # signs: (- 78 hu), of - 29, to + 150, (> 5 mm), / + 12. Other hyphens are compounds: l4 - 5
+    (r"([(\[]|[=<>/] |\b(?:of|to|is|and|from|than|around|values?) )([-–+<>]) (?=\d)", r"\1\2"),
+    # signs of a number: case # 3, ~ 5 mm (23 of 26)
+    (r"([#~]) (?=\d)", r"\1"),
+    # t2 * of MRI
+    (r"\b(t2) \*", r"\1*"),
+    # suspended hyphens: iso - to hypointense, t1 - and t2-weighted (14 of 15); but end - to - end
+    (rf"(?<=\w) ({HYPHEN})(?= (?:and|or|to) (?!{HYPHEN}))", r"\1"),
+    # double asterisk of a legend: line * * (3 of 3)
+    (r"\* (?=\*)", "*"),
+    # citations: [4, 5, 6] (12 of 12)
+    (r"(?<=\[)\d{1,2}(?:, \d{1,2})+(?=\])", lambda numbers: numbers[0].replace(" ", "")),
+    # names of sequences: t2 _ tse (3 of 3)
+    (r"(?<=\w) _ (?=\w)", "_"),
+    # compounds and ranges: x - ray, t2 - weighted, 3 - 5 mm, pet / ct (98.7 %). Not joined (76 of 98): an
+    # abbreviation before its meaning, ct - computed tomography, flair - fluid-attenuated; the title of an image,
+    # axial view - a mass, pelvis - coronal image; 'resolution / colour version' of journals
+    (
         rf"\b(?:{ABBREVIATION_PAIRS}|resolution / (?=colou?r))"
         rf"|\b(?:{BEFORE_TITLE_DASH})s? [-–] (?!(?:{NOT_AFTER_TITLE_DASH})\b)"
         rf"| [-–] (?=(?:{AFTER_TITLE_DASH})\b)"
@@ -162,6 +98,7 @@ RULES = (
         join_compound,
     ),
 )
+RULES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replacement in _RULES]
 
 
 def detokenize(text: str) -> str:
@@ -170,6 +107,6 @@ def detokenize(text: str) -> str:
     Applied to every prediction before it is shown or scored, also in training. Idempotent.
     """
     text = clean_caption(text)
-    for _, pattern, replacement in RULES:
+    for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
     return write_terms(text)

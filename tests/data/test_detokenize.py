@@ -129,7 +129,7 @@ def test_restored_text_is_not_changed(restored):
     assert detokenize(restored) == restored
 
 
-@pytest.mark.parametrize("rule", RULES, ids=[rule.purpose for rule in RULES])
+@pytest.mark.parametrize("rule", RULES, ids=[pattern.pattern for pattern, _ in RULES])
 def test_every_rule_is_needed(monkeypatch, rule):
     monkeypatch.setattr(detokenization, "RULES", [other for other in RULES if other is not rule])
     assert any(detokenize(decoded) != restored for decoded, restored in CASES.values())
