@@ -35,17 +35,10 @@ ZIP_DATE = (2024, 1, 1, 0, 0, 0)  # constant, so that the same seed gives the sa
 
 
 def write_phantom(out: Path, *, train: int, valid: int, test: int, seed: int = 0) -> None:
-    """Write a phantom data set; the same seed gives the same bytes.
+    """Write `train`, `valid` and `test` phantoms into a new or empty folder; the same seed gives the same bytes.
 
     The files are those of Zenodo record 10821435. In addition `{split}_findings.json` has the facts of each image:
     modality, and of the finding name, side, level, size and diameter in cm.
-
-    Args:
-        out: New or empty folder.
-        train: Number of images; also of `valid` and `test`.
-        valid: See `train`.
-        test: See `train`.
-        seed: Seed of all random numbers.
 
     Raises:
         ValueError: A split has no images.
