@@ -86,9 +86,9 @@ def open_data(method: str, folder: Path, processor: Any) -> Any:
     from medcap.data.images import with_pixel_values
 
     if method == "medcap, zip":
-        from medcap.data.rocov2 import load_rocov2
+        from medcap.data.load import load_data
 
-        return with_pixel_values(load_rocov2(folder, splits=["train"])["train"], processor)
+        return with_pixel_values(load_data(folder, splits=["train"])["train"], processor)
     if method == "imagefolder, files":
         from datasets import load_dataset
 
@@ -166,10 +166,10 @@ def audit_time(folder: Path) -> None:
 
     from medcap.data.duplicates import ImageSimilarity
     from medcap.data.image_info import inspect_images
-    from medcap.data.rocov2 import load_rocov2
+    from medcap.data.load import load_data
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    rows = load_rocov2(folder, splits=["train"])["train"]
+    rows = load_data(folder, splits=["train"])["train"]
     started = time.perf_counter()
     infos = inspect_images(rows, perceptual_hash=True)
     decoded = time.perf_counter()

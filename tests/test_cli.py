@@ -197,7 +197,7 @@ def test_caption_skips_and_names_unreadable_files_of_a_folder(capsys, tmp_path, 
         ["caption", str(tmp_path / "several.tif"), "--model", str(tiny_base), "--frame", "2"], capsys
     )
     assert (status, out) == (1, "")
-    assert "there is no frame 2: it has 2, counted from 0" in err
+    assert "no frame 2: it has 2, counted from 0" in err
 
 
 def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phantoms) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from medcap.data.images import load_image
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
 from medcap.modeling import generation
 from medcap.modeling.blip import first_token_id, make_generation_config
@@ -42,7 +42,7 @@ def base(tiny_base):
 
 @pytest.fixture(scope="module")
 def valid(phantoms):
-    return load_rocov2(phantoms, splits=["valid"])["valid"]
+    return load_data(phantoms, splits=["valid"])["valid"]
 
 
 @pytest.fixture(scope="module")

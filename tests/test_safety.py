@@ -22,7 +22,6 @@ from medcap import logs
 from medcap.cli import main
 from medcap.data.images import read_image
 from medcap.data.load import load_data
-from medcap.data.rocov2 import load_rocov2
 from medcap.evaluation.csv_files import write_predictions
 from medcap.inference import load_captioner
 from medcap.modeling.feature_cache import FeatureCache
@@ -161,7 +160,7 @@ def test_zip_archives_are_not_extracted(phantoms, tmp_path):
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
     before = sorted(tmp_path.rglob("*"))
-    rows = load_rocov2(data, splits=["train"])["train"].cast_column("image", datasets.Image(decode=False))
+    rows = load_data(data, splits=["train"])["train"].cast_column("image", datasets.Image(decode=False))
     assert all(read_image(entry["path"]).width for entry in rows["image"])
     with pytest.raises(ValueError, match=r"cannot read image zip://train/link.jpg::.*: not an image"):
         read_image(f"zip://train/link.jpg::{data / 'train_images.zip'}")

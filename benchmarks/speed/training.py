@@ -11,7 +11,7 @@ import datasets
 import torch
 from peft.helpers import disable_input_dtype_casting
 
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.modeling.blip import load_blip
 from medcap.modeling.lora import add_lora
 from medcap.modeling.precision import resolve_dtype
@@ -38,7 +38,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def image_rows(data: Path) -> datasets.Dataset:
     """Return the rows of the training split for a PlainLoop."""
-    rows = load_rocov2(data, splits=["train"])["train"].select_columns(["image", "caption"])
+    rows = load_data(data, splits=["train"])["train"].select_columns(["image", "caption"])
     return rows.cast_column("image", datasets.Image(decode=False))
 
 

@@ -1,0 +1,3 @@
+"""Data sets: reading, selection, images, captions, audit and download."""
+
+SPLITS = ("train", "valid", "test")

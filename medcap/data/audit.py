@@ -1,10 +1,9 @@
-"""Audit a data set: counts, lengths, broken files, duplicates, leaks across splits, and licenses."""
+"""Audit a data set: counts, lengths, broken files, duplicates, leaks across splits and licenses."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from medcap import __version__
 from medcap.data.captions import clean_caption
 from medcap.data.concepts import modality_in_words, modality_of, region_of
 from medcap.data.duplicates import ImageSimilarity, leaked_groups
-from medcap.data.image_info import ImageInfo, inspect_images
+from medcap.data.image_info import NO_IMAGE, ImageInfo, inspect_images
 from medcap.data.licenses import allows_commercial_use, groups_in_several
 from medcap.data.selection import RANK
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 LIMITS = (32, 64, 96, 128)  # values of max_caption_tokens for which truncated captions are counted
 
-SplitInfos = Mapping[str, Sequence[ImageInfo | None]]  # per split and row; None: the image is missing
+Infos = Mapping[str, Sequence[ImageInfo]]  # of each row of each split
 
 
 def audit(
@@ -38,44 +37,33 @@ def audit(
     Every image is decoded once, with a progress bar on stderr. Run time grows linearly with the number of images.
 
     Args:
-        raw: {split: rows} with the columns of `FEATURES`; an image of None is missing.
+        raw: {split: rows} with the columns of `FEATURES`; None for a missing image.
         concept_names: {CUI: name}.
-        tokenizer: counts tokens, [CLS] and [SEP] included; None: tokens are not counted.
-        limits: values of `max_caption_tokens`.
-        num_proc: number of processes that decode images; None: one per core.
+        tokenizer: Counts tokens, [CLS] and [SEP] included; default: tokens are not counted.
+        limits: Values of `max_caption_tokens`.
+        num_proc: Number of processes that decode images; default: one per core.
 
     Returns:
         `splits` (per split the keys of `_audit_split`), `concepts` ({CUI: {name, split: n}}, most frequent first),
         `similar_images` (groups of duplicate and near-duplicate images), `groups_across_splits` (articles, patients or
         cases in more than one split) and `dropped_by` (how many rows each option of `Selection` would drop).
     """
-    infos = {split: _inspect(rows, num_proc) for split, rows in raw.items()}
-    images = _usable_images(raw, infos)
-    similarity = ImageSimilarity.of([image.info.phash for image in images])
+    infos = {split: inspect_images(rows, num_proc, perceptual_hash=True) for split, rows in raw.items()}
+    images, usable_infos = _usable_images(raw, infos)
+    similarity = ImageSimilarity.of([info.phash for info in usable_infos])
     return {
         "medcap": __version__,
         "splits": {split: _audit_split(rows, infos[split], tokenizer, limits) for split, rows in raw.items()},
         "concepts": _count_concepts(raw, concept_names),
-        "similar_images": _similar_images(images, similarity),
+        "similar_images": _similar_images(images, usable_infos, similarity),
         "groups_across_splits": _groups_across_splits(raw),
         "dropped_by": _dropped_by(raw, images, similarity),
     }
 
 
-def _inspect(rows: Dataset, num_proc: int | None) -> list[ImageInfo | None]:
-    """Return the ImageInfo of each image, None where it is missing."""
-    present = np.flatnonzero(rows.data["image"].is_valid())
-    infos: list[ImageInfo | None] = [None] * len(rows)
-    if len(present):
-        found = inspect_images(rows.select(present), num_proc, perceptual_hash=True)
-        for i, info in zip(present, found, strict=True):
-            infos[i] = info
-    return infos
-
-
 def _audit_split(
     rows: Dataset,
-    infos: Sequence[ImageInfo | None],
+    infos: Sequence[ImageInfo],
     tokenizer: PreTrainedTokenizerBase | None,
     limits: Sequence[int],
 ) -> dict[str, Any]:
@@ -86,9 +74,14 @@ def _audit_split(
     return {
         "rows": len(ids),
         "blank_captions": [i for i, caption in zip(ids, all_captions, strict=True) if not caption],
-        "missing_images": [i for i, info in zip(ids, infos, strict=True) if info is None],
-        "broken_images": {i: info.error for i, info in zip(ids, infos, strict=True) if info and info.error},
-        "pixels": _image_sizes(infos),
+        "missing_images": [i for i, info in zip(ids, infos, strict=True) if info.error == NO_IMAGE],
+        "broken_images": {
+            i: info.error for i, info in zip(ids, infos, strict=True) if info.error not in ("", NO_IMAGE)
+        },
+        "pixels": {
+            "width": _statistics([info.width for info in infos if not info.error]),
+            "height": _statistics([info.height for info in infos if not info.error]),
+        },
         "words": _count_words(captions),
         "tokens": _count_tokens(captions, tokenizer, limits),
         "repeated_captions": _repeated_captions(captions),
@@ -97,14 +90,6 @@ def _audit_split(
         "region_by_concepts": _count(map(region_of, rows["manual_cuis"])),
         "licenses": _count(rows["license"]),
         "groups": {"rows": len(groups), "distinct": len(set(groups))},
-    }
-
-
-def _image_sizes(infos: Iterable[ImageInfo | None]) -> dict[str, dict[str, float]]:
-    decoded = [info for info in infos if info and not info.error]
-    return {
-        "width": _statistics([info.width for info in decoded]),
-        "height": _statistics([info.height for info in decoded]),
     }
 
 
@@ -165,17 +150,15 @@ def _count_concepts(raw: Mapping[str, Dataset], names: Mapping[str, str]) -> dic
     counts = {split: Counter(cui for cuis in rows["cuis"] for cui in cuis) for split, rows in raw.items()}
     total = sum(counts.values(), Counter[str]())
     return {
-        cui: {"name": names.get(cui), **{split: found[cui] for split, found in counts.items()}}
+        cui: {"name": names.get(cui), **{split: counter[cui] for split, counter in counts.items()}}
         for cui, _ in total.most_common()
     }
 
 
 def _groups_across_splits(raw: Mapping[str, Dataset]) -> dict[str, dict[str, list[str]]]:
     """Return {article, patient or case: {split: ids}} of those in more than one split."""
-    several = groups_in_several({split: rows["group"][:] for split, rows in raw.items()})
-    ids: dict[str, dict[str, list[str]]] = {
-        group: {split: [] for split in splits} for group, splits in several.items()
-    }
+    groups = groups_in_several({split: rows["group"][:] for split, rows in raw.items()})
+    ids: dict[str, dict[str, list[str]]] = {group: {split: [] for split in splits} for group, splits in groups.items()}
     for split, rows in raw.items():
         for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
             if group in ids:
@@ -183,43 +166,31 @@ def _groups_across_splits(raw: Mapping[str, Dataset]) -> dict[str, dict[str, lis
     return ids
 
 
-@dataclass(frozen=True)
-class _UsableImage:
-    """An image that can be decoded and has a caption."""
-
-    split: str
-    image_id: str
-    caption: str
-    group: str | None
-    info: ImageInfo
-
-
-def _usable_images(raw: Mapping[str, Dataset], infos: SplitInfos) -> list[_UsableImage]:
-    return [
-        _UsableImage(split, image_id, clean_caption(caption), group, info)
-        for split, rows in raw.items()
-        for image_id, caption, group, info in zip(
-            rows["image_id"], rows["caption"], rows["group"], infos[split], strict=True
-        )
-        if info and not info.error and clean_caption(caption or "")
-    ]
+def _usable_images(raw: Mapping[str, Dataset], infos: Infos) -> tuple[list[dict[str, Any]], list[ImageInfo]]:
+    """Return the description and ImageInfo of the images that can be decoded and have a caption."""
+    images, usable_infos = [], []
+    for split, rows in raw.items():
+        columns = zip(rows["image_id"], rows["caption"], rows["group"], infos[split], strict=True)
+        for image_id, text, group, info in columns:
+            if not info.error and (caption := clean_caption(text or "")):
+                image = {"split": split, "image_id": image_id, "caption": caption, "group": group}
+                images.append({**image, "width": info.width, "height": info.height})
+                usable_infos.append(info)
+    return images, usable_infos
 
 
-def _similar_images(images: Sequence[_UsableImage], similarity: ImageSimilarity) -> dict[str, Any]:
+def _similar_images(
+    images: Sequence[dict[str, Any]], infos: Sequence[ImageInfo], similarity: ImageSimilarity
+) -> dict[str, Any]:
     """Return the groups of images with the same pixels (duplicates) and of near-duplicates."""
-    members = [[images[i] for i in group] for group in similarity.groups()]
     groups = [
         {
-            "same_pixels": len({image.info.pixel_digest for image in group}) == 1,
-            "across_splits": len({image.split for image in group}) > 1,
-            "images": [
-                {"split": image.split, "image_id": image.image_id, "caption": image.caption, "group": image.group,
-                 "width": image.info.width, "height": image.info.height}
-                for image in group
-            ],
+            "same_pixels": len({infos[i].pixel_digest for i in group}) == 1,
+            "across_splits": len({images[i]["split"] for i in group}) > 1,
+            "images": [images[i] for i in group],
         }
-        for group in members
-    ]  # fmt: skip
+        for group in similarity.groups()
+    ]
     counts = Counter((group["same_pixels"], group["across_splits"]) for group in groups)
     return {
         "same_pixels": {"within_a_split": counts[True, False], "across_splits": counts[True, True]},
@@ -229,11 +200,11 @@ def _similar_images(images: Sequence[_UsableImage], similarity: ImageSimilarity)
 
 
 def _dropped_by(
-    raw: Mapping[str, Dataset], images: Sequence[_UsableImage], similarity: ImageSimilarity
+    raw: Mapping[str, Dataset], images: Sequence[dict[str, Any]], similarity: ImageSimilarity
 ) -> dict[str, dict[str, int]]:
     """Return {option: {split: rows}} that each option alone would drop."""
-    rank = np.array([RANK[image.split] for image in images], dtype=np.intp)
-    leaks = similarity.leaked(rank) | leaked_groups([image.group for image in images], rank.tolist())
+    rank = np.array([RANK[image["split"]] for image in images], dtype=np.intp)
+    leaks = similarity.leaked(rank) | leaked_groups([image["group"] for image in images], rank.tolist())
     duplicates = similarity.duplicates(rank.tolist())
     not_commercial = {
         split: sum(

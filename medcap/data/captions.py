@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-if TYPE_CHECKING:  # transformers takes seconds to import, and nothing here calls it
+if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that cross-entropy ignores
 
 
 def clean_caption(text: str) -> str:
-    """Return `text` with every run of white space (line breaks, U+00A0, U+202F, U+2028, ...) as one space, stripped.
+    """Return stripped `text` with one space for each run of white space (line breaks, U+00A0, U+202F, ...).
 
-    ROCOv2 has hundreds of non-breaking spaces and one caption that is only U+202F. A line break inside a caption
-    shifts every later caption in the PTB tokenizer.
+    ROCOv2 has hundreds of non-breaking spaces, and one caption that is only U+202F. In the PTB tokenizer a line break
+    inside a caption shifts all later captions.
     """
     return " ".join(text.split())
 
@@ -94,7 +94,7 @@ def _images(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class TokenizedCaptions:
-    """The tokens of all captions of a split: [CLS], `prompt_length` tokens of the prompt, the caption, [SEP]."""
+    """The captions of a split as tokens: [CLS], `prompt_length` tokens of the prompt, the caption, [SEP]."""
 
     ids: list[np.ndarray]  # int32, one array per caption
     prompt_length: int
@@ -103,7 +103,7 @@ class TokenizedCaptions:
     def tokenize(
         cls, tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], prompt: str = ""
     ) -> TokenizedCaptions:
-        """Tokenize `captions` behind `prompt`, without truncation."""
+        """Tokenize `captions` with `prompt` before each, without truncation."""
         texts = with_prompt(captions, prompt)
         rows = tokenizer(texts)["input_ids"] if texts else []
         return cls([np.array(row, np.int32) for row in rows], prompt_length(tokenizer, prompt))
@@ -118,26 +118,26 @@ class TokenizedCaptions:
         return sum(length > max_caption_tokens for length in self.lengths) / max(len(self.ids), 1)
 
     def entropy(self, max_caption_tokens: int) -> float:
-        """Return the entropy in nats of the tokens that are learned, captions cut to `max_caption_tokens`.
+        """Return the entropy in nats of the labels, with captions truncated to `max_caption_tokens`.
 
-        It is the lowest loss of a model that knows token frequencies only (Shannon, 1948, section 6). [SEP] counts;
-        the first token and the prompt are given and do not.
+        It is the lowest loss of a model that knows only token frequencies (Shannon, 1948, section 6). [SEP] is a
+        label; the first token and the prompt are not.
         """
         first = 1 + self.prompt_length
-        learned = [row[first:] for row in self.ids if len(row) <= max_caption_tokens]
+        labels = [row[first:] for row in self.ids if len(row) <= max_caption_tokens]
         for row in self.ids:
             if len(row) > max_caption_tokens:  # truncation keeps [SEP]
-                learned += [row[first : max_caption_tokens - 1], row[-1:]]
-        counts = np.unique(np.concatenate(learned), return_counts=True)[1]
+                labels += [row[first : max_caption_tokens - 1], row[-1:]]
+        counts = np.unique(np.concatenate(labels), return_counts=True)[1]
         fractions = counts / counts.sum()
         return float(-(fractions * np.log(fractions)).sum())
 
 
 def with_prompt(captions: Sequence[str], prompt: str) -> list[str]:
-    """Return every caption behind `prompt`; unchanged where `prompt` is empty."""
+    """Return the captions with `prompt` before each; unchanged if `prompt` is empty."""
     return [f"{prompt} {caption}" for caption in captions] if prompt else list(captions)
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """Return the number of tokens of `prompt`, special tokens not counted."""
+    """Return the number of tokens of `prompt` without special tokens."""
     return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0

@@ -1,40 +1,41 @@
-"""ROCOv2 onto one's disk: from Zenodo, resumable and verified, or from its mirror on the Hub."""
+"""Download ROCOv2: from Zenodo, resumable and verified, or from its mirror on the Hub."""
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import os
-import random
 import re
 import shutil
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from medcap.data import SPLITS
+from medcap.io import PARTIAL
+from medcap.retries import MAX_ATTEMPTS, MAX_RETRY_AFTER, TRANSIENT_STATUSES, http_status, retry, retry_after
+
 RECORD = 10821435
 HUB_ID = "eltorio/ROCOv2-radiology"
-SPLITS = ("train", "valid", "test")
-ATTEMPTS = 8  # in a row in which not one byte comes
-MAX_RETRY_AFTER = 600  # seconds that a server's Retry-After may ask for
-_BUSY = {408, 429, 500, 502, 503, 504}
-_CHUNK = 1 << 16  # what came of an unfinished chunk is lost when a connection breaks
-_TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
+_CHUNK = 1 << 16  # bytes; an incomplete chunk is lost when the connection breaks
+_TIMEOUT = (15, 60)  # seconds to connect, and between two reads
+_BROKEN_CONNECTION = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of the record: its name, size in bytes, checksum ("md5:..."), and where its content is."""
+    """A file of the record; `size` in bytes, `checksum` as "md5:..."."""
 
     name: str
     size: int
@@ -42,18 +43,13 @@ class RemoteFile:
     url: str
 
 
-class _AgainError(Exception):
-    """One attempt failed, another may not; `wait` is the seconds that the server asks for."""
-
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
+class _IncompleteError(requests.ConnectionError):
+    """The response does not complete the file."""
 
 
 class _Session(requests.Session):
-    """Follows no redirection that would leave https."""
-
     def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Refuse a redirect that leaves https."""
         target = super().get_redirect_target(resp)
         if target:
             _check_url(urljoin(resp.url, target))
@@ -61,24 +57,32 @@ class _Session(requests.Session):
 
 
 def download_zenodo(out: Path, splits: Sequence[str] = SPLITS, parallel: int = 4) -> list[Path]:
-    """Download the record's files of `splits`, and those of no split, into the folder `out`; return their paths.
+    """Download the Zenodo record's files of `splits`, and those that belong to no split.
 
-    Names, sizes and checksums are those of Zenodo's REST API (developers.zenodo.org, "Records"); the environment
-    variable MEDCAP_ZENODO_URL replaces https://zenodo.org. `parallel` files come at once, each into `NAME.part`; after
-    a break the next attempt, or the next call, asks for what is missing (RFC 9110, section 14), and only a file of the
-    right size and checksum gets its name. Complete files are verified and left alone. Progress on stderr.
+    Names, sizes and checksums come from Zenodo's REST API (developers.zenodo.org, "Records"); the environment variable
+    MEDCAP_ZENODO_URL replaces https://zenodo.org. Each file is written to `NAME.part`. The next attempt or call
+    requests only the missing bytes (RFC 9110, section 14), and the file is renamed once its size and checksum are
+    correct. Complete files are verified and not downloaded again.
 
-    Raises ValueError or OSError, one line: a split that is not there, another file under a name, too little space,
-    a checksum that is wrong twice, a server that does not answer, another download into the same folder.
+    Args:
+        out: Folder of the files.
+        splits: Of train, valid and test.
+        parallel: Number of simultaneous downloads.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        ValueError: An unknown split, a different file of the same name, too little disk space, a checksum that is
+            wrong twice, a server that does not answer, or another download into the same folder.
     """
     with _Session() as session:
-        files = _wanted(_record(session), splits)
+        files = _select_files(_record_files(session), splits)
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".download.lock", timeout=0)
         try:
-            with lock:
-                missing = [file for file in files if not _is_there(file, out)]
-                _check_space(missing, out)
+            with FileLock(out / ".download.lock", timeout=0):
+                missing = [file for file in files if not _is_complete(file, out)]
+                _check_disk_space(sum(file.size - _size(_partial_path(file, out)) for file in missing), out)
                 _fetch_all(session, missing, out, parallel)
         except Timeout:
             raise ValueError(f"{out}: another download into this folder is running") from None
@@ -87,18 +91,18 @@ def download_zenodo(out: Path, splits: Sequence[str] = SPLITS, parallel: int = 4
 
 
 def download_hub(out: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
-    """Download the parquet files of `splits` of the Hub's mirror into `out`; return their paths.
+    """Download the parquet files of `splits` from the Hub's mirror into `out`; return their paths.
 
-    huggingface_hub resumes and verifies; what is complete is left alone. Raises ValueError for a split that is not
-    there or too little space, and what huggingface_hub raises.
+    huggingface_hub resumes and verifies, and skips complete files.
+
+    Raises:
+        ValueError: An unknown split, or too little disk space.
     """
     from huggingface_hub import snapshot_download
 
-    unknown = [split for split in splits if split not in SPLITS]
-    if unknown:
-        raise ValueError(f"no split {unknown[0]!r}: there are {', '.join(SPLITS)}")
-    names = ["validation" if split == "valid" else split for split in splits]
-    patterns = [f"data/{name}-*.parquet" for name in names]
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise ValueError(f"no split {unknown[0]!r}: the mirror has {', '.join(SPLITS)}")
+    patterns = [f"data/{'validation' if split == 'valid' else split}-*.parquet" for split in splits]
     options: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": patterns, "local_dir": out}
     plan = snapshot_download(HUB_ID, dry_run=True, **options)
     _check_disk_space(sum(file.file_size for file in plan if file.will_download), out)
@@ -106,15 +110,14 @@ def download_hub(out: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
     return sorted(path for pattern in patterns for path in out.glob(pattern))
 
 
-def _record(session: requests.Session) -> list[RemoteFile]:
-    """Return the files that the record lists; ValueError for an answer that is none."""
+def _record_files(session: requests.Session) -> list[RemoteFile]:
     url = f"{os.environ.get('MEDCAP_ZENODO_URL', 'https://zenodo.org').rstrip('/')}/api/records/{RECORD}"
     _check_url(url)
-    answer = _persistently(lambda: _ask(session, url, {}), url)
+    response = _with_retries(lambda: _request(session, url, {}), url)
     try:
-        with closing(answer):
-            listed = answer.json()["files"]
-        files = [RemoteFile(f["key"], int(f["size"]), f["checksum"], f["links"]["self"]) for f in listed]
+        with closing(response):
+            entries = response.json()["files"]
+        files = [RemoteFile(f["key"], int(f["size"]), f["checksum"], f["links"]["self"]) for f in entries]
     except (ValueError, KeyError, TypeError, requests.RequestException) as error:
         raise ValueError(f"{url}: not the description of a record ({type(error).__name__})") from None
     for file in files:
@@ -125,9 +128,9 @@ def _record(session: requests.Session) -> list[RemoteFile]:
 
 
 def _check_file(file: RemoteFile) -> None:
-    """Raise ValueError for what a server must not make us do: write elsewhere, or fetch by another protocol."""
+    """Raise ValueError for an entry that would write outside the folder or use another protocol."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", file.name):
-        raise ValueError(f"the record lists a file called {file.name!r}: not a plain name, nothing was downloaded")
+        raise ValueError(f"the record lists a file named {file.name!r}: not a plain name, nothing was downloaded")
     if file.checksum.partition(":")[0] not in hashlib.algorithms_guaranteed or file.size < 0:
         raise ValueError(f"{file.name}: no checksum that can be verified: {file.checksum!r}, {file.size} bytes")
     _check_url(file.url)
@@ -136,47 +139,44 @@ def _check_file(file: RemoteFile) -> None:
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(f"{url}: only https is downloaded from")
+        raise ValueError(f"{url}: only https is allowed")
 
 
-def _wanted(files: Sequence[RemoteFile], splits: Sequence[str]) -> list[RemoteFile]:
-    """Return the files of `splits`, and those that belong to no split (licences, names of concepts)."""
-    of = {file: file.name.replace("validation_", "valid_").partition("_")[0] for file in files}
-    there = [split for split in SPLITS if split in of.values()]
-    if lacking := [split for split in splits if split not in there]:
-        raise ValueError(f"no split {lacking[0]!r}: the record has {', '.join(there)}")
-    return [file for file in files if of[file] in splits or of[file] not in SPLITS]
+def _select_files(files: Sequence[RemoteFile], splits: Sequence[str]) -> list[RemoteFile]:
+    """Return the files of `splits`, and those that belong to no split (licenses, concept names)."""
+    prefix = {file: file.name.replace("validation_", "valid_").partition("_")[0] for file in files}
+    available = [split for split in SPLITS if split in prefix.values()]
+    if unknown := [split for split in splits if split not in available]:
+        raise ValueError(f"no split {unknown[0]!r}: the record has {', '.join(available)}")
+    return [file for file in files if prefix[file] in splits or prefix[file] not in SPLITS]
 
 
-def _is_there(file: RemoteFile, out: Path) -> bool:
-    """Whether the file is there and right; ValueError for another file in its place."""
+def _is_complete(file: RemoteFile, out: Path) -> bool:
+    """Return whether the file is complete. Raises ValueError for a different file of the same name."""
     path = out / file.name
     if not path.exists():
         return False
-    if path.stat().st_size == file.size and _digest(path, file).hexdigest() == file.checksum.partition(":")[2]:
-        return True
-    raise ValueError(f"{path} is not the record's file ({file.size:,} bytes, {file.checksum}): move or remove it")
-
-
-def _check_space(missing: Sequence[RemoteFile], out: Path) -> None:
-    parts = [_part(file, out) for file in missing]
-    have = sum(part.stat().st_size for part in parts if part.exists())
-    _check_disk_space(sum(file.size for file in missing) - have, out)
+    if path.stat().st_size != file.size or _checksum(path, file) != file.checksum:
+        raise ValueError(f"{path} is not the record's file ({file.size:,} bytes, {file.checksum}): move or remove it")
+    return True
 
 
 def _check_disk_space(needed: int, out: Path) -> None:
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ValueError(f"{out}: {needed / 1e9:.2f} GB are still to come and {free / 1e9:.2f} GB are free")
+    folder = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ValueError(f"{out}: {needed / 1e9:.2f} GB must be downloaded, and {free / 1e9:.2f} GB are free")
 
 
-def _part(file: RemoteFile, out: Path) -> Path:
-    return out / f"{file.name}.part"
+def _partial_path(file: RemoteFile, out: Path) -> Path:
+    return out / f"{file.name}{PARTIAL}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _fetch_all(session: requests.Session, files: Sequence[RemoteFile], out: Path, parallel: int) -> None:
-    """Fetch all files; the first that fails stops the others, whose parts stay for the next call."""
+    """Download all files; the first failure stops the others, and partial files remain for the next call."""
     stop = threading.Event()
     with ThreadPoolExecutor(parallel) as pool:
         tasks = [pool.submit(_fetch, session, file, out, stop, row) for row, file in enumerate(files)]
@@ -190,133 +190,97 @@ def _fetch_all(session: requests.Session, files: Sequence[RemoteFile], out: Path
 
 
 def _fetch(session: requests.Session, file: RemoteFile, out: Path, stop: threading.Event, row: int) -> None:
-    """Fetch one file, twice if its checksum is wrong, and give it its name when it is right."""
-    part, found = _part(file, out), ""
+    """Download one file, a second time if its checksum is wrong, and rename it."""
+    part, checksum = _partial_path(file, out), ""
     for _ in range(2):
-        found = _digest_of_download(session, file, part, stop, row)
-        if found == file.checksum.partition(":")[2]:
+        with tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, position=row) as bar:
+            _with_retries(partial(_resume, session, file, part, bar, stop), file.url, lambda: _size(part))
+        checksum = _checksum(part, file)
+        if checksum == file.checksum:
             part.replace(out / file.name)
             return
         part.unlink()
-    raise ValueError(f"{file.url}: its checksum should be {file.checksum} and was {found}, twice; nothing was kept")
+    raise ValueError(
+        f"{file.url}: the checksum must be {file.checksum}, but was {checksum} twice; the file is deleted"
+    )
 
 
-def _digest_of_download(
-    session: requests.Session, file: RemoteFile, part: Path, stop: threading.Event, row: int
-) -> str:
-    """Bring `part` to its full size and return the checksum of what is on the disk."""
-    with tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, position=row, leave=True) as bar:
-
-        def attempt() -> None:
-            _continue(session, file, part, bar, stop)
-
-        _persistently(attempt, file.url, lambda: part.stat().st_size if part.exists() else 0)
-    return _digest(part, file).hexdigest()
-
-
-# stamina cannot reset its count of attempts when bytes arrived, and pooch restarts a broken download from byte 0
-def _persistently(attempt: Any, url: str, progress: Any = lambda: 0) -> Any:
-    """Call `attempt` until it succeeds, waiting longer each time; ValueError after `ATTEMPTS` without progress."""
-    failures, before = 0, progress()
-    while True:
-        try:
-            return attempt()
-        except (
-            _AgainError,
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as e:
-            failures = 1 if progress() > before else failures + 1
-            before = max(progress(), before)
-            if failures >= ATTEMPTS:
-                raise ValueError(f"{url}: given up after {failures} attempts without a byte: {_in_words(e)}") from None
-            asked = getattr(e, "wait", None)
-            time.sleep(asked if asked is not None else min(2**failures, 60) * random.uniform(0.5, 1))
+def _with_retries(step: Callable[[], Result], url: str, progress: Callable[[], int] = lambda: 0) -> Result:
+    """Call `step` with retries; errors are one line with the URL. pooch would restart a broken download at byte 0."""
+    try:
+        return retry(step, _is_transient, progress)
+    except (requests.HTTPError, *_BROKEN_CONNECTION) as error:
+        known = str(error) if isinstance(error, (_IncompleteError, requests.HTTPError)) else ""
+        cause = known or ("timeout" if isinstance(error, requests.Timeout) else "the connection failed")
+        if (pause := retry_after(error) or 0) > MAX_RETRY_AFTER:
+            cause += f"; the server asks to retry after {pause:.0f} seconds"
+        elif _is_transient(error):
+            cause += f"; no data in {MAX_ATTEMPTS} attempts"
+        raise ValueError(f"{url}: {cause}") from None
 
 
-def _in_words(error: Exception) -> str:
-    if isinstance(error, _AgainError):
-        return str(error)
-    return "no answer in time" if isinstance(error, requests.Timeout) else "the connection broke or could not be made"
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, requests.HTTPError):
+        return http_status(error) in TRANSIENT_STATUSES
+    return isinstance(error, _BROKEN_CONNECTION)
 
 
-def _continue(session: requests.Session, file: RemoteFile, part: Path, bar: Any, stop: threading.Event) -> None:
-    """Ask for the bytes that `part` lacks and append them; _AgainError unless it is whole then."""
-    have = part.stat().st_size if part.exists() else 0
-    if have > file.size:
-        part.unlink()
-        have = 0
-    if have < file.size or not part.exists():
-        with closing(_ask(session, file.url, {"Range": f"bytes={have}-"} if have else {})) as answer:
-            have = _start(answer, file, part, have)
-            bar.n = have
-            with part.open("ab") as target:
-                _append(answer, target, file.size - have, bar, stop)
+def _resume(session: requests.Session, file: RemoteFile, part: Path, bar: tqdm, stop: threading.Event) -> None:
+    """Request the bytes that `part` lacks and append them; _IncompleteError if it is not complete then."""
+    start = _size(part) if _size(part) <= file.size else 0
+    if start < file.size or not start:
+        with closing(_request(session, file.url, {"Range": f"bytes={start}-"} if start else {})) as response:
+            start = _first_byte(response, file, part, start)
+            bar.n = start
+            with part.open("ab" if start else "wb") as target:
+                _append(response, target, file.size - start, bar, stop)
                 target.flush()
                 os.fsync(target.fileno())
-    if (size := part.stat().st_size) != file.size:
-        raise _AgainError(f"the connection ended after {size:,} of {file.size:,} bytes")
+    if (size := _size(part)) != file.size:
+        raise _IncompleteError(f"the connection ended after {size:,} of {file.size:,} bytes")
     bar.n = file.size
     bar.refresh()
 
 
-def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-    """Return an answer of status 200, 206 or 416; _AgainError when the server is busy, ValueError for another."""
-    identity = {"Accept-Encoding": "identity"}  # or the bytes would not be those of the file
-    answer = session.get(url, headers={**identity, **headers}, stream=True, timeout=_TIMEOUT)
-    if answer.status_code in _BUSY:
-        answer.close()
-        raise _AgainError(f"status {answer.status_code}", _retry_after(answer, url))
-    if answer.status_code not in (200, 206, 416):
-        answer.close()
-        raise ValueError(f"{url}: status {answer.status_code} {answer.reason}")
-    return answer
+def _request(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    """Return a response of status 200, 206 or 416. Raises HTTPError for any other."""
+    identity = {"Accept-Encoding": "identity"}  # the bytes of the file, not compressed
+    response = session.get(url, headers={**identity, **headers}, stream=True, timeout=_TIMEOUT)
+    if response.status_code not in (200, 206, 416):
+        response.close()
+        raise requests.HTTPError(f"status {response.status_code} {response.reason}", response=response)
+    return response
 
 
-def _retry_after(answer: requests.Response, url: str) -> float | None:
-    """Return the seconds of a Retry-After header, a number or a date (RFC 9110, section 10.2.3)."""
-    text = answer.headers.get("Retry-After", "")
-    if text.isdigit():
-        seconds = float(text)
-    else:
-        try:
-            seconds = max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0)
-        except (ValueError, TypeError):
-            return None
-    if seconds > MAX_RETRY_AFTER:
-        raise ValueError(f"{url}: status {answer.status_code}, to be asked again in {seconds:.0f} seconds; try later")
-    return seconds
-
-
-def _start(answer: requests.Response, file: RemoteFile, part: Path, have: int) -> int:
-    """Return the position at which the answer's bytes go on; what was there is dropped when they do not fit it."""
-    if answer.status_code == 200:  # the whole file, whatever was asked for
-        part.unlink(missing_ok=True)
+def _first_byte(response: requests.Response, file: RemoteFile, part: Path, start: int) -> int:
+    """Return the position of the response's first byte. If it is not `start`, `part` is deleted."""
+    if response.status_code == 200:  # the complete file, whatever was requested
         return 0
-    said = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said)
-    if not have or not found or int(found[1]) != have or found[3] not in ("*", str(file.size)):
+    header = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", header)
+    if not start or not match or int(match[1]) != start or match[3] not in ("*", str(file.size)):
         part.unlink(missing_ok=True)
-        raise _AgainError(f"status {answer.status_code} with the range {said!r} where bytes {have}- were asked for")
-    return have
+        raise _IncompleteError(f"status {response.status_code} with range {header!r} instead of bytes {start}-")
+    return start
 
 
-def _append(answer: requests.Response, target: Any, missing: int, bar: Any, stop: threading.Event) -> None:
-    for chunk in answer.iter_content(_CHUNK):
+def _append(response: requests.Response, target: Any, missing: int, bar: tqdm, stop: threading.Event) -> None:
+    for chunk in response.iter_content(_CHUNK):
         if stop.is_set():
             raise ValueError("stopped, because another file failed")
         target.write(chunk)
         bar.update(len(chunk))
         missing -= len(chunk)
-        if missing < 0:  # what came is of another file: all of it is dropped
+        if missing < 0:  # a different file
             target.truncate(0)
-            raise _AgainError("more bytes came than the record says")
+            raise _IncompleteError("the server sent more bytes than the record states")
 
 
-def _digest(path: Path, file: RemoteFile) -> Any:
-    digest = hashlib.new(file.checksum.partition(":")[0])
+def _checksum(path: Path, file: RemoteFile) -> str:
+    """Return the checksum of `path` in the algorithm and notation of `file.checksum`."""
+    algorithm = file.checksum.partition(":")[0]
+    digest = hashlib.new(algorithm)
     with path.open("rb") as content:
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
-    return digest
+    return f"{algorithm}:{digest.hexdigest()}"

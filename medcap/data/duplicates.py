@@ -26,7 +26,7 @@ def near_pairs(hashes: NDArray[np.uint8], limit: int = MAX_DISTANCE) -> NDArray[
 
     Args:
         hashes: (n, bytes), all different.
-        limit: largest Hamming distance, in bits.
+        limit: Largest Hamming distance in bits.
 
     Returns:
         (m, 2) row numbers i < j, sorted.
@@ -63,7 +63,7 @@ class ImageSimilarity:
     Equal hashes are compared once, so an image with 10,000 copies costs 10,000 steps and not its square.
 
     Attributes:
-        hash_ids: (n,) the number of each image's hash among the distinct hashes.
+        hash_ids: (n,) index of each image's hash among the distinct hashes.
         pairs: (m, 2) distinct hashes that differ in at most `MAX_DISTANCE` bits.
     """
 

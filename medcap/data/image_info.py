@@ -1,11 +1,12 @@
 """Decode every image of a data set once: whether it can be read, its pixel digest, its size and its perceptual hash.
 
-Why an own SQLite cache and not `Dataset.map`: map's cache is keyed by the fingerprint of the data set, so another
-selection of rows or one edited file decodes everything again, a killed run loses its shard, and failures are cached.
+Results are cached in SQLite. The cache of `Dataset.map` depends on the fingerprint of the data set: another selection
+of rows or one edited file decodes everything again, a killed run loses its shard, and failures are cached.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -13,7 +14,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
-from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from medcap.data.images import load_image
 
 logger = logging.getLogger(__name__)
 
+NO_IMAGE = "there is no image"  # the error of a missing image
 HASH_SIZE = 16  # of the perceptual hash: 16 x 16 = 256 bits
-_BLOCK = 1000  # rows between two writes to the cache: at most this many are lost by a kill
-_VERSION = 1  # of the fields of ImageInfo; another number starts an empty cache
+_BLOCK = 1000  # rows between two writes to the cache; a kill loses at most this many
+_VERSION = 1  # of the fields of ImageInfo; a new version starts an empty cache
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,10 @@ class ImageInfo:
     """Properties of one decoded image.
 
     Attributes:
-        error: why the image cannot be decoded; all other fields are then empty.
+        error: Why the image cannot be decoded; the other fields are then empty.
         pixel_digest: SHA-256 of the size and the RGB bytes, hexadecimal.
-        phash: perceptual hash, 32 bytes (`imagehash.phash`: which of the 16 x 16 lowest frequencies of the gray image
-            at 64 x 64 are above their median); empty unless requested.
-        width: in pixels.
-        height: in pixels.
+        phash: Perceptual hash of 32 bytes (`imagehash.phash`: which of the 16 x 16 lowest frequencies of the gray
+            image at 64 x 64 are above their median); empty unless requested.
     """
 
     error: str = ""
@@ -52,14 +51,9 @@ class ImageInfo:
 
 
 def inspect_image(entry: Any, perceptual_hash: bool = False) -> ImageInfo:
-    """Return the ImageInfo of an entry of an image column.
-
-    Args:
-        entry: as for `load_image`, or None for a missing image.
-        perceptual_hash: whether to compute `phash`.
-    """
+    """Return the ImageInfo of an entry as for `load_image`, or None for a missing image."""
     if entry is None or (isinstance(entry, Mapping) and set(entry.values()) == {None}):
-        return ImageInfo(error="there is no image")
+        return ImageInfo(error=NO_IMAGE)
     try:
         image = load_image(entry)
     except ValueError as error:
@@ -81,12 +75,12 @@ def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_has
     not be decoded or whose perceptual hash was not requested before.
 
     Args:
-        dataset: rows with a column "image".
-        num_proc: number of worker processes; None: one per core.
-        perceptual_hash: whether to compute `ImageInfo.phash`.
+        dataset: Rows with a column "image".
+        num_proc: Number of worker processes; default: one per core.
+        perceptual_hash: Whether to compute `ImageInfo.phash`.
     """
     images = dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
-    inspect = partial(inspect_image, perceptual_hash=perceptual_hash)
+    inspect = functools.partial(inspect_image, perceptual_hash=perceptual_hash)
     infos: list[ImageInfo] = []
     with closing(_open_cache()) as cache, ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(images), desc=f"decoding {dataset.split or 'images'}", unit="image"))
@@ -97,7 +91,7 @@ def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_has
             cached = _read_cache(cache, keys, perceptual_hash)
             missing = [i for i, key in enumerate(keys) if key not in cached]
             if run is map and len(missing) > 64 and (workers := num_proc or _count_cores()) > 1:
-                run = partial(stack.enter_context(Pool(workers)).imap, chunksize=16)
+                run = functools.partial(stack.enter_context(Pool(workers)).imap, chunksize=16)
             new = {}
             for i, info in zip(missing, run(inspect, [entries[i] for i in missing]), strict=True):
                 new[keys[i]] = info
@@ -109,22 +103,20 @@ def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_has
 
 
 def _count_cores() -> int:
-    """Return the number of cores that this process may use; macOS only reports all of them."""
+    """Return the number of cores that this process may use; on macOS that of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
     """Return the cache key of each entry: a hash of its bytes, or path, size and modification time; "" for None."""
-    stamps: dict[str, str] = {}
 
-    def stamp(path: str) -> str:
-        if path not in stamps:
-            try:
-                found = os.stat(path)
-                stamps[path] = f"{found.st_size}:{found.st_mtime_ns}"
-            except OSError:
-                stamps[path] = "absent"
-        return stamps[path]
+    @functools.cache
+    def version(path: str) -> str:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return "absent"
+        return f"{status.st_size}:{status.st_mtime_ns}"
 
     def key(entry: Mapping[str, Any] | None) -> str:
         if entry and entry["bytes"] is not None:
@@ -132,7 +124,7 @@ def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
         if not entry or not entry["path"]:
             return ""
         path = entry["path"] if "::" in entry["path"] else os.path.abspath(entry["path"])
-        return f"{path}:{stamp(path.rpartition('::')[2])}"
+        return f"{path}:{version(path.rpartition('::')[2])}"
 
     return [key(entry) for entry in entries]
 
@@ -149,9 +141,8 @@ def _open_cache() -> sqlite3.Connection:
 
 
 def _with_table(cache: sqlite3.Connection) -> sqlite3.Connection:
-    cache.execute(
-        "CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, error, pixel_digest, phash, width, height)"
-    )
+    columns = "key TEXT PRIMARY KEY, error, pixel_digest, phash, width, height"
+    cache.execute(f"CREATE TABLE IF NOT EXISTS images ({columns})")
     return cache
 
 
@@ -166,7 +157,7 @@ def _read_cache(cache: sqlite3.Connection, keys: list[str], perceptual_hash: boo
 
 
 def _write_cache(cache: sqlite3.Connection, infos: Mapping[str, ImageInfo]) -> None:
-    """Save the decoded images; failures are not cached, because a package installed later may read them."""
+    """Cache the results without failures: a package that is installed later may read these images."""
     rows = [(key, *astuple(info)) for key, info in infos.items() if not info.error]
     try:
         with cache:

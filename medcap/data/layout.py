@@ -1,4 +1,4 @@
-"""How a data set is laid out, and how it is split where it is not split yet."""
+"""How a data set is laid out, and how it is split if it is not split yet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from datasets import Dataset
 
+from medcap.data import SPLITS
 from medcap.data.tables import list_some
 
 logger = logging.getLogger(__name__)
@@ -22,16 +23,20 @@ _SPLIT_OF = {"train": "train", "test": "test", **dict.fromkeys(("valid", "valida
 
 @dataclass(frozen=True)
 class DataLayout:
-    """How a data set is laid out, and how it is split where it is not split yet.
+    """How a data set is laid out, and how it is split if it is not split yet. ROCOv2 needs only `data_format`.
 
-    - `data_format`: "auto" (as found), "rocov2", "imagefolder", "csv" or "hub".
-    - `image_column`, `caption_column`: where paths and captions stand; "file_name" (hub: "image") and "caption" when
-      None. `group_column`: the patient or study; no group is in two of the splits created here.
-    - `valid_fraction`, `test_fraction`: fractions of the groups, 0 to 1 and below 1 in sum, by a hash of `split_seed`
-      and group: a row keeps its split when others are added or removed.
+    Attributes:
+        data_format: "rocov2", "imagefolder", "csv", "hub" or "auto" (detected).
+        image_column: Column of image paths; default "file_name" (hub: "image").
+        caption_column: Default "caption".
+        group_column: Column of patients or studies. Splits created here do not separate a group.
+        valid_fraction: Fraction of the groups, 0 to below 1, by a hash of `split_seed` and group: a row keeps its
+            split when other rows are added or removed.
+        test_fraction: As `valid_fraction`; the sum is below 1.
+        split_seed: Seed of the hash.
 
-    ROCOv2's layout has columns and splits of its own: there all but `data_format` goes unused. Raises ValueError for
-    a value outside its range.
+    Raises:
+        ValueError: A value is out of range.
     """
 
     data_format: LayoutName = "auto"
@@ -50,71 +55,73 @@ class DataLayout:
                 raise ValueError(f"{key} is {getattr(self, key)}; allowed is 0 to below 1")
         if not self.valid_fraction + self.test_fraction < 1:
             both = f"{self.valid_fraction} and {self.test_fraction}"
-            raise ValueError(f"valid_fraction and test_fraction are {both}, and must leave something to train")
+            raise ValueError(f"valid_fraction and test_fraction are {both}; their sum must be below 1")
 
 
 def split_of(name: str) -> str | None:
-    """Return train, valid or test for a name that Hugging Face's convention has for them, None for any other."""
+    """Return train, valid or test for a split name of Hugging Face's convention, None for any other name."""
     return _SPLIT_OF.get(name.strip().lower())
 
 
-def rows_by_split(told: Sequence[str], where: object) -> dict[str, list[int]]:
-    """Return {split: row numbers} of a column of split names; all rows are train where it is blank throughout.
+def rows_by_split(names: Sequence[str], source: object) -> dict[str, list[int]]:
+    """Return {split: row numbers} of a column of split names; all rows are train if the column is blank.
 
-    Raises ValueError, naming `where`, for a name that `split_of` does not know, and for a blank one among others.
+    Raises:
+        ValueError: A name is unknown, or blank while others are not. The message starts with `source`.
     """
-    if not any(name.strip() for name in told):
-        return {"train": list(range(len(told)))}
-    unknown = [name or "(blank)" for name in dict.fromkeys(told) if split_of(name) is None]
-    if unknown:
-        said = f"the splits of the rows must be called {SPLIT_NAMES}, and some are {list_some(unknown)}"
-        raise ValueError(f"{where}: {said}; a column split with these names in every row settles it")
-    splits = [split_of(name) for name in told]
-    return {split: _where(splits, split) for split in dict.fromkeys(_SPLIT_OF.values()) if split in splits}
+    if not any(name.strip() for name in names):
+        return {"train": list(range(len(names)))}
+    if unknown := [name or "(blank)" for name in dict.fromkeys(names) if split_of(name) is None]:
+        raise ValueError(
+            f"{source}: the splits of rows must be named {SPLIT_NAMES}; found {list_some(unknown)}; name the split of "
+            "every row in a column split"
+        )
+    splits = [split_of(name) for name in names]
+    return {split: _rows_in(splits, split) for split in SPLITS if split in splits}
 
 
 def complete_splits(
-    given: dict[str, Rows], take: Callable[[Rows, list[int]], Rows], layout: DataLayout, where: str
+    splits: dict[str, Rows], select: Callable[[Rows, list[int]], Rows], layout: DataLayout, source: str
 ) -> dict[str, Rows]:
-    """Return `given` with the validation split, and test beside it, taken out of train where there is no valid.
+    """Return `splits` with valid, and test if it is missing too, taken from train; logs the sizes.
 
-    Rows have the columns `image_id` and `group`; `take` selects them by number. What is made is said in one line. A
-    test split alone is not made: who gave train and valid has decided which images are for what.
+    Nothing is changed if there is a valid split or no train split. `select(rows, numbers)` selects rows, which have
+    the columns `image_id` and `group`.
     """
-    if "train" not in given or "valid" in given:
-        return given
-    train = given["train"]
-    shares: dict[str, float] = {"test": layout.test_fraction, "valid": layout.valid_fraction}
-    if "test" in given:
-        del shares["test"]
+    if "train" not in splits or "valid" in splits:
+        return splits
+    train = splits["train"]
+    fractions: dict[str, float] = {"test": layout.test_fraction, "valid": layout.valid_fraction}
+    if "test" in splits:
+        del fractions["test"]
     groups = [group or image_id for group, image_id in zip(train["group"], train["image_id"], strict=True)]
-    splits = [_split(group, shares, layout.split_seed) for group in groups]
-    made = {split: numbers for split in ("train", *shares) if (numbers := _where(splits, split))}
-    counts = ", ".join(f"{len(numbers)} {split}" for split, numbers in made.items())
-    logger.warning("%s: %d rows are split into %s, by %s", where, len(splits), counts, _by(layout, train["group"]))
-    return {**given, **{split: take(train, numbers) for split, numbers in made.items()}}
+    assigned = [_assign(group, fractions, layout.split_seed) for group in groups]
+    new = {split: numbers for split in ("train", *fractions) if (numbers := _rows_in(assigned, split))}
+    sizes = ", ".join(f"{len(numbers)} {split}" for split, numbers in new.items())
+    logger.warning("%s: %d rows are split into %s, by %s", source, len(groups), sizes, _unit(layout, train["group"]))
+    return {**splits, **{split: select(train, numbers) for split, numbers in new.items()}}
 
 
-def _by(layout: DataLayout, groups: Sequence[str | None]) -> str:
+def _unit(layout: DataLayout, groups: Sequence[str | None]) -> str:
     if layout.group_column is None:
-        return "image: those of one patient may be in several splits; name the patients with group_column"
+        return "image: images of one patient may be in several splits; name the column of patients with group_column"
     unknown = sum(group is None for group in groups)
-    return layout.group_column + (f"; {unknown} rows without one are split by image" if unknown else "")
+    return layout.group_column + (f"; {unknown} rows without a value are split by image" if unknown else "")
 
 
-def _split(group: str, shares: Mapping[str, float], seed: int) -> str:
-    """Return the split by the 64-bit hash of seed and group: valid and test take their fractions, train the rest.
+def _assign(group: str, fractions: Mapping[str, float], seed: int) -> str:
+    """Return the split of a group by a 64-bit hash; what the fractions leave is train.
 
-    "split" stands before them, or train would be just the rows that a small train_fraction leaves out.
+    The prefix "split" makes the hash independent of the one that selects a fraction of train.
     """
     digest = hashlib.blake2b(f"split:{seed}:{group}".encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    for split, share in shares.items():
-        if place < share:
+    position = int.from_bytes(digest, "big") / 2**64
+    for split, fraction in fractions.items():
+        if position < fraction:
             return split
-        place -= share
+        position -= fraction
     return "train"
 
 
-def _where(splits: Sequence[str | None], split: str) -> list[int]:
+def _rows_in(splits: Sequence[str | None], split: str) -> list[int]:
     return [row for row, name in enumerate(splits) if name == split]

@@ -1,4 +1,4 @@
-"""Licences and sources of single images: what `license_information.csv` of ROCOv2 says."""
+"""License and source of each image, from `license_information.csv` of ROCOv2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medcap.data.tables import check_ids, read_table
 
 _GAP = r"[\s/_\u2010-\u2015-]*"
 _CC = re.compile(rf"\bCC{_GAP}(0(?!\d)|BY(?:{_GAP}(?:NC|ND|SA))*)(?![a-z])", re.IGNORECASE)
-_LONG_NAMES = {  # of which none may be overlooked: CC BY-NonCommercial is not CC BY
+_LONG_NAMES = {  # a missed one would be dangerous: CC BY-NonCommercial is not CC BY
     re.compile(rf"\b{name}", re.IGNORECASE): short
     for name, short in {
         r"creative[\s-]+commons": "CC", "attribution": "BY", r"non[\s-]*commercial": "NC",
@@ -25,8 +25,11 @@ _COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "public domain")
 
 @dataclass(frozen=True)
 class Source:
-    """Where an image comes from: `license` ("CC BY-NC-SA", None when not stated) and `group`, which is the article's
-    PMCID, or the patient or case where there is none; None when unknown. Images of one group belong in one split.
+    """The source of an image; None for what is not known.
+
+    Attributes:
+        license: Such as "CC BY-NC-SA".
+        group: The article's PMCID, else the patient or case. Images of one group belong in one split.
     """
 
     license: str | None = None
@@ -34,10 +37,10 @@ class Source:
 
 
 def read_sources(folder: Path) -> dict[str, Source]:
-    """Return {image_id: Source} of all splits from `license_information.csv`; empty without that file.
+    """Return {image_id: Source} of all splits from `license_information.csv`; empty if there is no such file.
 
-    Its columns are ID, PMCID, Attribution and Link; the Attribution starts with or holds the licence, and where PMCID
-    is blank, "patient 12" or "case 12" in it names the group. Raises ValueError as `read_column`.
+    The column Attribution contains the license and, if PMCID is blank, may contain the group as "patient 12" or
+    "case 12". Raises as `read_column`.
     """
     path = folder / "license_information.csv"
     if not path.is_file():
@@ -51,9 +54,9 @@ def read_sources(folder: Path) -> dict[str, Source]:
 
 
 def license_of(attribution: str) -> str | None:
-    """Return the Creative Commons licence that a text names, without its version, or None: "CC BY-NC-ND", "CC0".
+    """Return the Creative Commons license in a text without version ("CC BY-NC-ND", "CC0"), "public domain" or None.
 
-    Long names count too ("Creative Commons Attribution-NonCommercial 4.0"), and so does "public domain".
+    Long names are recognized ("Creative Commons Attribution-NonCommercial 4.0").
     """
     for name, short in _LONG_NAMES.items():
         attribution = name.sub(short, attribution)
@@ -64,7 +67,7 @@ def license_of(attribution: str) -> str | None:
 
 
 def allows_commercial_use(license_name: str | None) -> bool:
-    """Whether a licence is known to allow commercial use of a work and of what is derived from it: no NC, no ND."""
+    """Return whether a license is known to allow commercial use of derived works: no NC, no ND."""
     return license_name in _COMMERCIAL
 
 
@@ -74,10 +77,9 @@ def _subject(attribution: str) -> str | None:
 
 
 def groups_in_several(groups: dict[str, Sequence[str | None]]) -> dict[str, list[str]]:
-    """Return {group: splits} of the groups that occur in more than one of the splits `groups`, {split: groups}."""
+    """Return {group: splits} of the groups in more than one split; `groups` is {split: groups of its rows}."""
     splits: dict[str, list[str]] = {}
     for split, names in groups.items():
-        for name in dict.fromkeys(names):
-            if name:
-                splits.setdefault(name, []).append(split)
-    return {name: found for name, found in splits.items() if len(found) > 1}
+        for name in filter(None, dict.fromkeys(names)):
+            splits.setdefault(name, []).append(split)
+    return {name: its_splits for name, its_splits in splits.items() if len(its_splits) > 1}

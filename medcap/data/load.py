@@ -1,4 +1,4 @@
-"""The one entry to data of every format: what training, evaluation and audits read."""
+"""Load a data set of any layout."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict
 
+from medcap.data import SPLITS
 from medcap.data.dicom import register_dicom
 from medcap.data.layout import DataLayout, LayoutName, split_of
 from medcap.data.readers import find_csvs, find_metadata, read_csv, read_hub, read_imagefolder
-from medcap.data.rocov2 import SPLITS, read_rocov2
+from medcap.data.rocov2 import read_rocov2
 from medcap.data.selection import Selection, select_rows
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -27,19 +28,33 @@ def load_data(
     splits: Sequence[str] = SPLITS,
     num_proc: int | None = None,
 ) -> DatasetDict:
-    """Return the rows of `splits` that `selection` selects, with the columns of `medcap.data.selection.FEATURES`.
+    """Return the selected rows of a data set; `drop_counts` reports the others.
 
-    `path` is a folder, a CSV file, or the name of a data set on the Hub; `layout` says how it is laid out (None: as
-    found). What became of every row: `drop_counts`. No image is decoded, as in `medcap.data.rocov2.load_rocov2`.
-    Raises FileNotFoundError where there is no data, and ValueError for what is wrong in it.
+    Columns: `image_id`, `image` (datasets.Image), `caption` (cleaned), `cuis` and `manual_cuis` (UMLS concepts; the
+    second curated manually), `group` (article, patient or case) and `license`, both None if unknown. Images are
+    decoded on access, and here only to find duplicates and leaks. `datasets` opens a zip again for every image; use
+    `load_image` or `with_pixel_values` to read many.
+
+    Args:
+        path: A folder, a CSV file, or the name of a data set on the Hub.
+        layout: How it is laid out; default: detected.
+        selection: Which rows to use; default: all.
+        splits: Of train, valid and test.
+        num_proc: Number of processes that decode images; default: one per core.
+
+    Raises:
+        FileNotFoundError: There is no data at `path`.
+        ValueError: A split, a column or too many images are missing, a table is invalid, or no row is left.
     """
+    if isinstance(splits, str):
+        raise ValueError(f"splits must be a list of names, got {splits!r}: write [{splits!r}]")
     selection = selection or Selection()
-    raw = read_data(path, layout, splits, others_too=selection.exclude_leaks)
+    raw = read_data(path, layout, splits, other_splits=selection.exclude_leaks)
     return select_rows(raw, [split_of(split) or split for split in splits], selection, num_proc)
 
 
 def load_recipe_data(recipe: DataArguments, splits: Sequence[str]) -> DatasetDict:
-    """Return the rows of `splits` that a recipe asks for. Raises as `load_data`."""
+    """Return the rows of `splits` that a recipe selects. Raises as `load_data`."""
     layout = DataLayout(**{key.name: getattr(recipe, key.name) for key in fields(DataLayout)})
     selection = Selection(
         fraction=recipe.train_fraction,
@@ -53,57 +68,47 @@ def load_recipe_data(recipe: DataArguments, splits: Sequence[str]) -> DatasetDic
 
 
 def read_data(
-    path: str | os.PathLike[str], layout: DataLayout | None = None, splits: Sequence[str] = (), others_too: bool = True
+    path: str | os.PathLike[str],
+    layout: DataLayout | None = None,
+    splits: Sequence[str] = (),
+    other_splits: bool = True,
 ) -> dict[str, Dataset]:
-    """Return the raw rows of `splits`, and with `others_too` also of whatever else of train, valid and test there is.
+    """Return the raw rows of `splits`, and with `other_splits` also of the other splits that exist.
 
-    Columns as `FEATURES`, texts as they are, None for an image that is not there. Raises as `load_data`.
+    The columns are those of `FEATURES`, with unchanged captions and None for a missing image. Raises as `load_data`.
     """
     register_dicom()  # `datasets` decodes with Pillow
     layout, splits = layout or DataLayout(), [split_of(split) or split for split in splits]
-    kind = find_layout(path, layout.data_format)
-    if kind == "rocov2":
-        return read_rocov2(path, splits, others_too)
-    found = _read_own(path, layout, kind)
-    lacking = [split for split in splits if split not in found]
-    if lacking:
-        there = ", ".join(f"{split} ({len(rows)} rows)" for split, rows in found.items())
+    name, path = find_layout(path, layout.data_format), os.path.expanduser(path)
+    if name == "rocov2":
+        return read_rocov2(path, splits, other_splits)
+    read = {"imagefolder": read_imagefolder, "csv": read_csv, "hub": read_hub}[name]
+    data = read(path, layout)
+    if missing := [split for split in splits if split not in data]:
+        sizes = ", ".join(f"{split} ({len(rows)} rows)" for split, rows in data.items())
         raise ValueError(
-            f"no split {lacking[0]!r} in {path}: it has {there}; give it one, or where train alone is given, more "
-            "rows, valid_fraction or test_fraction"
+            f"no split {missing[0]!r} in {path}: it has {sizes}; add this split or, if there is only train, add "
+            "rows or set valid_fraction or test_fraction"
         )
-    return {split: found[split] for split in SPLITS if split in (found if others_too else splits)}
+    return {split: data[split] for split in SPLITS if split in (data if other_splits else splits)}
 
 
 def find_layout(path: str | os.PathLike[str], requested: LayoutName = "auto") -> LayoutName:
-    """Return `requested`, or for "auto" the format of what lies at `path`: rocov2, imagefolder, csv or hub.
+    """Return the layout of a data set by its file names: rocov2, imagefolder, csv or hub.
 
-    Told from names of files: `*_captions.csv` is ROCOv2's layout, `metadata.*` (also in split folders) an image
-    folder, a file or `train.csv` and its like are CSV; the rest is hub: parquet files, and what is no path at all.
+    `*_captions.csv` is ROCOv2, `metadata.*` (also in folders of splits) an image folder; a file, or a `train.csv` and
+    the like, is CSV. Parquet files, and what is not a local path, are hub; so is the mirror of ROCOv2 when "rocov2" is
+    requested. Any other `requested` layout is returned as it is.
     """
-    place = Path(path).expanduser()
-    if requested != "auto":
+    folder = Path(path).expanduser()
+    if requested not in ("auto", "rocov2"):
         return requested
-    if place.is_file():
-        return "csv"
-    if not place.is_dir():
-        return "hub"
-    if any(place.glob("*_captions.csv")):
+    if folder.is_dir() and any(folder.glob("*_captions.csv")):
         return "rocov2"
-    if find_metadata(place):
+    if requested == "rocov2":
+        return "hub"
+    if folder.is_file():
+        return "csv"
+    if folder.is_dir() and find_metadata(folder):
         return "imagefolder"
-    return "csv" if find_csvs(place) else "hub"
-
-
-def _read_own(path: str | os.PathLike[str], layout: DataLayout, kind: LayoutName) -> dict[str, Dataset]:
-    place = Path(path).expanduser()
-    if kind == "imagefolder":
-        return read_imagefolder(place, layout)
-    if kind == "csv":
-        return read_csv(place, layout)
-    nothing = (
-        f"no data at {str(path)!r}: looked for a folder with train_captions.csv (ROCOv2), metadata.csv or "
-        "metadata.jsonl (imagefolder), train.csv, or parquet files, for a CSV file, and for a data set "
-        "NAMESPACE/NAME on the Hub; `medcap data phantom --out DIR` makes one"
-    )
-    return read_hub(str(place if place.exists() else path), layout, nothing)
+    return "csv" if folder.is_dir() and find_csvs(folder) else "hub"

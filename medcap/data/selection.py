@@ -126,7 +126,7 @@ def drop_counts(dataset: Dataset) -> dict[str, Any]:
 
 
 def image_fingerprint(dataset: Dataset) -> dict[str, str]:
-    """Return {"images": 16 hex digits that identify the pixels of all images in order}, as `check_images` found."""
+    """Return {"images": 16 hex digits that identify the pixels of all images}; empty before `check_images`."""
     description = _description(dataset)
     return {"images": description["images"]} if "images" in description else {}
 
@@ -134,10 +134,10 @@ def image_fingerprint(dataset: Dataset) -> dict[str, str]:
 def _description(dataset: Dataset) -> dict[str, Any]:
     """Return the JSON in `dataset.info.description`; empty when it contains any other text."""
     try:
-        found = json.loads(dataset.info.description)
+        content = json.loads(dataset.info.description)
     except (ValueError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -161,23 +161,24 @@ def _usable_rows(rows: Dataset, split: str, selection: Selection) -> Dataset:
         if not any(licenses):
             raise ValueError(
                 f"license_filter is commercial, but no license of an image of {split} is known: "
-                "license_information.csv is missing or names none"
+                "license_information.csv is missing or has no licenses"
             )
         _mark(reasons, "license", [not allows_commercial_use(name) for name in licenses])
     _mark(reasons, "outside_fraction", [not _in_fraction(image_id, fraction, selection.seed) for image_id in ids])
     selected = np.sum(reasons == "")
     _mark(reasons, "missing", _missing(rows))
-    _check_dropped(_ids(ids, reasons, "blank"), len(ids), f"captions of {split} are blank", 1.0)
-    _check_dropped(_ids(ids, reasons, "missing"), selected, f"images of {split} are missing", selection.max_broken)
+    blank, missing = (np.array(ids, object)[reasons == reason].tolist() for reason in ("blank", "missing"))
+    _check_dropped(blank, len(ids), f"captions of {split} are blank", 1.0)
+    _check_dropped(missing, selected, f"images of {split} are missing", selection.max_broken)
     cleaned = rows.remove_columns("caption").add_column("caption", captions, feature=FEATURES["caption"])
     options = {**asdict(selection), "fraction": fraction}
-    del options["max_broken"]  # a limit that selects no rows
+    del options["max_broken"]  # a limit, not a criterion
     counts = {"read": len(ids), **dict.fromkeys(REASONS, 0), "kept": len(ids), **options}
     return _drop(_with_counts(cleaned.select_columns(list(FEATURES)), counts), reasons)
 
 
 def _missing(rows: Dataset) -> list[bool]:
-    """Return (n,) whether there is no image; `rows.data` would ignore a selection or a shuffle of the rows."""
+    """Return (n,) whether the image is missing; `rows.data` would ignore a selection or a shuffle of the rows."""
     missing: list[bool] = []
     for batch in rows.select_columns(["image"]).with_format("arrow").iter(1000):
         data, path = (compute.is_null(compute.struct_field(batch["image"], name)) for name in ("bytes", "path"))
@@ -188,21 +189,20 @@ def _missing(rows: Dataset) -> list[bool]:
 def _without_duplicates(data: dict[str, Dataset], selection: Selection, num_proc: int | None) -> dict[str, Dataset]:
     """Return the splits without undecodable images and, as selected, without leaks and duplicates."""
     infos = {split: inspect_images(rows, num_proc, perceptual_hash=True) for split, rows in data.items()}
-    for split, found in infos.items():
-        data[split] = _without_undecodable(data[split], [info.error for info in found], selection.max_broken)
-        infos[split] = [info for info in found if not info.error]
+    data = {
+        split: _without_undecodable(rows, [info.error for info in infos[split]], selection.max_broken)
+        for split, rows in data.items()
+    }
     rank = np.repeat([RANK[split] for split in data], [len(rows) for rows in data.values()])
-    similarity = ImageSimilarity.of([info.phash for found in infos.values() for info in found])
+    similarity = ImageSimilarity.of([info.phash for split in data for info in infos[split] if not info.error])
     reasons = np.full(len(rank), "", dtype=object)
     if selection.exclude_leaks:
         _mark(reasons, "leaked_image", similarity.leaked(rank))
         groups = [group for rows in data.values() for group in rows["group"][:]]
         _mark(reasons, "leaked_group", leaked_groups(groups, rank.tolist()))
-    if selection.dedupe:  # -1: a row that is similar to a leak only is no duplicate
+    if selection.dedupe:  # -1 for leaks: a row that is only similar to a leak is not a duplicate
         _mark(reasons, "duplicate", similarity.duplicates(np.where(reasons == "", rank, -1).tolist()))
-    ends = np.cumsum([len(rows) for rows in data.values()])
-    parts = np.split(reasons, ends[:-1])
-    return {split: _drop(rows, part) for (split, rows), part in zip(data.items(), parts, strict=True)}
+    return {split: _drop(rows, reasons[rank == RANK[split]]) for split, rows in data.items()}
 
 
 def _without_undecodable(rows: Dataset, errors: Sequence[str], max_broken: float) -> Dataset:
@@ -218,26 +218,22 @@ def _mark(reasons: NDArray[np.object_], reason: str, rows: Sequence[bool] | NDAr
     reasons[(reasons == "") & np.asarray(rows, dtype=bool)] = reason
 
 
-def _ids(ids: Sequence[str], reasons: NDArray[np.object_], reason: str) -> list[str]:
-    return [image_id for image_id, found in zip(ids, reasons, strict=True) if found == reason]
-
-
 def _drop(rows: Dataset, reasons: NDArray[np.object_]) -> Dataset:
     """Return the rows without a reason and update the counts. Raises ValueError when no row is left."""
-    counts, found = drop_counts(rows), Counter(reasons[reasons != ""].tolist())
+    counts, new = drop_counts(rows), Counter(reasons[reasons != ""].tolist())
     if counts:
-        counts.update({reason: counts[reason] + n for reason, n in found.items()}, kept=counts["kept"] - found.total())
+        counts.update({reason: counts[reason] + n for reason, n in new.items()}, kept=counts["kept"] - new.total())
     kept = np.flatnonzero(reasons == "")
     if not len(kept):
-        dropped = ", ".join(f"{n} {reason}" for reason, n in (counts or found).items() if reason in REASONS and n)
-        raise ValueError(
-            f"no rows left: all {len(rows)} rows of {rows.split or 'the data set'} were dropped: {dropped}"
-        )
-    return _with_counts(rows.select(kept), counts) if counts else rows.select(kept)
+        dropped = ", ".join(f"{n} {reason}" for reason, n in (counts or new).items() if reason in REASONS and n)
+        name = rows.split or "the data set"
+        raise ValueError(f"no rows left: all {len(rows)} rows of {name} were dropped: {dropped}")
+    return _with_counts(rows.select(kept), counts)
 
 
 def _with_counts(rows: Dataset, counts: Mapping[str, Any]) -> Dataset:
-    rows.info.description = json.dumps({"medcap": counts})
+    if counts:
+        rows.info.description = json.dumps({"medcap": counts})
     return rows
 
 

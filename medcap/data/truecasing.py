@@ -1,8 +1,8 @@
-"""Terms of radiology that are written with capitals, given back to text that a tokenizer has lower-cased.
+"""Restore the capitals of radiology terms in text that a tokenizer has lower-cased.
 
-A table of common knowledge, no text of any caption: a term is here when readers expect its capitals in the midst of a
-sentence and no everyday word is spelt the same ("tips", "cap" and "de" are not). "us", "stir" and "tee" are: of 41,
-22 and 28 in a random half of ROCOv2's valid captions, all but one were ultrasound and the like.
+A term is in the table if it is written with capitals within a sentence and is not spelled like an everyday word, which
+excludes "tips", "cap" and "de". "us", "stir" and "tee" are included: in a random half of ROCOv2's valid captions all
+but one of their 41, 22 and 28 occurrences were abbreviations. The table contains no text of captions.
 """
 
 import re
@@ -22,17 +22,17 @@ MIXED = """
     Achilles Baastrup Chiari Cobb Crohn Doppler Fontan Foley Hodgkin Hounsfield Kerley Meckel Roentgen Valsalva
 """
 TERMS = {term: term.upper() for term in UPPER.split()} | {term.lower(): term for term in MIXED.split()}
-NUMBERED = re.compile(r"[clst]\d\d?|t[12](?:wi?|fs|ce)")  # vertebrae and roots; weightings: t2, t1w
+NUMBERED = re.compile(r"[clst]\d\d?|t[12](?:wi?|fs|ce)")  # vertebrae, nerve roots, and weightings: t2, t1w
 _WORD = re.compile(r"(?<!\w)(?:[a-z]{2,11}|[clst]\d\d?[a-z]{0,2}|x(?=-ray))(?!\w)")
 
 
 def is_term(word: str) -> bool:
-    """Whether `word`, in lower case, is one of the table or the name of a vertebra or a weighting."""
+    """Return whether `word`, in lower case, is in the table or names a vertebra or a weighting."""
     return word in TERMS or NUMBERED.fullmatch(word) is not None
 
 
 def write_terms(text: str) -> str:
-    """Return `text` with known terms in capitals: "fdg-pet", "x-ray", "t2-weighted" -> "FDG-PET", "X-ray", ..."""
+    """Return `text` with the capitals of known terms: "fdg-pet", "x-ray" -> "FDG-PET", "X-ray"."""
     return _WORD.sub(lambda word: _written(word[0]), text)
 
 

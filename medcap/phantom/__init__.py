@@ -1,4 +1,4 @@
-"""Phantoms: a synthetic data set whose truth is known, and the tiny base model that learns it."""
+"""Phantoms: a synthetic data set with known facts, and the tiny base model for it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The known truth of phantoms: what was drawn, and how many captions state it correctly."""
+"""The known facts of phantoms, and how many captions state them correctly."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FACTS = ("modality", "side", "level", "finding")  # of phantoms
-# A fact is said when exactly one of its values is named: naming both sides is no answer.
-WORDS = {
+FACTS = ("modality", "side", "level", "finding")
+FACT_PATTERNS = {
     "modality": {
         "x-ray": r"x-?rays?|radiographs?",
         "ct": r"ct|computed tomography",
@@ -28,23 +27,20 @@ WORDS = {
         "hematoma": r"ha?ematomas?",
     },
 }
-_PATTERNS = {
-    fact: {value: re.compile(rf"\b(?:{words})\b") for value, words in values.items()} for fact, values in WORDS.items()
-}
 
 
-def said(caption: str) -> dict[str, str | None]:
-    """For each fact the one value that `caption` names; None when it names none, or several."""
+def stated_facts(caption: str) -> dict[str, str | None]:
+    """Return the value of each fact that `caption` states, None if it states none or several."""
     text = caption.lower()
-    named = {
-        fact: [value for value, pattern in values.items() if pattern.search(text)]
-        for fact, values in _PATTERNS.items()
+    stated = {
+        fact: [value for value, pattern in patterns.items() if re.search(rf"\b(?:{pattern})\b", text)]
+        for fact, patterns in FACT_PATTERNS.items()
     }
-    return {fact: values[0] if len(values) == 1 else None for fact, values in named.items()}
+    return {fact: values[0] if len(values) == 1 else None for fact, values in stated.items()}
 
 
 def read_truth(data: str | Path, split: str) -> dict[str, dict[str, Any]] | None:
-    """The findings that lie beside a phantom split, by id; None for data that has none."""
+    """Return {image_id: facts} of a split of a phantom data set, None for other data."""
     path = Path(data) / f"{split}_findings.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -54,13 +50,13 @@ def findings_accuracy(
 ) -> dict[str, float]:
     """Return the fraction of images, 0 to 1, whose caption states each fact correctly.
 
-    Modality counts over all images; side, level and finding over those that show a finding.
+    The modality is checked on all images; side, level and finding on those with a finding.
     """
-    right: dict[str, list[bool]] = {fact: [] for fact in FACTS}
+    correct: dict[str, list[bool]] = {fact: [] for fact in FACTS}
     for caption, image_id in zip(predictions, ids, strict=True):
-        words, facts = said(caption), truth[image_id]
-        right["modality"].append(words["modality"] == facts["modality"])
+        stated, facts = stated_facts(caption), truth[image_id]
+        correct["modality"].append(stated["modality"] == facts["modality"])
         for finding in facts["findings"]:
             for fact in ("side", "level", "finding"):
-                right[fact].append(words[fact] == finding[fact])
-    return {fact: sum(hits) / len(hits) for fact, hits in right.items() if hits}
+                correct[fact].append(stated[fact] == finding[fact])
+    return {fact: sum(values) / len(values) for fact, values in correct.items() if values}

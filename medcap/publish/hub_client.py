@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from medcap import __version__
+from medcap import __version__, retries
 from medcap.logs import error_line
 from medcap.publish.release import RELEASE_FILES, check_release
 from medcap.recipe import Recipe
@@ -32,7 +30,7 @@ GITATTRIBUTES = ".gitattributes"  # created by the Hub in every repository
 MAX_ATTEMPTS = 8  # per step
 MAX_RETRY_SECONDS = 600.0  # no new attempt of a step after this time
 REQUEST_TIMEOUT = 60.0  # seconds; huggingface_hub has no timeout by default
-TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: two commits at the same time
+TRANSIENT_STATUSES = {409, *retries.TRANSIENT_STATUSES}  # 409: two commits at the same time
 
 TOKEN_ADVICE = "set HF_TOKEN, or log in with `hf auth login`, to a token with write permission"
 
@@ -118,23 +116,18 @@ def push_release(release: Path, to: Destination, *, revision: str = MAIN) -> str
 
 
 def retry(step: Callable[[], Result]) -> Result:
-    """Call `step` until it succeeds; transient errors are retried with exponential backoff and jitter."""
-    started = time.monotonic()
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    """Call `step` with a timeout, and with retries of transient errors."""
+
+    def attempt() -> Result:
         get_session().timeout = REQUEST_TIMEOUT  # each time: the client replaces its session after some errors
-        try:
-            return step()
-        except Exception as error:
-            timed_out = time.monotonic() - started > MAX_RETRY_SECONDS
-            if attempt == MAX_ATTEMPTS or timed_out or not _is_transient(error):
-                raise
-            time.sleep(_backoff_seconds(attempt, error))
-    raise AssertionError("the last attempt returns or raises")
+        return step()
+
+    return retries.retry(attempt, _is_transient, max_attempts=MAX_ATTEMPTS, max_seconds=MAX_RETRY_SECONDS)
 
 
 def _is_transient(error: Exception) -> bool:
     """Whether a retry may help: not after the Hub refused a valid request."""
-    if (status := _status(error)) is not None:
+    if (status := retries.http_status(error)) is not None:
         # upload errors are wrapped in a RuntimeError; 400 then means that the bytes did not match their checksum
         return status in TRANSIENT_STATUSES or (status == 400 and isinstance(error, RuntimeError))
     if isinstance(error, OfflineModeIsEnabled):
@@ -142,33 +135,11 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, (HTTPError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError))
 
 
-def _status(error: BaseException | None) -> int | None:
-    """Return the HTTP status that caused `error`, or None."""
-    response = _response(error)
-    return None if response is None else int(response.status_code)
-
-
-def _response(error: BaseException | None) -> Any:
-    while error is not None:
-        if (response := getattr(error, "response", None)) is not None:
-            return response
-        error = error.__cause__
-    return None
-
-
-def _backoff_seconds(attempt: int, error: Exception) -> float:
-    """Return the server's Retry-After (at most 300 s), else 1, 2, 4, ... 32 s with 50 % jitter."""
-    retry_after = getattr(_response(error), "headers", {}).get("Retry-After", "")
-    if retry_after.isdigit():
-        return min(float(retry_after), 300.0) + random.random()
-    return min(2.0 ** (attempt - 1), 32.0) * random.uniform(0.5, 1.5)
-
-
 def _hub_error(message: str, error: Exception) -> OSError:
     """Return the one-line error to raise, with advice where the token is the cause."""
     if isinstance(error, LocalTokenNotFoundError):
         return OSError(f"{message}: there is no token; {TOKEN_ADVICE}")
-    if _status(error) in (401, 403):
+    if retries.http_status(error) in (401, 403):
         return OSError(f"{message}: {error_line(error)}; {TOKEN_ADVICE}")
     return (HubUnreachableError if _is_transient(error) else OSError)(f"{message}: {error_line(error)}")
 

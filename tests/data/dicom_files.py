@@ -1,13 +1,11 @@
-"""Write DICOM files for tests, and read them back."""
+"""Write and read DICOM files in tests."""
 
 import traceback
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-)
+from pydicom.uid import ExplicitVRLittleEndian
 
 from medcap.data.images import read_image
 
@@ -22,19 +20,19 @@ def sequence(**elements):
 
 
 def dicom(pixels, syntax=ExplicitVRLittleEndian, **elements):
-    """A file with the given stored values, (H, W), (H, W, 3) or (frames, H, W)."""
+    """A file with stored values of shape (H, W), (H, W, 3) or (frames, H, W)."""
     pixels = np.asarray(pixels)
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
-    is_colour = pixels.ndim == 3 and pixels.shape[2] == 3
-    data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if is_colour else (1, "MONOCHROME2")
-    if is_colour:
+    is_color = pixels.ndim == 3 and pixels.shape[2] == 3
+    data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if is_color else (1, "MONOCHROME2")
+    if is_color:
         data.PlanarConfiguration = 0
-    if pixels.ndim == 3 and not is_colour:
+    if pixels.ndim == 3 and not is_color:
         data.NumberOfFrames = len(pixels)
-    data.Rows, data.Columns = pixels.shape[:2] if is_colour else pixels.shape[-2:]
+    data.Rows, data.Columns = pixels.shape[:2] if is_color else pixels.shape[-2:]
     data.BitsAllocated = data.BitsStored = 8 * pixels.itemsize
     data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
     data.PixelData = pixels.tobytes()
@@ -52,7 +50,6 @@ def file_of(data, path):
 U8, U16, I16 = np.uint8, np.uint16, np.int16
 
 
-# name: (stored values of one row, elements, the 8-bit row that must come out)
 def with_secrets(**elements):
     data = dicom(U8([[0, 255]]), PatientName=SECRETS[0], PatientID=SECRETS[1], PatientBirthDate=SECRETS[2], **elements)
     with pydicom.config.disable_value_validation():
@@ -62,7 +59,7 @@ def with_secrets(**elements):
 
 
 def read_error(path):
-    """The traceback of reading it, or nothing."""
+    """The traceback of reading the file, or an empty string."""
     try:
         read_image(path)
     except ValueError as error:

@@ -1,7 +1,4 @@
-"""Captions become the ids and labels that BLIP learns from, and nothing is learned from pads or prompts.
-
-Traps 6, 7, 8, 10. pytest tests/data/test_captions.py
-"""
+"""Captions become input ids and labels; padding and prompts are not labels."""
 
 import pytest
 import torch
@@ -26,14 +23,14 @@ def ids_of(tokenizer, *words):
 
 
 CLEANED = {
-    "nothing": ("", ""),
-    "blanks alone": (" \t\r\n", ""),
-    "a narrow no-break space alone": ("\u202f", ""),
-    "clean already": ("Chest X-ray.", "Chest X-ray."),
-    "at the ends": ("\n A mass. \u00a0", "A mass."),
-    "a line break": ("A\r\nmass", "A mass"),
-    "odd blanks": ("3\u00a05\u202fcm\u2009by\u20034\u2028cm", "3 5 cm by 4 cm"),
-    "runs": ("a  \n\n  b", "a b"),
+    "empty": ("", ""),
+    "spaces only": (" \t\r\n", ""),
+    "narrow no-break space only": ("\u202f", ""),
+    "unchanged": ("Chest X-ray.", "Chest X-ray."),
+    "leading and trailing spaces": ("\n A mass. \u00a0", "A mass."),
+    "line break": ("A\r\nmass", "A mass"),
+    "Unicode spaces": ("3\u00a05\u202fcm\u2009by\u20034\u2028cm", "3 5 cm by 4 cm"),
+    "runs of spaces": ("a  \n\n  b", "a b"),
 }
 
 
@@ -43,7 +40,7 @@ def test_captions_are_cleaned(text, expected):
     assert clean_caption(expected) == expected
 
 
-def test_a_caption_becomes_dec_tokens_sep(tokenizer):
+def test_caption_becomes_dec_tokens_sep(tokenizer):
     batch = collated(tokenizer, ["A large mass"])
     words = ids_of(tokenizer, "a", "large", "mass", "[SEP]")
     assert batch["input_ids"].tolist() == [[DEC, *words]]
@@ -54,19 +51,19 @@ def test_a_caption_becomes_dec_tokens_sep(tokenizer):
     }  # fmt: skip
 
 
-def test_the_first_token_is_the_one_given_and_not_the_tokenizers(tokenizer):
+def test_first_token_is_dec_and_not_cls(tokenizer):
     ids = collated(tokenizer, ["", "a mass", "mass " * 200])["input_ids"]
     assert ids[:, 0].tolist() == [DEC] * 3
     assert tokenizer.cls_token_id not in ids.tolist()[0]
 
 
-def test_a_blank_caption_is_an_end_and_no_more(tokenizer):
+def test_blank_caption_has_only_sep(tokenizer):
     sep = tokenizer.sep_token_id
     batch = collated(tokenizer, [""])
     assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[DEC, sep]], [[IGNORED, sep]])
 
 
-def test_nothing_is_learned_from_pads(tokenizer):
+def test_padding_is_not_a_label(tokenizer):
     batch = collated(tokenizer, ["mass", "a large solid mass"])
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
     assert batch["input_ids"][0, 3:].tolist() == [tokenizer.pad_token_id] * 3
@@ -78,39 +75,39 @@ def test_captions_are_padded_to_the_longest_of_the_batch(tokenizer):
     assert collated(tokenizer, ["mass", "mass"])["input_ids"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("most", [3, 5, 96])
-def test_a_long_caption_is_cut_and_keeps_its_end(tokenizer, most):
-    ids = collated(tokenizer, ["mass " * 200], max_caption_tokens=most)["input_ids"][0].tolist()
+@pytest.mark.parametrize("max_tokens", [3, 5, 96])
+def test_long_caption_is_truncated_and_keeps_sep(tokenizer, max_tokens):
+    ids = collated(tokenizer, ["mass " * 200], max_caption_tokens=max_tokens)["input_ids"][0].tolist()
     mass, sep = ids_of(tokenizer, "mass", "[SEP]")
-    assert ids == [DEC, *[mass] * (most - 2), sep]
+    assert ids == [DEC, *[mass] * (max_tokens - 2), sep]
 
 
-def test_the_words_of_a_prompt_are_given_and_not_learned(tokenizer):
+def test_prompt_is_not_a_label(tokenizer):
     batch = collated(tokenizer, ["mass", "a cyst"], prompt="a picture of")
-    given = ids_of(tokenizer, "a", "picture", "of")
-    assert batch["input_ids"][:, :4].tolist() == [[DEC, *given]] * 2
+    prompt = ids_of(tokenizer, "a", "picture", "of")
+    assert batch["input_ids"][:, :4].tolist() == [[DEC, *prompt]] * 2
     assert batch["labels"].tolist() == [
         [IGNORED] * 4 + ids_of(tokenizer, "mass", "[SEP]") + [IGNORED],
         [IGNORED] * 4 + ids_of(tokenizer, "a", "cyst", "[SEP]"),
     ]
 
 
-def test_without_a_prompt_the_first_word_is_learned(tokenizer):
+def test_first_token_without_prompt_is_a_label(tokenizer):
     assert collated(tokenizer, ["mass"])["labels"][0, 1] == tokenizer.convert_tokens_to_ids("mass")
 
 
-def test_images_alone_give_pixels_alone(tokenizer):
+def test_rows_without_captions_have_pixel_values_only(tokenizer):
     batch = CaptionCollator(tokenizer, DEC, 96)([{"pixel_values": torch.ones(3, 2, 2), "image_id": "a"}] * 2)
     assert batch.keys() == {"pixel_values"}
     assert batch["pixel_values"].shape == (2, 3, 2, 2)
 
 
-def test_row_numbers_come_along(tokenizer):
+def test_row_numbers_are_collated(tokenizer):
     rows = [{"pixel_values": torch.zeros(3, 2, 2), "caption": "mass", "row": row} for row in (7, 3)]
     assert CaptionCollator(tokenizer, DEC, 96)(rows)["row"].tolist() == [7, 3]
 
 
-def test_cached_features_and_images_travel_under_their_own_keys(tokenizer):
+def test_features_and_pixel_values_have_their_own_keys(tokenizer):
     rows = [
         {"pixel_values": None, "features": torch.full((5, 4), 1.0), "digest": b"a" * 16},
         {"pixel_values": torch.zeros(3, 2, 2), "features": None, "digest": b"b" * 16},
@@ -123,29 +120,28 @@ def test_cached_features_and_images_travel_under_their_own_keys(tokenizer):
     assert bytes(batch["digests"][0].numpy()) == b"b" * 16
 
 
-CUT = {
+TRUNCATED = {
     "no captions": ([], 3, "", 0.0),
     "blank": ([""], 2, "", 0.0),
-    "exactly as long": (["a large mass"], 5, "", 0.0),
-    "one too long": (["a large mass"], 4, "", 1.0),
+    "as long as allowed": (["a large mass"], 5, "", 0.0),
+    "too long": (["a large mass"], 4, "", 1.0),
     "one in four": (["mass", "mass", "a mass", "a large solid mass"], 4, "", 0.25),
     "too long with its prompt": (["a large mass"], 7, "a picture of", 1.0),
     "as long as allowed with its prompt": (["a large mass"], 8, "a picture of", 0.0),
 }
 
 
-@pytest.mark.parametrize(("captions", "most", "prompt", "fraction"), CUT.values(), ids=CUT)
-def test_the_fraction_of_cut_captions(tokenizer, captions, most, prompt, fraction):
-    assert TokenizedCaptions.tokenize(tokenizer, captions, prompt).cut_fraction(most) == fraction
+@pytest.mark.parametrize(("captions", "max_tokens", "prompt", "fraction"), TRUNCATED.values(), ids=TRUNCATED)
+def test_cut_fraction(tokenizer, captions, max_tokens, prompt, fraction):
+    assert TokenizedCaptions.tokenize(tokenizer, captions, prompt).cut_fraction(max_tokens) == fraction
 
 
 @pytest.mark.parametrize("prompt", ["", "a picture of"])
-@pytest.mark.parametrize("most", [5, 96])
-def test_statistics_are_those_of_the_batch(tokenizer, prompt, most):
-    """Lengths and learned tokens are counted as the collator makes them."""
+@pytest.mark.parametrize("max_tokens", [5, 96])
+def test_lengths_and_entropy_equal_those_of_the_batch(tokenizer, prompt, max_tokens):
     captions = ["mass", "a large solid mass", "a cyst", "a a a a a a mass"]
-    batch = collated(tokenizer, captions, prompt=prompt, max_caption_tokens=most)
+    batch = collated(tokenizer, captions, prompt=prompt, max_caption_tokens=max_tokens)
     tokenized = TokenizedCaptions.tokenize(tokenizer, captions, prompt)
-    assert [min(length, most) for length in tokenized.lengths] == batch["attention_mask"].sum(1).tolist()
+    assert [min(length, max_tokens) for length in tokenized.lengths] == batch["attention_mask"].sum(1).tolist()
     counts = batch["labels"][batch["labels"] != IGNORED].unique(return_counts=True)[1].double()
-    assert tokenized.entropy(most) == pytest.approx(torch.distributions.Categorical(counts).entropy().item())
+    assert tokenized.entropy(max_tokens) == pytest.approx(torch.distributions.Categorical(counts).entropy().item())

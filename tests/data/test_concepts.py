@@ -1,10 +1,10 @@
-"""Concepts and words name modality and region."""
+"""Modality and region are read from concepts and captions."""
 
 import pytest
 
 from medcap.data.concepts import (
-    MODALITIES,
-    REGIONS,
+    MODALITY_BY_CUI,
+    REGION_BY_CUI,
     concept_names,
     modality_in_words,
     modality_of,
@@ -13,7 +13,7 @@ from medcap.data.concepts import (
 )
 from medcap.data.rocov2 import read_rocov2
 
-WORDS = {
+CAPTIONS = {
     "A CT of the neck": "CT",
     "Contrast-enhanced computed tomography": "CT",
     "CBCT of the mandible": "CT",
@@ -36,26 +36,26 @@ WORDS = {
     "PET scan": "PET",
     "A nodule in the left lung": None,
     "The act was direct, as shown": None,
-    "Contrast us and them": "ultrasound",  # a word that key words cannot tell
+    "Contrast us and them": "ultrasound",  # a known error: the pronoun
 }
 
 
-@pytest.mark.parametrize(("caption", "modality"), WORDS.items())
-def test_words_name_a_modality(caption, modality):
+@pytest.mark.parametrize(("caption", "modality"), CAPTIONS.items())
+def test_modality_is_found_by_keywords(caption, modality):
     assert modality_in_words(caption) == modality
 
 
-@pytest.mark.parametrize(("cui", "name"), MODALITIES.items())
-def test_every_modality_concept_is_known(cui, name):
+@pytest.mark.parametrize(("cui", "name"), MODALITY_BY_CUI.items())
+def test_modality_is_found_by_concept(cui, name):
     assert modality_of(["C0817096", cui]) == name
 
 
-@pytest.mark.parametrize(("cui", "name"), REGIONS.items())
-def test_every_region_concept_is_known(cui, name):
+@pytest.mark.parametrize(("cui", "name"), REGION_BY_CUI.items())
+def test_region_is_found_by_concept(cui, name):
     assert region_of(["C1306645", cui]) == name
 
 
-def test_no_concepts_name_nothing():
+def test_unknown_concepts_have_no_modality_or_region():
     assert (modality_of([]), region_of(["C0000001"])) == (None, None)
 
 
@@ -63,17 +63,17 @@ def test_no_concepts_name_nothing():
     ("cell", "expected"),
     [("C1;C2", ["C1", "C2"]), (" C1 ; ", ["C1"]), ("", []), (None, []), (["C1", "", None], ["C1"]), ([], [])],
 )
-def test_cells_become_lists(cell, expected):
+def test_cells_are_split_into_concepts(cell, expected):
     assert split_cuis(cell) == expected
 
 
-def test_names_are_joined_from_the_mapping(tmp_path):
+def test_concept_names_are_read(tmp_path):
     assert concept_names(tmp_path) == {}
     (tmp_path / "cui_mapping.csv").write_text('CUI,Canonical name\r\nC1,"Mass, left"\r\n')
     assert concept_names(tmp_path) == {"C1": "Mass, left"}
 
 
-def test_concepts_of_files_are_joined_by_id_and_blank_cells_are_empty(tmp_path):
+def test_concepts_are_joined_by_id(tmp_path):
     (tmp_path / "valid_captions.csv").write_text("ID,Caption\r\na,x\r\nb,y\r\nc,z\r\n")
     (tmp_path / "valid_concepts.csv").write_text("ID,CUIs\r\nb,C2\r\na,C1;C0040405\r\nc,\r\n")
     (tmp_path / "valid_concepts_manual.csv").write_text("ID,CUIs\r\na,C0040405\r\nb\r\n")

@@ -1,4 +1,4 @@
-"""Compressed and deflated data are checked before they are unpacked."""
+"""The size of compressed and deflated data is checked before decompression."""
 
 import io
 
@@ -7,12 +7,7 @@ import pydicom
 import pytest
 from dicom_files import U8, dicom, file_of, read_error
 from PIL import Image
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLSLossless,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
 from medcap.data import dicom_streams
 from medcap.data.images import read_image
@@ -31,27 +26,27 @@ def jpeg_ls():
 
 
 @pytest.mark.parametrize("make", [jpeg_2000, jpeg_ls])
-def test_a_stream_that_is_larger_than_its_tags_say_is_not_decoded(tmp_path, make, monkeypatch):
-    data, marker, place = make()
+def test_frame_larger_than_its_tags_is_not_decoded(tmp_path, make, monkeypatch):
+    data, marker, offset = make()
     content = data.PixelData
-    start = content.index(marker) + place
-    width = 4 if place == 8 else 2
+    start = content.index(marker) + offset
+    width = 4 if offset == 8 else 2
     data.PixelData = content[:start] + (30_000).to_bytes(width, "big") * 2 + content[start + 2 * width :]
     path = file_of(data, tmp_path / "a.dcm")
-    monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *args, **kwargs: pytest.fail("it was decoded"))
-    with pytest.raises(ValueError, match="compressed as 30000 x 30000 pixels of 1 colours, and said to be 64 x 64"):
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *args, **kwargs: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="compressed as 30000 x 30000 pixels of 1 channels, but .* 64 x 64"):
         read_image(path)
 
 
-def test_a_deflated_file_is_read_up_to_a_limit(tmp_path, monkeypatch):
-    picture = dicom(np.arange(0, 256, dtype=U8).reshape(16, 16), DeflatedExplicitVRLittleEndian)
-    path = file_of(picture, tmp_path / "a.dcm")
+def test_deflated_file_is_read_up_to_a_limit(tmp_path, monkeypatch):
+    small = dicom(np.arange(0, 256, dtype=U8).reshape(16, 16), DeflatedExplicitVRLittleEndian)
+    path = file_of(small, tmp_path / "a.dcm")
     assert np.asarray(read_image(path).convert("L"))[0, 7] == 7
     bomb = file_of(dicom(np.zeros((2000, 2000), U8), DeflatedExplicitVRLittleEndian), tmp_path / "b.dcm")
     assert bomb.stat().st_size < 10_000
     monkeypatch.setattr(dicom_streams, "MAX_INFLATED", 1_000_000)
-    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("it was unpacked"))
-    with pytest.raises(ValueError, match="unpacks to more than the 1,000,000 bytes"):
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("inflated"))
+    with pytest.raises(ValueError, match="inflates to more than the 1,000,000 bytes"):
         read_image(bomb)
 
 
@@ -71,33 +66,33 @@ def encapsulated(stream, syntax, rows=64, columns=64):
 SIZ = b"\xff\x4f\xff\x51"
 
 
-def lying(stream, marker=SIZ, place=8, width=4):
-    start = stream.index(marker) + place
+def with_false_size(stream, marker=SIZ, offset=8, width=4):
+    start = stream.index(marker) + offset
     return stream[:start] + (30_000).to_bytes(width, "big") * 2 + stream[start + 2 * width :]
 
 
-def behind_another_size():
+def second_codestream():
     stream, plain = jpeg("JPEG2000", no_jp2=False), jpeg("JPEG2000", no_jp2=True)
     box = (len(plain) + 8).to_bytes(4, "big") + b"uuid" + plain
     start = stream.index(b"jp2c") - 4
-    return stream[:start] + box + lying(stream[start:])
+    return stream[:start] + box + with_false_size(stream[start:])
 
 
 def second_frame_header():
     stream = jpeg()
     start = stream.index(b"\xff\xc0")
     end = start + 2 + int.from_bytes(stream[start + 2 : start + 4], "big")
-    return stream[:end] + lying(stream[start:end], b"\xff\xc0", 5, 2) + stream[end:]
+    return stream[:end] + with_false_size(stream[start:end], b"\xff\xc0", 5, 2) + stream[end:]
 
 
-def behind_an_offset_table():
+def wrong_offset_table():
     data = encapsulated(jpeg("JPEG2000", no_jp2=True), JPEG2000Lossless)
-    honest = data.PixelData
-    lie = lying(jpeg("JPEG2000", no_jp2=True))
-    lie += bytes(len(lie) % 2)
-    data.PixelData = honest + b"\xfe\xff\x00\xe0" + len(lie).to_bytes(4, "little") + lie
-    start = len(honest) - 12  # counted from behind the basic offset table
-    data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths = (n.to_bytes(8, "little") for n in (start, len(lie)))
+    first = data.PixelData
+    second = with_false_size(jpeg("JPEG2000", no_jp2=True))
+    second += bytes(len(second) % 2)
+    data.PixelData = first + b"\xfe\xff\x00\xe0" + len(second).to_bytes(4, "little") + second
+    start = len(first) - 12  # from the end of the basic offset table
+    data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths = (n.to_bytes(8, "little") for n in (start, len(second)))
     return data
 
 
@@ -110,30 +105,26 @@ def tiles_of_one_pixel():
     return encapsulated(stream[:start] + big + tiles + stream[start + 24 :], JPEG2000Lossless, 255, 256)
 
 
-LIES = {
-    "JP2": lambda: encapsulated(lying(jpeg("JPEG2000", no_jp2=False)), JPEG2000Lossless),
-    "the size of a JP2 file": lambda: encapsulated(
-        lying(jpeg("JPEG2000", no_jp2=False), b"ihdr", 4), JPEG2000Lossless
+FALSE_SIZES = {
+    "JP2": lambda: encapsulated(with_false_size(jpeg("JPEG2000", no_jp2=False)), JPEG2000Lossless),
+    "JP2 header": lambda: encapsulated(with_false_size(jpeg("JPEG2000", no_jp2=False), b"ihdr", 4), JPEG2000Lossless),
+    "second codestream in JP2": lambda: encapsulated(second_codestream(), JPEG2000Lossless),
+    "JPEG": lambda: encapsulated(with_false_size(jpeg(), b"\xff\xc0", 5, 2), JPEGBaseline8Bit),
+    "second frame header in JPEG": lambda: encapsulated(second_frame_header(), JPEGBaseline8Bit),
+    "JPEG after a stray byte": lambda: encapsulated(
+        with_false_size(jpeg(), b"\xff\xc0", 5, 2).replace(b"\xff\xdb", b"\0\xff\xdb", 1), JPEGBaseline8Bit
     ),
-    "JP2, a small size before it": lambda: encapsulated(behind_another_size(), JPEG2000Lossless),
-    "JPEG": lambda: encapsulated(lying(jpeg(), b"\xff\xc0", 5, 2), JPEGBaseline8Bit),
-    "JPEG, a small size before it": lambda: encapsulated(second_frame_header(), JPEGBaseline8Bit),
-    "JPEG behind a stray byte": lambda: encapsulated(
-        lying(jpeg(), b"\xff\xc0", 5, 2).replace(b"\xff\xdb", b"\0\xff\xdb", 1), JPEGBaseline8Bit
-    ),
-    "JPEG, its segments of no known kind": lambda: encapsulated(
+    "JPEG with unknown segment": lambda: encapsulated(
         jpeg().replace(b"\xff\xdb", b"\xff\xf1\0\4\0\0\xff\xdb", 1), JPEGBaseline8Bit
     ),
-    "a JPEG 2000 stream behind a stray byte": lambda: encapsulated(
-        b"\0" + jpeg("JPEG2000", no_jp2=True), JPEG2000Lossless
-    ),
-    "an offset table that points elsewhere": behind_an_offset_table,
+    "JPEG 2000 after a stray byte": lambda: encapsulated(b"\0" + jpeg("JPEG2000", no_jp2=True), JPEG2000Lossless),
+    "wrong offset table": wrong_offset_table,
     "tiles of one pixel": tiles_of_one_pixel,
 }
 
 
-@pytest.mark.parametrize("make", LIES.values(), ids=LIES)
-def test_no_decoder_sees_a_stream_whose_size_is_not_certain(tmp_path, make, monkeypatch):
+@pytest.mark.parametrize("make", FALSE_SIZES.values(), ids=FALSE_SIZES)
+def test_frame_of_uncertain_size_is_not_decoded(tmp_path, make, monkeypatch):
     data = make()
     path, called = file_of(data, tmp_path / "a.dcm"), []
     decoder = pydicom.pixels.get_decoder(data.file_meta.TransferSyntaxUID)
@@ -143,17 +134,17 @@ def test_no_decoder_sees_a_stream_whose_size_is_not_certain(tmp_path, make, monk
 
 
 @pytest.mark.parametrize("no_jp2", [True, False])
-def test_jpeg_2000_is_read_with_and_without_the_wrapping_of_a_file(tmp_path, no_jp2):
+def test_jpeg_2000_is_read_as_codestream_and_as_jp2(tmp_path, no_jp2):
     path = file_of(encapsulated(jpeg("JPEG2000", no_jp2=no_jp2), JPEG2000Lossless), tmp_path / "a.dcm")
     assert read_image(path).size == (64, 64)
 
 
 @pytest.mark.parametrize("stated", [0, 20, None])
-def test_a_deflated_file_is_found_wherever_its_data_begin(tmp_path, stated, monkeypatch):
+def test_deflated_data_are_found_with_wrong_header_length(tmp_path, stated, monkeypatch):
     path = file_of(dicom(np.zeros((2000, 2000), U8), DeflatedExplicitVRLittleEndian), tmp_path / "a.dcm")
     content = path.read_bytes()
     begin = 144 + int.from_bytes(content[140:144], "little")
-    if stated is None:  # no length at all, and much before the transfer syntax
+    if stated is None:  # no length, and 8,000 bytes before the transfer syntax
         filler = b"\2\0\1\0OB\0\0" + (8000).to_bytes(4, "little") + bytes(8000)
         content = content[:132] + filler + content[144:]
     else:
@@ -161,13 +152,13 @@ def test_a_deflated_file_is_found_wherever_its_data_begin(tmp_path, stated, monk
     path.write_bytes(content)
     assert begin < len(content)
     monkeypatch.setattr(dicom_streams, "MAX_INFLATED", 1_000_000)
-    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("it was unpacked"))
-    with pytest.raises(ValueError, match="unpacks to more than the 1,000,000 bytes"):
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("inflated"))
+    with pytest.raises(ValueError, match="inflates to more than the 1,000,000 bytes"):
         read_image(path)
 
 
-def test_a_pydicom_without_the_private_functions_is_reported(tmp_path, monkeypatch):
+def test_missing_private_function_of_pydicom_raises(tmp_path, monkeypatch):
     path = file_of(dicom(U8([[0, 200]])), tmp_path / "a.dcm")
     monkeypatch.delattr(pydicom.filereader, "_read_file_meta_info")
-    with pytest.raises(ValueError, match=r"pydicom \d.* has no filereader._read_file_meta_info; install pydicom"):
+    with pytest.raises(ValueError, match=r"pydicom \d.* has no filereader._read_file_meta_info, .*; install pyd"):
         read_image(path)

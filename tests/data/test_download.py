@@ -1,4 +1,4 @@
-"""Whatever the server does, a download ends in the right files or in one clear line, never in a wrong file."""
+"""Downloads against a local server with faults: the result is correct files or one error line."""
 
 import contextlib
 import email.utils
@@ -18,7 +18,7 @@ import pytest
 
 from medcap.data import download
 from medcap.data.download import RECORD, download_hub, download_zenodo
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.phantom.dataset import write_phantom
 
 NAMES = ["train_captions.csv", "train_images.zip", "valid_captions.csv", "test_captions.csv", "cui_mapping.csv"]
@@ -26,21 +26,21 @@ CONTENT = {name: name.encode() + bytes(range(256)) * (8 if name.endswith("csv") 
 
 
 class Zenodo(ThreadingHTTPServer):
-    """Zenodo's API on loopback. `script` holds, for each file, what is done to its requests in turn; then all is well.
+    """Zenodo's API on localhost.
 
-    `asked` lists (file, Range header) of every request.
+    `script` lists the faults of the next requests for each file; `requests` lists (file, Range header) of all.
     """
 
     daemon_threads = True
 
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.script, self.asked, self.listed = dict(files), {}, [], None
+        self.files, self.script, self.requests, self.custom_record = dict(files), {}, [], None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def record(self):
-        if self.listed is not None:
-            return self.listed
+        if self.custom_record is not None:
+            return self.custom_record
         return {"files": [self.entry(name) for name in self.files]}
 
     def entry(self, name, **changes):
@@ -62,28 +62,28 @@ class Handler(BaseHTTPRequestHandler):
                 self.serve("record", json.dumps(self.server.record()).encode())
             else:
                 name = self.path.split("/")[-2]
-                self.server.asked.append((name, self.headers.get("Range")))
+                self.server.requests.append((name, self.headers.get("Range")))
                 self.serve(name, self.server.files[name])
 
     def serve(self, name, data):
         steps = self.server.script.get(name, [])
-        trick = steps.pop(0) if steps else {}
-        if trick.get("status"):
-            return self.answer(trick["status"], b"", trick.get("headers", {}))
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(wanted[1]) if wanted and not trick.get("ignore_range") else 0
-        body = trick.get("body", data)[start:]
-        said = trick.get("range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        headers = {"Content-Range": said} if wanted and not trick.get("ignore_range") else {}
-        return self.answer(206 if headers else 200, body, headers, trick)
+        fault = steps.pop(0) if steps else {}
+        if fault.get("status"):
+            return self.respond(fault["status"], b"", fault.get("headers", {}))
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(requested[1]) if requested and not fault.get("ignore_range") else 0
+        body = fault.get("body", data)[start:]
+        content_range = fault.get("range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        headers = {"Content-Range": content_range} if requested and not fault.get("ignore_range") else {}
+        return self.respond(206 if headers else 200, body, headers, fault)
 
-    def answer(self, status, body, headers, trick=None):
+    def respond(self, status, body, headers, fault=None):
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        cut = (trick or {}).get("cut")
-        if (trick or {}).get("slow"):
+        cut = (fault or {}).get("cut")
+        if (fault or {}).get("slow"):
             for start in range(0, len(body), 1 << 16):
                 self.wfile.write(body[start : start + (1 << 16)])
                 time.sleep(0.02)
@@ -105,42 +105,42 @@ def zenodo(monkeypatch):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The seconds that were to be waited; nobody waits them."""
-    waited = []
-    monkeypatch.setattr(download.time, "sleep", waited.append)
-    return waited
+    """The seconds passed to time.sleep, which returns at once."""
+    seconds = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
 
 
 def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-def test_all_files_arrive_whole(zenodo, tmp_path):
+def test_all_files_are_downloaded(zenodo, tmp_path):
     assert [path.name for path in download_zenodo(tmp_path / "new" / "data")] == NAMES
     assert files_in(tmp_path / "new" / "data") == CONTENT
 
 
-def test_a_split_comes_with_the_files_of_no_split(zenodo, tmp_path):
+def test_split_includes_files_of_no_split(zenodo, tmp_path):
     download_zenodo(tmp_path, ["valid"])
     assert sorted(files_in(tmp_path)) == ["cui_mapping.csv", "valid_captions.csv"]
 
 
-def test_a_split_that_is_not_there_raises(zenodo, tmp_path):
+def test_unknown_split_raises(zenodo, tmp_path):
     with pytest.raises(ValueError, match="no split 'tset': the record has train, valid, test"):
         download_zenodo(tmp_path, ["tset"])
-    assert not zenodo.asked
+    assert not zenodo.requests
 
 
-def test_a_complete_file_is_left_alone(zenodo, tmp_path):
+def test_complete_files_are_not_requested_again(zenodo, tmp_path):
     download_zenodo(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    zenodo.asked.clear()
+    zenodo.requests.clear()
     download_zenodo(tmp_path)
-    assert not zenodo.asked
+    assert not zenodo.requests
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-def test_another_file_under_the_name_is_neither_taken_nor_lost(zenodo, tmp_path):
+def test_different_file_of_same_name_raises_and_is_not_overwritten(zenodo, tmp_path):
     (tmp_path / "train_images.zip").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"train_images.zip is not the record's file \(.* bytes, md5:.*\): move or"):
         download_zenodo(tmp_path)
@@ -149,37 +149,40 @@ def test_another_file_under_the_name_is_neither_taken_nor_lost(zenodo, tmp_path)
 
 ZIP = "train_images.zip"
 SIZE = len(CONTENT[ZIP])
-# what the server does in turn, the ranges that are asked for, and what is waited for where it is said
+# faults of successive responses, and the ranges that are requested
 RECOVERIES = {
-    "breaks twice": ([{"cut": 46 * 65536}, {"cut": 20 * 65536}], [None, "bytes=3014656-", "bytes=4325376-"]),
-    "breaks before the first byte": ([{"cut": 0}], [None, None]),
-    "ignores the range": ([{"cut": 46 * 65536}, {"ignore_range": True}], [None, "bytes=3014656-"]),
-    "answers with another range": (
+    "connection breaks twice": (
+        [{"cut": 46 * 65536}, {"cut": 20 * 65536}],
+        [None, "bytes=3014656-", "bytes=4325376-"],
+    ),
+    "connection breaks before the first byte": ([{"cut": 0}], [None, None]),
+    "range is ignored": ([{"cut": 46 * 65536}, {"ignore_range": True}], [None, "bytes=3014656-"]),
+    "wrong range": (
         [{"cut": 46 * 65536}, {"range": f"bytes 0-{SIZE - 1}/{SIZE}"}],
         [None, "bytes=3014656-", None],
     ),
-    "says another total": (
+    "wrong total": (
         [{"cut": 46 * 65536}, {"range": f"bytes 3014656-{SIZE - 1}/{SIZE + 1}"}],
         [None, "bytes=3014656-", None],
     ),
-    "cannot give the range": ([{"cut": 46 * 65536}, {"status": 416}], [None, "bytes=3014656-", None]),
-    "sends other bytes once": ([{"body": bytes(SIZE)}], [None, None]),
-    "sends too many bytes once": ([{"body": bytes(SIZE + 5)}], [None, None]),
-    "sends too few bytes once": ([{"body": CONTENT[ZIP][:-5]}], [None, f"bytes={SIZE - 5}-"]),
-    "is busy": ([{"status": status} for status in (429, 500, 502, 503, 504)], [None] * 6),
+    "status 416": ([{"cut": 46 * 65536}, {"status": 416}], [None, "bytes=3014656-", None]),
+    "wrong bytes once": ([{"body": bytes(SIZE)}], [None, None]),
+    "too many bytes once": ([{"body": bytes(SIZE + 5)}], [None, None]),
+    "too few bytes once": ([{"body": CONTENT[ZIP][:-5]}], [None, f"bytes={SIZE - 5}-"]),
+    "transient status": ([{"status": status} for status in (429, 500, 502, 503, 504)], [None] * 6),
 }
 
 
 @pytest.mark.parametrize(("script", "ranges"), RECOVERIES.values(), ids=RECOVERIES)
-def test_after_a_fault_the_right_file_is_there(zenodo, tmp_path, waits, script, ranges):
+def test_download_recovers_from_faults(zenodo, tmp_path, waits, script, ranges):
     zenodo.script[ZIP] = list(script)
     download_zenodo(tmp_path, ["train"])
     assert files_in(tmp_path)[ZIP] == CONTENT[ZIP]
-    assert [wanted for name, wanted in zenodo.asked if name == ZIP] == ranges
+    assert [range_ for name, range_ in zenodo.requests if name == ZIP] == ranges
     assert sorted(files_in(tmp_path)) == ["cui_mapping.csv", "train_captions.csv", ZIP]
 
 
-def test_the_server_says_how_long_to_wait(zenodo, tmp_path, waits):
+def test_retry_after_is_honoured(zenodo, tmp_path, waits):
     soon = email.utils.formatdate(time.time() + 100, usegmt=True)
     zenodo.script["record"] = [{"status": 429, "headers": {"Retry-After": "7"}}]
     zenodo.script[ZIP] = [
@@ -193,27 +196,27 @@ def test_the_server_says_how_long_to_wait(zenodo, tmp_path, waits):
 
 
 FAILURES = {
-    "for ever another checksum": (
+    "wrong checksum": (
         {ZIP: [{"body": bytes(SIZE)}] * 9},
-        r"checksum should be md5:\w+ and was \w+, twice",
+        r"the checksum must be md5:\w+, but was md5:\w+ twice",
     ),
-    "for ever broken": ({ZIP: [{"cut": 0}] * 99}, r"given up after 8 attempts without a byte: the connection broke"),
-    "for ever busy": ({ZIP: [{"status": 503}] * 99}, r"given up after 8 attempts without a byte: status 503"),
-    "for ever too long": ({ZIP: [{"body": bytes(SIZE + 1)}] * 99}, "more bytes came than the record says"),
-    "not there": ({ZIP: [{"status": 404}]}, r"train_images.zip/content: status 404 Not Found"),
+    "broken connection": ({ZIP: [{"cut": 0}] * 99}, r"content: the connection failed; no data in 8 attempts$"),
+    "unavailable": ({ZIP: [{"status": 503}] * 99}, r"status 503 Service Unavailable; no data in 8 attempts$"),
+    "too many bytes": ({ZIP: [{"body": bytes(SIZE + 1)}] * 99}, "the server sent more bytes than the record states"),
+    "not found": ({ZIP: [{"status": 404}]}, r"train_images.zip/content: status 404 Not Found"),
     "forbidden": ({ZIP: [{"status": 403}]}, r"status 403 Forbidden"),
-    "a wait of a day": (
+    "Retry-After of a day": (
         {ZIP: [{"status": 429, "headers": {"Retry-After": "86400"}}]},
-        r"asked again in 86400 seconds",
+        r"status 429 .*; the server asks to retry after 86400 seconds$",
     ),
-    "no JSON": ({"record": [{"body": b"<html>"}]}, r"api/records/\d+: not the description of a record"),
-    "another JSON": ({"record": [{"body": b"[]"}]}, r"api/records/\d+: not the description of a record"),
+    "not JSON": ({"record": [{"body": b"<html>"}]}, r"api/records/\d+: not the description of a record"),
+    "wrong JSON": ({"record": [{"body": b"[]"}]}, r"api/records/\d+: not the description of a record"),
     "no files": ({"record": [{"body": b'{"files": []}'}]}, "the record lists no file"),
 }
 
 
 @pytest.mark.parametrize(("script", "message"), FAILURES.values(), ids=FAILURES)
-def test_a_fault_that_stays_is_one_line_and_no_file(zenodo, tmp_path, waits, script, message):
+def test_permanent_fault_raises_one_line_and_leaves_no_file(zenodo, tmp_path, waits, script, message):
     zenodo.script.update({name: list(steps) for name, steps in script.items()})
     with pytest.raises(ValueError, match=message) as caught:
         download_zenodo(tmp_path, ["train"])
@@ -222,92 +225,92 @@ def test_a_fault_that_stays_is_one_line_and_no_file(zenodo, tmp_path, waits, scr
     assert all(data == CONTENT[name] for name, data in files_in(tmp_path).items() if name in CONTENT)
 
 
-def test_what_came_before_a_failure_is_gone_on_with_by_the_next_call(zenodo, tmp_path, waits):
+def test_next_call_resumes_after_failure(zenodo, tmp_path, waits):
     zenodo.script[ZIP] = [{"cut": 46 * 65536}, *[{"cut": 0}] * 20]
-    with pytest.raises(ValueError, match="given up"):
+    with pytest.raises(ValueError, match="no data in 8 attempts"):
         download_zenodo(tmp_path, ["train"])
     zenodo.script.clear()
-    zenodo.asked.clear()
+    zenodo.requests.clear()
     download_zenodo(tmp_path, ["train"])
-    assert zenodo.asked == [(ZIP, "bytes=3014656-")]
+    assert zenodo.requests == [(ZIP, "bytes=3014656-")]
     assert files_in(tmp_path)[ZIP] == CONTENT[ZIP]
 
 
 HOSTILE = {
-    "climbs": {"key": "../evil.csv"},
-    "absolute": {"key": "/etc/evil.csv"},
+    "parent folder": {"key": "../evil.csv"},
+    "absolute path": {"key": "/etc/evil.csv"},
     "backslash": {"key": "..\\evil.csv"},
-    "hidden": {"key": ".bashrc"},
-    "drive": {"key": "C:evil"},
+    "hidden file": {"key": ".bashrc"},
+    "drive letter": {"key": "C:evil"},
     "blank": {"key": ""},
     "no checksum": {"checksum": ""},
     "unknown checksum": {"checksum": "crc:00"},
-    "another protocol": {"links": {"self": "file:///etc/passwd"}},
-    "not encrypted": {"links": {"self": "http://example.org/x"}},
+    "file protocol": {"links": {"self": "file:///etc/passwd"}},
+    "http": {"links": {"self": "http://example.org/x"}},
 }
 
 
 @pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_record_makes_nothing_be_written(zenodo, tmp_path, changes):
-    zenodo.listed = {"files": [zenodo.entry(ZIP), zenodo.entry("train_captions.csv", **changes)]}
-    with pytest.raises(ValueError, match=r"nothing was downloaded|cannot|can be verified|only https"):
+def test_hostile_record_writes_nothing(zenodo, tmp_path, changes):
+    zenodo.custom_record = {"files": [zenodo.entry(ZIP), zenodo.entry("train_captions.csv", **changes)]}
+    with pytest.raises(ValueError, match=r"nothing was downloaded|can be verified|only https"):
         download_zenodo(tmp_path / "data", ["train"])
-    assert not zenodo.asked
+    assert not zenodo.requests
     assert files_in(tmp_path) == {}
 
 
-def test_a_redirect_to_an_open_connection_elsewhere_is_refused(zenodo, tmp_path, monkeypatch):
+def test_redirect_to_http_is_refused(zenodo, tmp_path):
     zenodo.script[ZIP] = [
         {"status": 302, "headers": {"Location": f"http://127.1.1.1:{zenodo.server_port}/a/{ZIP}/content"}}
     ]
-    with pytest.raises(ValueError, match="http://127.1.1.1.*: only https is downloaded from"):
+    with pytest.raises(ValueError, match="http://127.1.1.1.*: only https is allowed"):
         download_zenodo(tmp_path, ["train"])
     assert ZIP not in files_in(tmp_path)
 
 
-def test_a_redirect_is_followed(zenodo, tmp_path):
+def test_redirect_is_followed(zenodo, tmp_path):
     zenodo.script[ZIP] = [{"status": 302, "headers": {"Location": f"{zenodo.url}/elsewhere/{ZIP}/content"}}]
     download_zenodo(tmp_path, ["train"])
     assert files_in(tmp_path)[ZIP] == CONTENT[ZIP]
 
 
-def test_too_little_space_is_said_before_the_first_byte(zenodo, tmp_path, monkeypatch):
+def test_too_little_disk_space_raises_before_download(zenodo, tmp_path, monkeypatch):
     (tmp_path / f"{ZIP}.part").write_bytes(CONTENT[ZIP][:-1000])
     missing = 1000 + sum(len(CONTENT[name]) for name in ("train_captions.csv", "cui_mapping.csv"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=missing - 1))
-    with pytest.raises(ValueError, match=r"0\.00 GB are still to come and 0\.00 GB are free"):
+    with pytest.raises(ValueError, match=r"0\.00 GB must be downloaded, and 0\.00 GB are free"):
         download_zenodo(tmp_path, ["train"])
-    assert not zenodo.asked
+    assert not zenodo.requests
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=missing))
     download_zenodo(tmp_path, ["train"])
-    assert (ZIP, f"bytes={SIZE - 1000}-") in zenodo.asked
+    assert (ZIP, f"bytes={SIZE - 1000}-") in zenodo.requests
 
 
-def test_a_second_download_into_the_folder_is_refused(zenodo, tmp_path):
+def test_second_download_into_same_folder_is_refused(zenodo, tmp_path):
     with download.FileLock(tmp_path / ".download.lock"), pytest.raises(ValueError, match="another download into this"):
         download_zenodo(tmp_path)
-    assert not zenodo.asked
+    assert not zenodo.requests
 
 
 COMMAND = [sys.executable, "-m", "medcap.cli", "data", "download", "--source", "zenodo"]
 
 
-def test_the_command_brings_a_data_set_that_loads(zenodo, tmp_path):
-    write_phantom(tmp_path / "there", train=3, valid=2, test=2)
-    zenodo.files = files_in(tmp_path / "there")
-    done = subprocess.run([*COMMAND, "--out", tmp_path / "here"], capture_output=True, text=True, check=False)
+def test_command_downloads_data_set_that_loads(zenodo, tmp_path):
+    write_phantom(tmp_path / "source", train=3, valid=2, test=2)
+    zenodo.files = files_in(tmp_path / "source")
+    done = subprocess.run([*COMMAND, "--out", tmp_path / "copy"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(tmp_path / "here" / name) for name in zenodo.files]
-    assert "train_images.zip" in done.stderr  # its progress
-    assert {split: len(rows) for split, rows in load_rocov2(tmp_path / "here").items()} == {
+    assert done.stdout.splitlines() == [str(tmp_path / "copy" / name) for name in zenodo.files]
+    assert "train_images.zip" in done.stderr  # the progress bar
+    assert {split: len(rows) for split, rows in load_data(tmp_path / "copy").items()} == {
         "train": 3,
         "valid": 2,
         "test": 2,
     }
 
 
-def test_the_command_says_a_failure_in_one_line(zenodo, tmp_path):
+def test_command_reports_failure_in_one_line(zenodo, tmp_path):
     zenodo.script["record"] = [{"status": 404}]
     done = subprocess.run([*COMMAND, "--out", tmp_path / "x"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -315,7 +318,7 @@ def test_the_command_says_a_failure_in_one_line(zenodo, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_killed_in_the_middle_the_next_call_goes_on(zenodo, tmp_path):
+def test_download_resumes_after_kill(zenodo, tmp_path):
     zenodo.script[ZIP] = [{"slow": True}]
     running = subprocess.Popen([*COMMAND, "--out", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     part = tmp_path / f"{ZIP}.part"
@@ -328,11 +331,11 @@ def test_killed_in_the_middle_the_next_call_goes_on(zenodo, tmp_path):
     assert 0 < have < SIZE
     assert ZIP not in files_in(tmp_path)
     download_zenodo(tmp_path)
-    assert zenodo.asked[-1] == (ZIP, f"bytes={have}-")
+    assert zenodo.requests[-1] == (ZIP, f"bytes={have}-")
     assert files_in(tmp_path) == CONTENT
 
 
-def test_the_mirror_is_asked_for_the_splits_alone(monkeypatch, tmp_path):
+def test_only_requested_splits_of_mirror_are_downloaded(monkeypatch, tmp_path):
     calls = []
 
     def snapshot(name, *, dry_run=False, **options):
@@ -346,5 +349,5 @@ def test_the_mirror_is_asked_for_the_splits_alone(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert [path.name for path in download_hub(tmp_path, ["valid"])] == ["validation-00000-of-00001.parquet"]
     assert calls == [(download.HUB_ID, dry, ["data/validation-*.parquet"]) for dry in (True, False)]
-    with pytest.raises(ValueError, match="no split 'tset': there are train, valid, test"):
+    with pytest.raises(ValueError, match="no split 'tset': the mirror has train, valid, test"):
         download_hub(tmp_path, ["tset"])

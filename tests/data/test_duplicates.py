@@ -1,4 +1,4 @@
-"""Similar images are found without comparing every pair, and none is missed."""
+"""All similar images are found without comparing every pair."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ def random_hashes(n, seed=0, prototypes=None, flips=20):
 
 
 def brute_force(hashes, limit):
-    apart = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2)
-    i, j = np.nonzero(np.triu(apart <= limit, 1))
+    distances = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2)
+    i, j = np.nonzero(np.triu(distances <= limit, 1))
     return list(zip(i.tolist(), j.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 16, 40])
 @pytest.mark.parametrize("prototypes", [None, 3, 40])
-def test_near_pairs_are_those_of_brute_force(limit, prototypes):
+def test_near_pairs_equal_brute_force(limit, prototypes):
     hashes = random_hashes(300, prototypes=prototypes)
     expected = brute_force(hashes, limit)
     assert [tuple(pair) for pair in near_pairs(hashes, limit).tolist()] == expected
@@ -52,11 +52,11 @@ def test_hashes_that_end_in_zeros_are_distinguished():
 def test_hashes_at_the_limit_are_near_for_any_choice_of_bits():
     rng = np.random.default_rng(1)
     zero = np.zeros(256, np.uint8)
-    for n, found in ((MAX_DISTANCE, 1), (MAX_DISTANCE + 1, 0)):
+    for n, expected in ((MAX_DISTANCE, 1), (MAX_DISTANCE + 1, 0)):
         for _ in range(50):
             other = zero.copy()
             other[rng.choice(256, n, replace=False)] = 1
-            assert len(near_pairs(np.packbits([zero, other], axis=1))) == found
+            assert len(near_pairs(np.packbits([zero, other], axis=1))) == expected
 
 
 def similarity_of(hashes):
@@ -91,39 +91,39 @@ def test_images_similar_to_one_of_a_higher_split_leak():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_leaks_and_duplicates_are_those_of_brute_force(seed):
+def test_leaks_and_duplicates_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
     hashes = random_hashes(60, seed, prototypes=8)[rng.integers(0, 40, 80)]
     rank, near = rng.integers(0, 3, 80), np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= MAX_DISTANCE
-    found = similarity_of(hashes)
-    assert found.leaked(rank).tolist() == [bool((rank[near[i]] > rank[i]).any()) for i in range(80)]
+    similarity = similarity_of(hashes)
+    assert similarity.leaked(rank).tolist() == [bool((rank[near[i]] > rank[i]).any()) for i in range(80)]
     kept = []
     for i in range(80):
         if not any(near[i, j] and rank[i] == rank[j] for j in kept):
             kept.append(i)
-    assert np.flatnonzero(~found.duplicates(rank.tolist())).tolist() == kept
+    assert np.flatnonzero(~similarity.duplicates(rank.tolist())).tolist() == kept
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_groups_are_those_of_brute_force(seed):
+def test_groups_equal_brute_force(seed):
     hashes = random_hashes(60, seed, prototypes=12)
     near = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2) <= MAX_DISTANCE
     labels = np.arange(len(hashes))
-    for _ in labels:  # every image takes the smallest label of its neighbours
+    for _ in labels:  # every image takes the smallest label of its neighbors
         labels = np.where(near, labels, len(labels)).min(1)
     expected = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
     assert similarity_of(hashes).groups() == [group for group in expected if len(group) > 1]
 
 
 def test_ten_thousand_copies_share_one_hash():
-    found = similarity_of([flipped()] * 10_000)
-    assert (len(found.pairs), found.duplicates([0] * 10_000).sum()) == (0, 9_999)
+    similarity = similarity_of([flipped()] * 10_000)
+    assert (len(similarity.pairs), similarity.duplicates([0] * 10_000).sum()) == (0, 9_999)
 
 
-def test_an_empty_data_set_has_no_duplicates():
-    found = similarity_of([])
-    assert found.groups() == []
-    assert found.duplicates([]).tolist() == found.leaked(np.array([], int)).tolist() == []
+def test_empty_data_set_has_no_duplicates():
+    similarity = similarity_of([])
+    assert similarity.groups() == []
+    assert similarity.duplicates([]).tolist() == similarity.leaked(np.array([], int)).tolist() == []
 
 
 def test_groups_leak_from_the_lower_split_and_unknown_groups_do_not():

@@ -1,4 +1,4 @@
-"""Prints tell pictures apart, are taken once, and forget nothing but what changed."""
+"""Images are decoded once, and their properties are cached until a file changes."""
 
 import io
 import os
@@ -44,42 +44,42 @@ def write_files(folder, count=5):
 
 
 def refuse(_, **__):
-    raise AssertionError("an image is decoded again")
+    raise AssertionError("an image was decoded again")
 
 
-def test_files_zips_and_bytes_give_the_same_prints(tmp_path):
+def test_files_zips_and_bytes_have_the_same_info(tmp_path):
     files = write_files(tmp_path / "files")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for i in range(5):
             archive.writestr(f"train/{i}.jpg", jpeg(i))
     zipped = rows_of([f"zip://train/{i}.jpg::{tmp_path / 'a.zip'}" for i in range(5)])
-    within = rows_of([{"bytes": jpeg(i), "path": None} for i in range(5)])
-    assert inspect_images(files) == inspect_images(zipped) == inspect_images(within)
-    assert len({one.pixel_digest for one in inspect_images(files)}) == 5
+    stored = rows_of([{"bytes": jpeg(i), "path": None} for i in range(5)])
+    assert inspect_images(files) == inspect_images(zipped) == inspect_images(stored)
+    assert len({info.pixel_digest for info in inspect_images(files)}) == 5
 
 
-def test_a_print_holds_size_and_hashes(tmp_path):
-    one = inspect_image(jpeg(0), perceptual_hash=True)
-    assert (one.width, one.height, len(one.phash), len(one.pixel_digest), one.error) == (64, 48, 32, 64, "")
+def test_info_has_size_and_hashes():
+    info = inspect_image(jpeg(0), perceptual_hash=True)
+    assert (info.width, info.height, len(info.phash), len(info.pixel_digest), info.error) == (64, 48, 32, 64, "")
 
 
-def test_the_same_pixels_in_another_file_format_have_the_same_print():
+def test_info_does_not_depend_on_file_format():
     image = Image.open(io.BytesIO(jpeg(1))).convert("RGB")
     image.save(buffer := io.BytesIO(), "PNG")
     assert inspect_image(buffer.getvalue()) == inspect_image(jpeg(1))
 
 
-def test_a_copy_of_another_quality_has_other_pixels_and_nearly_the_same_hash():
+def test_lossy_copy_has_a_similar_perceptual_hash():
     rng = np.random.default_rng(0)
     phantom = Image.fromarray((255 * draw(random_phantom(rng), rng, 120, 140)).astype(np.uint8))
     phantom.save(worse := io.BytesIO(), "JPEG", quality=60)
     first, second = inspect_image(phantom, True), inspect_image(worse.getvalue(), True)
-    apart = np.bitwise_count(np.frombuffer(first.phash, np.uint8) ^ np.frombuffer(second.phash, np.uint8)).sum()
+    distance = np.bitwise_count(np.frombuffer(first.phash, np.uint8) ^ np.frombuffer(second.phash, np.uint8)).sum()
     assert first.pixel_digest != second.pixel_digest
-    assert apart <= 16
+    assert distance <= 16
 
 
-def test_what_is_remembered_is_not_decoded_again(tmp_path, monkeypatch):
+def test_cached_images_are_not_decoded_again(tmp_path, monkeypatch):
     rows = write_files(tmp_path / "files")
     before = inspect_images(rows)
     monkeypatch.setattr(image_info, "inspect_image", refuse)
@@ -87,7 +87,7 @@ def test_what_is_remembered_is_not_decoded_again(tmp_path, monkeypatch):
     assert inspect_images(rows.select([3, 1])) == [before[3], before[1]]
 
 
-def test_a_file_that_changed_is_decoded_again(tmp_path):
+def test_changed_file_is_decoded_again(tmp_path):
     rows = write_files(tmp_path / "files")
     before = inspect_images(rows)
     (tmp_path / "files" / "2.jpg").write_bytes(jpeg(99))
@@ -95,7 +95,7 @@ def test_a_file_that_changed_is_decoded_again(tmp_path):
     assert [i for i in range(5) if before[i] != after[i]] == [2]
 
 
-def test_a_failure_is_told_and_not_remembered(tmp_path):
+def test_failure_is_not_cached(tmp_path):
     rows = write_files(tmp_path / "files")
     good = (tmp_path / "files" / "2.jpg").read_bytes()
     stamp = os.stat(tmp_path / "files" / "2.jpg")
@@ -109,38 +109,37 @@ def test_a_failure_is_told_and_not_remembered(tmp_path):
 
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_processes_keep_the_order(tmp_path, num_proc):
-    within = rows_of([{"bytes": jpeg(i % 90), "path": None} for i in range(150)])
-    assert inspect_images(within, num_proc) == [inspect_image(jpeg(i % 90)) for i in range(150)]
+    stored = rows_of([{"bytes": jpeg(i % 90), "path": None} for i in range(150)])
+    assert inspect_images(stored, num_proc) == [inspect_image(jpeg(i % 90)) for i in range(150)]
 
 
-def test_a_block_at_a_time_is_held_and_remembered(tmp_path, monkeypatch):
+def test_results_are_cached_after_each_block(tmp_path, monkeypatch):
     monkeypatch.setattr(image_info, "_BLOCK", 2)
     rows = write_files(tmp_path / "files")
-    taken = []
+    decoded = []
 
-    def until_the_fourth(entry, perceptual_hash):
-        taken.append(entry)
-        if len(taken) == 4:
+    def interrupted_at_fourth(entry, perceptual_hash):
+        decoded.append(entry)
+        if len(decoded) == 4:
             raise KeyboardInterrupt
         return inspect_image(entry)
 
-    monkeypatch.setattr(image_info, "inspect_image", until_the_fourth)
+    monkeypatch.setattr(image_info, "inspect_image", interrupted_at_fourth)
     with pytest.raises(KeyboardInterrupt):
         inspect_images(rows)
-    taken.clear()
-    taken += [None] * 5
+    decoded += [None]  # no interrupt
     inspect_images(rows)
-    assert len(taken) == 5 + 3  # the first block was kept
+    assert len(decoded) == 5 + 3  # the first block of 2 was cached
 
 
-def test_several_at_once_share_the_open_cache(tmp_path):
-    within = rows_of([{"bytes": jpeg(i), "path": None} for i in range(30)])
+def test_threads_share_the_cache(tmp_path):
+    stored = rows_of([{"bytes": jpeg(i), "path": None} for i in range(30)])
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: inspect_images(within, 1), range(4)))
-    assert all(one == found[0] for one in found)
+        results = list(pool.map(lambda _: inspect_images(stored, 1), range(4)))
+    assert all(result == results[0] for result in results)
 
 
-def remember_many(cache, name):
+def write_many(cache, name):
     datasets.config.HF_DATASETS_CACHE = cache
     with closing(image_info._open_cache()) as cache:
         for i in range(50):
@@ -148,9 +147,9 @@ def remember_many(cache, name):
             image_info._write_cache(cache, {f"{name}{i}": image_info.ImageInfo(pixel_digest=str(i))})
 
 
-def test_several_processes_write_at_once_and_none_finds_the_open_cache_locked(tmp_path):
+def test_processes_write_to_the_cache_concurrently(tmp_path):
     fork = get_context("fork")
-    writers = [fork.Process(target=remember_many, args=(tmp_path / "cache", name)) for name in "abc"]
+    writers = [fork.Process(target=write_many, args=(tmp_path / "cache", name)) for name in "abc"]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -160,7 +159,7 @@ def test_several_processes_write_at_once_and_none_finds_the_open_cache_locked(tm
         assert len(image_info._read_cache(cache, [f"{name}{i}" for name in "abc" for i in range(50)], False)) == 150
 
 
-def test_other_processes_remember_too(tmp_path):
+def test_cache_is_used_by_other_processes(tmp_path):
     write_files(tmp_path / "files")
     program = (
         "import datasets, sys; from medcap.data.image_info import inspect_images; "
@@ -174,18 +173,18 @@ def test_other_processes_remember_too(tmp_path):
     assert (tmp_path / "cache" / "medcap").is_dir()
 
 
-def test_a_row_without_an_image_says_so(tmp_path):
+def test_missing_image_has_an_error():
     rows = rows_of([{"bytes": jpeg(0), "path": None}, None, {"bytes": None, "path": None}])
     first, second, third = inspect_images(rows)
-    assert [one.error for one in (first, second, third)] == ["", "there is no image", "there is no image"]
+    assert [info.error for info in (first, second, third)] == ["", "there is no image", "there is no image"]
     assert inspect_image(None).error == "there is no image"
 
 
-def test_pictures_in_open_cache_have_prints():
+def test_pil_images_are_inspected():
     assert inspect_images(rows_of([Image.new("RGB", (3, 2))]))[0].width == 3
 
 
-def test_a_zip_that_was_changed_is_another(tmp_path):
+def test_changed_zip_has_another_key(tmp_path):
     keys = set()
     for seed in (0, 1):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -194,7 +193,7 @@ def test_a_zip_that_was_changed_is_another(tmp_path):
     assert len(keys) == 2
 
 
-def test_a_relative_path_is_remembered_with_its_folder(tmp_path, monkeypatch):
+def test_relative_path_has_its_folder_in_the_key(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jpg").write_bytes(bytes(9))
@@ -206,18 +205,18 @@ def test_a_relative_path_is_remembered_with_its_folder(tmp_path, monkeypatch):
     assert len(keys) == 2
 
 
-@pytest.mark.parametrize("content", [b"this is no sqlite file" * 99, None])
-def test_a_cache_that_cannot_be_opened_costs_time_and_no_more(tmp_path, caplog, content):
+@pytest.mark.parametrize("content", [b"not a database" * 99, None])
+def test_invalid_cache_is_replaced_by_one_in_memory(tmp_path, caplog, content):
     if content:
         (tmp_path / "cache" / "medcap").mkdir(parents=True)
         (tmp_path / "cache" / "medcap" / f"image-info-{image_info._VERSION}.sqlite").write_bytes(content)
     else:
-        (tmp_path / "cache").touch()  # no folder
+        (tmp_path / "cache").touch()  # not a folder
     assert inspect_images(write_files(tmp_path / "files"))[0] == inspect_image(jpeg(0))
     assert "will be decoded again next time" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_costs_time_and_no_more(tmp_path, caplog, monkeypatch):
+def test_results_are_returned_if_the_cache_is_read_only(tmp_path, caplog, monkeypatch):
     rows = write_files(tmp_path / "files")
     open_cache = image_info._open_cache
 
@@ -230,19 +229,19 @@ def test_a_cache_that_cannot_be_written_costs_time_and_no_more(tmp_path, caplog,
     assert "5 results cannot be cached: attempt to write a readonly database" in caplog.text
 
 
-def test_workers_may_be_spawned_as_on_macos(tmp_path, monkeypatch):
+def test_workers_can_be_spawned(tmp_path, monkeypatch):
     monkeypatch.setattr(image_info, "Pool", get_context("spawn").Pool)
-    within = rows_of([{"bytes": jpeg(i % 7), "path": None} for i in range(70)])
-    assert inspect_images(within, 2) == [inspect_image(jpeg(i % 7)) for i in range(70)]
+    stored = rows_of([{"bytes": jpeg(i % 7), "path": None} for i in range(70)])
+    assert inspect_images(stored, 2) == [inspect_image(jpeg(i % 7)) for i in range(70)]
 
 
-def test_cores_are_counted_where_the_system_does_not_tell_which(monkeypatch):
+def test_cores_are_counted_without_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert image_info._count_cores() == 1
 
 
-def test_no_more_than_a_block_of_a_column_is_read_at_once(monkeypatch):
+def test_column_is_read_in_blocks(monkeypatch):
     monkeypatch.setattr(image_info, "_BLOCK", 3)
     sizes = []
     keys = image_info._keys
@@ -251,7 +250,7 @@ def test_no_more_than_a_block_of_a_column_is_read_at_once(monkeypatch):
     assert sizes == [3, 3, 2]
 
 
-def test_the_perceptual_hash_is_computed_only_on_request_and_then_completes_the_cache(tmp_path, monkeypatch):
+def test_perceptual_hash_is_computed_on_request_and_then_cached(tmp_path, monkeypatch):
     rows = write_files(tmp_path / "files")
     import imagehash
 

@@ -1,4 +1,4 @@
-"""Every image comes out as the RGB picture that its author saw, or its name is told (traps 1, 3, 4 of BLIP)."""
+"""Images of every format become RGB as their author saw them; errors name the image."""
 
 import io
 import multiprocessing
@@ -69,15 +69,15 @@ GREYS = {
     "32 bit": (np.array(DEEP, dtype="int32"), RESCALED),
     "negative, as in Hounsfield units": (np.array([[-1000, 0, 1000]], dtype="int32"), [[0, 128, 255]]),
     "float 0 to 1": (np.array([[0, 0.2, 1]], dtype="float32"), [[0, 51, 255]]),
-    "float with holes": (np.array([[np.nan, 1, 3, np.inf]], dtype="float32"), [[0, 0, 255, 255]]),
+    "float with nan": (np.array([[np.nan, 1, 3, np.inf]], dtype="float32"), [[0, 0, 255, 255]]),
     "all nan": (np.array([[np.nan]], dtype="float32"), [[0]]),
-    "flat": (np.array([[40_000, 40_000]], dtype="<u2"), [[0, 0]]),
-    "8 bit stays": (np.array([[3, 200]], dtype="uint8"), [[3, 200]]),
+    "constant": (np.array([[40_000, 40_000]], dtype="<u2"), [[0, 0]]),
+    "8 bit is unchanged": (np.array([[3, 200]], dtype="uint8"), [[3, 200]]),
 }
 
 
 @pytest.mark.parametrize(("values", "expected"), GREYS.values(), ids=GREYS)
-def test_grey_is_rescaled_where_rgb_would_clip(values, expected):
+def test_gray_of_more_than_8_bits_is_rescaled(values, expected):
     assert grey(Image.fromarray(values)) == expected
 
 
@@ -86,8 +86,8 @@ COLOURS = {
     "1 bit": (Image.new("1", (1, 1), 1), [(255, 255, 255)]),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 0, 0)), [(255, 0, 255)]),
     "opaque RGBA": (Image.new("RGBA", (1, 1), (9, 8, 7, 255)), [(9, 8, 7)]),
-    "what alpha hides is white": (Image.new("RGBA", (1, 1), (9, 8, 7, 0)), [(255, 255, 255)]),
-    "half of it": (Image.new("LA", (1, 1), (0, 128)), [(127, 127, 127)]),
+    "transparent is white": (Image.new("RGBA", (1, 1), (9, 8, 7, 0)), [(255, 255, 255)]),
+    "half transparent": (Image.new("LA", (1, 1), (0, 128)), [(127, 127, 127)]),
     "palette": (palette(), [(10, 20, 30), (200, 100, 50)]),
     "palette with a transparent entry": (palette(transparent=0), [(255, 255, 255), (200, 100, 50)]),
     "palette with alphas": (palette(transparent=bytes([255, 0])), [(10, 20, 30), (255, 255, 255)]),
@@ -96,13 +96,13 @@ COLOURS = {
 
 
 @pytest.mark.parametrize(("image", "expected"), COLOURS.values(), ids=COLOURS)
-def test_colours_are_those_seen_on_a_white_page(image, expected):
+def test_colors_are_converted_and_transparency_becomes_white(image, expected):
     rgb = to_rgb(image)
     assert rgb.mode == "RGB"
     assert np.asarray(rgb).reshape(-1, 3).tolist() == [list(pixel) for pixel in expected]
 
 
-def test_left_stays_left(processor):
+def test_images_are_not_flipped(processor):
     image = Image.new("RGB", (40, 40))
     image.paste("white", (0, 0, 20, 40))
     pixels = ImageTransform(processor)({"image": [image]})["pixel_values"][0]
@@ -111,22 +111,22 @@ def test_left_stays_left(processor):
 
 def test_exif_orientation_is_applied():
     image = Image.new("L", (16, 8))
-    image.paste(255, (0, 0, 16, 4))  # stored lying down, bright at the top
+    image.paste(255, (0, 0, 16, 4))  # stored rotated, bright at the top
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: bright at the right
+    exif[0x0112] = 6  # to be rotated clockwise: bright at the right
     upright = load_image(encoded(image, exif=exif))
     assert upright.size == (8, 16)
     assert upright.getpixel((7, 8)) == (255, 255, 255)
     assert upright.getpixel((0, 8)) == (0, 0, 0)
 
 
-def test_content_decides_the_format_not_the_name(tmp_path):
+def test_format_is_detected_by_content(tmp_path):
     path = tmp_path / "png.jpg"
     path.write_bytes(encoded(noise()))
     assert read_image(path).tobytes() == noise().tobytes()
 
 
-def test_pil_bytes_paths_and_column_entries_take_the_same_road(tmp_path):
+def test_load_image_accepts_pil_bytes_paths_and_column_entries(tmp_path):
     data = encoded(Image.fromarray(np.array(DEEP, dtype="<u2")))
     path = tmp_path / "deep.png"
     path.write_bytes(data)
@@ -164,7 +164,7 @@ def test_decompression_bomb_raises(monkeypatch, limit):
         load_image(encoded(noise()))
 
 
-def test_absent_files_raise_with_their_path(tmp_path):
+def test_missing_files_raise_with_path(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w"):
         pass
     with pytest.raises(ValueError, match=r"nowhere\.png: No such file or directory$"):
@@ -175,14 +175,14 @@ def test_absent_files_raise_with_their_path(tmp_path):
         load_image({"bytes": None, "path": None})
 
 
-def test_lazily_opened_pil_image_that_is_truncated_raises(tmp_path):
+def test_truncated_lazy_pil_image_raises(tmp_path):
     path = tmp_path / "lazy.png"
     path.write_bytes(encoded(noise())[:-200])
     with pytest.raises(ValueError, match=r"lazy\.png: .*truncated"):
         to_rgb(Image.open(path))
 
 
-def test_index_finds_images_by_name_in_any_case_and_depth(tmp_path):
+def test_index_contains_images_in_any_folder_of_a_zip(tmp_path):
     names = ["top/a.b.JPG", "top/deep er/c d.png", "top/notes.txt", "top/", "__MACOSX/top/._a.b.JPG"]
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in names:
@@ -193,22 +193,21 @@ def test_index_finds_images_by_name_in_any_case_and_depth(tmp_path):
     assert index["c d"] == f"zip://top/deep er/c d.png::{tmp_path / 'a.zip'}"
 
 
-def test_index_with_two_images_of_one_name_raises(tmp_path):
+def test_index_with_two_images_of_same_name_raises(tmp_path):
     for name in ("x.png", "x.JPG"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="two images are called x: "):
+    with pytest.raises(ValueError, match="two images are named x: "):
         index_images(tmp_path)
 
 
-def test_zip_cut_short_raises(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and then the line broke")
-    with pytest.raises(ValueError, match=r"a\.zip: File is not a zip file; was the download cut short\?"):
+def test_truncated_zip_raises(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(ValueError, match=r"a\.zip: File is not a zip file; is the download incomplete\?"):
         index_images(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("image", [Image.new("L", (40, 30), 255), noise()])
-def test_the_bytes_of_a_picture_are_those_that_the_processor_normalises(processor, image):
-    """Divided and normalised once, they are BLIP's own pixel values; the vision tower does that (test_fast.py)."""
+def test_pixel_values_are_the_bytes_that_the_processor_normalizes(processor, image):
     pixels = ImageTransform(processor)({"image": [image]})["pixel_values"][0]
     assert (pixels.shape, pixels.dtype) == ((3, SIDE, SIDE), torch.uint8)
     mean, deviation = (torch.tensor(v).reshape(3, 1, 1) for v in (processor.image_mean, processor.image_std))
@@ -216,22 +215,22 @@ def test_the_bytes_of_a_picture_are_those_that_the_processor_normalises(processo
     torch.testing.assert_close((pixels / 255 - mean) / deviation, expected, atol=1e-5, rtol=0)
 
 
-def test_what_is_known_is_not_decoded(processor, tmp_path):
-    """Known by content: the name and the time of a file do not count."""
+def test_image_with_cached_features_is_not_decoded(processor, tmp_path):
+    """Features are found by content; name and time of a file do not matter."""
     noise().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     Image.new("L", (9, 9)).save(tmp_path / "c.png")
     features = torch.ones(4, 2)
-    known = {image_digest(str(tmp_path / "a.png")): features}
+    cache = {image_digest(str(tmp_path / "a.png")): features}
     entries = [{"bytes": None, "path": str(tmp_path / name)} for name in ("b.png", "c.png")]
-    out = ImageTransform(processor, known.get)({"image": entries})
+    out = ImageTransform(processor, cache.get)({"image": entries})
     assert out["features"] == [features, None]
     assert out["pixel_values"][0] is None
     assert out["pixel_values"][1].shape == (3, SIDE, SIDE)
     assert out["digest"] == [image_digest(entry) for entry in entries]
 
 
-def test_an_uncached_file_is_read_once(processor, tmp_path, monkeypatch):
+def test_uncached_file_is_read_once(processor, tmp_path, monkeypatch):
     noise().save(tmp_path / "a.png")
     read, reads = images._read_bytes, []
     monkeypatch.setattr(images, "_read_bytes", lambda path: reads.append(path) or read(path))
@@ -241,20 +240,20 @@ def test_an_uncached_file_is_read_once(processor, tmp_path, monkeypatch):
     assert torch.equal(row["pixel_values"][0], ImageTransform(processor)({"image": [entry]})["pixel_values"][0])
 
 
-def test_an_image_that_is_not_there_is_named_before_its_features_are_looked_for(processor, tmp_path):
+def test_missing_image_raises_with_its_id(processor, tmp_path):
     entry = {"bytes": None, "path": str(tmp_path / "gone.png")}
     with pytest.raises(ValueError, match=r"image_id x7: cannot read image .*gone.png: No such file"):
         ImageTransform(processor, {}.get)({"image": [entry], "image_id": ["x7"]})
 
 
-def test_transform_keeps_the_other_columns(processor):
+def test_transform_keeps_other_columns(processor):
     batch = {"image": [noise()], "caption": ["a"], "image_id": ["x"], "cuis": [["C1"]]}
     out = ImageTransform(processor)(batch)
     assert set(out) == {"pixel_values", "caption", "image_id", "cuis"}
     assert out["cuis"] == [["C1"]]
 
 
-def test_transform_names_the_id_that_fails(processor):
+def test_undecodable_image_raises_with_its_id(processor):
     batch = {"image": [{"bytes": b"no", "path": "train/x.jpg"}], "image_id": ["ROCO 7"]}
     with pytest.raises(ValueError, match=r"^image_id ROCO 7: cannot read image train/x\.jpg: not an image"):
         ImageTransform(processor)(batch)
@@ -270,13 +269,13 @@ def zipped_data(tmp_path, n=24):
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def test_forked_workers_read_one_zip_as_one_process_does(tmp_path, processor):
+def test_forked_workers_read_a_zip_correctly(tmp_path, processor):
     data = with_pixel_values(zipped_data(tmp_path), processor)
-    alone = torch.stack([row["pixel_values"] for row in data])  # opens the zip in this process, before the fork
+    expected = torch.stack([row["pixel_values"] for row in data])  # opens the zip in this process, before the fork
     workers = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context="fork")
-    together = torch.cat([batch["pixel_values"] for batch in workers])
-    assert torch.equal(alone, together)
-    assert len({tensor.sum().item() for tensor in alone}) == len(data)
+    actual = torch.cat([batch["pixel_values"] for batch in workers])
+    assert torch.equal(expected, actual)
+    assert len({tensor.sum().item() for tensor in expected}) == len(data)
 
 
 @pytest.fixture
@@ -288,8 +287,7 @@ def opened(monkeypatch):
     return archives
 
 
-def test_forked_process_leaves_the_handle_of_its_parent_alone(tmp_path, opened):
-    """Two processes that read through one open file move each other's position, and mix pictures up now and then."""
+def test_forked_process_does_not_move_file_position_of_parent(tmp_path, opened):
     data = zipped_data(tmp_path).cast_column("image", datasets.Image(decode=False))
     first, *_, last = (entry["path"] for entry in data["image"])
     read_image(first)
@@ -302,19 +300,19 @@ def test_forked_process_leaves_the_handle_of_its_parent_alone(tmp_path, opened):
     assert os.lseek(number, 0, os.SEEK_CUR) == position
 
 
-def test_a_process_opens_a_zip_once(tmp_path, processor, opened):
+def test_process_opens_a_zip_once(tmp_path, processor, opened):
     data = with_pixel_values(zipped_data(tmp_path), processor)
     opened.clear()
     assert len(data[:10]["pixel_values"]) == 10
     assert len(opened) == 1
 
 
-def test_one_column_can_be_asked_for_alone(tmp_path, processor):
+def test_single_column_can_be_read(tmp_path, processor):
     data = with_pixel_values(zipped_data(tmp_path), processor)
     assert data["image_id"][3] == "3"
 
 
-def test_a_zip_member_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_zip_bomb_raises_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(1001))
@@ -323,7 +321,7 @@ def test_a_zip_member_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_
         read_image(f"zip://bomb.png::{tmp_path / 'a.zip'}")
 
 
-def test_members_that_would_climb_out_are_read_in_place_and_written_nowhere(tmp_path):
+def test_zip_members_with_unsafe_paths_are_read_and_not_extracted(tmp_path):
     Image.new("L", (2, 2), 9).save(buffer := io.BytesIO(), "PNG")
     (tmp_path / "in").mkdir()
     with zipfile.ZipFile(tmp_path / "in" / "a.zip", "w") as archive:

@@ -1,4 +1,4 @@
-"""Splits are found or made without separating the images of a patient."""
+"""Splits are read from names, or created without separating the images of a patient."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 from table_files import all_in_train, ids, simple_rows, touch, write_csv
 
-from medcap.data.layout import DataLayout, _split, complete_splits
+from medcap.data.layout import DataLayout, _assign, complete_splits
 from medcap.data.readers import read_csv, read_imagefolder
 from medcap.data.selection import Selection, select_rows
 
@@ -19,7 +19,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("names", NAMES, ids=" ".join)
-def test_splits_are_told_by_folders_files_or_a_column_under_any_of_their_names(tmp_path, names):
+def test_splits_are_read_from_folders_files_or_a_column(tmp_path, names):
     def row(name, column=None):
         return {"file_name": name, "caption": name, **({"split": column} if column else {})}
 
@@ -40,12 +40,12 @@ def test_splits_are_told_by_folders_files_or_a_column_under_any_of_their_names(t
     assert ids(read_csv(tmp_path / "column.csv", DataLayout())) == expected
 
 
-def test_a_csv_is_not_split_by_the_folders_of_its_files(tmp_path):
+def test_folders_of_a_csv_are_not_splits(tmp_path):
     write_csv(tmp_path / "t.csv", [{"file_name": f"{top}/x.png", "caption": "c"} for top in ("train", "test")])
     assert list(read_csv(tmp_path / "t.csv", all_in_train())) == ["train"]
 
 
-def test_no_group_is_in_two_splits_and_the_shares_are_about_those_asked_for(tmp_path):
+def test_created_splits_keep_groups_together_and_have_the_requested_sizes(tmp_path):
     write_csv(tmp_path / "t.csv", simple_rows(3_000, patients=600))
     data = read_csv(tmp_path / "t.csv", DataLayout(group_column="patient", valid_fraction=0.2, test_fraction=0.1))
     groups = [set(rows["group"]) for rows in data.values()]
@@ -55,29 +55,31 @@ def test_no_group_is_in_two_splits_and_the_shares_are_about_those_asked_for(tmp_
     }  # fmt: skip
 
 
-def test_rows_keep_their_split_when_others_come_and_go(tmp_path):
+def test_rows_keep_their_split_when_others_are_added_or_removed(tmp_path):
     def splits(rows, **keys):
         write_csv(tmp_path / "t.csv", rows)
         found = ids(read_csv(tmp_path / "t.csv", DataLayout(**keys)))
-        return {image_id: split for split, there in found.items() for image_id in there}
+        return {image_id: split for split, image_ids in found.items() for image_id in image_ids}
 
     rows = simple_rows(400)
-    whole, fewer = splits(rows), splits(rows[100:])
-    assert fewer.items() <= whole.items()
-    assert splits(list(reversed(rows))) == whole
-    assert splits(rows, split_seed=1) != whole
+    complete, fewer = splits(rows), splits(rows[100:])
+    assert fewer.items() <= complete.items()
+    assert splits(list(reversed(rows))) == complete
+    assert splits(rows, split_seed=1) != complete
     more = splits(rows, valid_fraction=0.3)
-    assert {i for i, split in whole.items() if split == "test"} == {i for i, split in more.items() if split == "test"}
+    assert {i for i, split in complete.items() if split == "test"} == {
+        i for i, split in more.items() if split == "test"
+    }
 
 
-def test_the_hash_of_the_splits_is_never_changed():
-    """What others have trained on depends on it: blake2b, 8 bytes, of split:seed:group."""
-    shares = {"test": 0.1, "valid": 0.1}
-    found = {i: _split(f"patient {i}", shares, 42) for i in range(30)}
+def test_hash_of_splits_is_stable():
+    """Published results depend on blake2b, 8 bytes, of split:seed:group."""
+    fractions = {"test": 0.1, "valid": 0.1}
+    found = {i: _assign(f"patient {i}", fractions, 42) for i in range(30)}
     assert {i: split for i, split in found.items() if split != "train"} == {5: "test", 25: "test", 27: "test"}
 
 
-def test_a_fraction_of_train_is_not_what_the_split_took_from_it(tmp_path):
+def test_fraction_of_train_is_independent_of_created_splits(tmp_path):
     touch(tmp_path, *(f"{i}.png" for i in range(400)))
     write_csv(tmp_path / "t.csv", simple_rows(400))
     raw = read_csv(tmp_path / "t.csv", DataLayout())
@@ -87,33 +89,33 @@ def test_a_fraction_of_train_is_not_what_the_split_took_from_it(tmp_path):
 
 TRAIN = {"image_id": [str(i) for i in range(200)], "group": [None] * 200}
 OTHER = {"image_id": ["x"], "group": [None]}
-LACKING = {
-    "train alone": ({"train": TRAIN}, {"train", "valid", "test"}, True),
+GIVEN = {
+    "only train": ({"train": TRAIN}, {"train", "valid", "test"}, True),
     "train and test": ({"train": TRAIN, "test": OTHER}, {"train", "valid", "test"}, True),
     "train and valid": ({"train": TRAIN, "valid": OTHER}, {"train", "valid"}, False),
-    "test alone": ({"test": OTHER}, {"test"}, False),
+    "only test": ({"test": OTHER}, {"test"}, False),
 }
 
 
-@pytest.mark.parametrize(("given", "splits", "parted"), LACKING.values(), ids=LACKING)
-def test_what_is_given_stays_and_valid_is_taken_from_train(given, splits, parted, caplog):
-    def take(table, numbers):
+@pytest.mark.parametrize(("given", "splits", "is_split"), GIVEN.values(), ids=GIVEN)
+def test_missing_valid_and_test_are_taken_from_train(given, splits, is_split, caplog):
+    def select(table, numbers):
         return {name: [values[i] for i in numbers] for name, values in table.items()}
 
-    found = complete_splits(given, take, DataLayout(), "here")
+    found = complete_splits(given, select, DataLayout(), "data")
     assert found.keys() == splits
     assert all(found[split] == given[split] for split in given if split != "train")
-    assert (len(found.get("train", OTHER)["image_id"]) < 200) == (parted or "train" not in given)
-    assert ("here: 200 rows are split into" in caplog.text) == parted
+    assert (len(found.get("train", OTHER)["image_id"]) < 200) == (is_split or "train" not in given)
+    assert ("data: 200 rows are split into" in caplog.text) == is_split
 
 
-def test_that_patients_may_be_parted_is_said_where_no_group_is_named(tmp_path, caplog):
+def test_warning_recommends_group_column(tmp_path, caplog):
     write_csv(tmp_path / "t.csv", [*simple_rows(100), {"file_name": "x", "caption": "c", "patient": ""}])
     read_csv(tmp_path / "t.csv", DataLayout())
-    assert "of one patient may be in several splits; name the patients with group_column" in caplog.text
+    assert "of one patient may be in several splits; name the column of patients with group_column" in caplog.text
     caplog.clear()
     read_csv(tmp_path / "t.csv", DataLayout(group_column="patient"))
     assert re.search(
-        r"101 rows are split into .* train, .*, by patient; 1 rows without one are split by image", caplog.text
+        r"101 rows are split into .* train, .*, by patient; 1 rows without a value are split by image", caplog.text
     )
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

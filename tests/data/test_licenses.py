@@ -1,4 +1,4 @@
-"""Licences and articles are read from their table, and nothing that forbids commercial use is overlooked."""
+"""Licenses and articles are read, and restrictions of commercial use are recognized."""
 
 import pytest
 
@@ -34,7 +34,7 @@ LICENSES = {
 
 
 @pytest.mark.parametrize(("text", "expected"), LICENSES.items())
-def test_licences_are_read_from_attributions(text, expected):
+def test_license_is_read_from_attribution(text, expected):
     assert license_of(text) == expected
 
 
@@ -43,11 +43,11 @@ COMMERCIAL = {"CC BY": True, "CC BY-SA": True, "CC0": True, "public domain": Tru
 
 
 @pytest.mark.parametrize(("name", "allowed"), COMMERCIAL.items())
-def test_only_a_licence_known_to_allow_it_allows_commercial_use(name, allowed):
+def test_commercial_use_is_allowed_by_known_licenses_only(name, allowed):
     assert allows_commercial_use(name) == allowed
 
 
-def test_sources_name_article_patient_or_nothing(tmp_path):
+def test_source_has_license_and_article_or_patient(tmp_path):
     (tmp_path / "license_information.csv").write_text(
         "ID,PMCID,Attribution,Link\r\n"
         "a,PMC7,CC BY [A],x\r\nb,,f.png | patient 12 | CC BY-NC,x\r\nc,,\u00a9 Publisher,x\r\n",
@@ -66,17 +66,17 @@ SUBJECTS = {"x.png | Patient 5 | CC BY": "patient 5", "case 12. CC BY": "case 12
 
 
 @pytest.mark.parametrize(("attribution", "group"), SUBJECTS.items())
-def test_where_there_is_no_article_the_patient_or_case_is_the_group(tmp_path, attribution, group):
+def test_group_is_patient_or_case_if_there_is_no_article(tmp_path, attribution, group):
     (tmp_path / "license_information.csv").write_text(f'ID,PMCID,Attribution\r\na, ,"{attribution}"\r\n')
     assert read_sources(tmp_path)["a"].group == group
 
 
-def test_an_image_with_two_sources_raises(tmp_path):
+def test_image_with_two_sources_raises(tmp_path):
     (tmp_path / "license_information.csv").write_text("ID,PMCID,Attribution\na,PMC1,CC BY\na,PMC2,CC BY\n")
-    with pytest.raises(ValueError, match=r"license_information.csv: ids that occur more than once: a$"):
+    with pytest.raises(ValueError, match=r"license_information.csv: repeated ids: a$"):
         read_sources(tmp_path)
 
 
-def test_groups_in_several_splits_are_found():
+def test_groups_in_several_splits():
     groups = {"train": ["a", "b", None, "a"], "valid": [None, "b"], "test": ["b", "c"]}
     assert groups_in_several(groups) == {"b": ["train", "valid", "test"]}

@@ -1,7 +1,4 @@
-"""Image folders, CSV files and Hub data sets are read, and unusable tables are reported with file and row.
-
-pytest tests/data/test_readers.py
-"""
+"""Image folders, CSV files and Hub data sets are read; errors name file and row."""
 
 import datasets
 import pytest
@@ -21,11 +18,11 @@ IDS = ["a-IM 1", "b.tar", "1.2.840.10"]
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet", "own.csv"])
-def test_every_table_gives_the_same_rows(tmp_path, name):
+def test_every_table_format_has_the_same_rows(tmp_path, name):
     write_table(tmp_path / name, ROWS)
     touch(tmp_path, *(row["file_name"] for row in ROWS))
-    form = all_in_train(group_column="patient")
-    data = read_csv(tmp_path / name, form) if name == "own.csv" else read_imagefolder(tmp_path, form)
+    layout = all_in_train(group_column="patient")
+    data = read_csv(tmp_path / name, layout) if name == "own.csv" else read_imagefolder(tmp_path, layout)
     rows = data["train"]
     assert (list(data), rows.features, str(rows.split)) == (["train"], FEATURES, "train")
     assert rows["image_id"][:] == IDS
@@ -36,7 +33,7 @@ def test_every_table_gives_the_same_rows(tmp_path, name):
     assert rows["group"][:] == ["p1", "p2", None]
 
 
-def test_an_id_column_is_taken_over_and_may_hold_numbers(tmp_path):
+def test_id_column_is_used_and_may_contain_numbers(tmp_path):
     touch(tmp_path, "x.png", "y.png")
     rows = [
         {"file_name": "x.png", "caption": "c", "image_id": 7},
@@ -48,26 +45,26 @@ def test_an_id_column_is_taken_over_and_may_hold_numbers(tmp_path):
     assert found["caption"][:] == ["c", "8"]
 
 
-def test_columns_of_other_names_are_told(tmp_path):
+def test_columns_can_be_named(tmp_path):
     touch(tmp_path, "x.png")
     write_csv(tmp_path / "t.csv", [{"scan": "x.png", "text": "a"}])
     rows = read_csv(tmp_path / "t.csv", all_in_train(image_column="scan", caption_column="text"))["train"]
     assert (rows["image_id"][:], rows["caption"][:]) == (["x"], ["a"])
 
 
-def test_paths_of_a_csv_may_be_absolute_or_climb_and_make_the_same_ids(tmp_path):
-    touch(tmp_path, "pictures/a.png", "data/b.png")
-    names = [str(tmp_path / "pictures" / "a.png"), "../pictures/a.png", "b.png"]
+def test_absolute_and_relative_paths_in_csv_have_the_same_ids(tmp_path):
+    touch(tmp_path, "scans/a.png", "data/b.png")
+    names = [str(tmp_path / "scans" / "a.png"), "../scans/a.png", "b.png"]
     found = []
     for name in names:
         write_csv(tmp_path / "data" / "t.csv", [{"file_name": name, "caption": "c"}])
         rows = read_csv(tmp_path / "data" / "t.csv", all_in_train())["train"]
         found.append((rows["image_id"][0], paths(rows)[0]))
-    first = ("pictures-a", str(tmp_path / "pictures" / "a.png"))
+    first = ("scans-a", str(tmp_path / "scans" / "a.png"))
     assert found == [first, first, ("b", str(tmp_path / "data" / "b.png"))]
 
 
-def test_an_image_that_is_not_there_is_none_and_counted(tmp_path):
+def test_missing_image_is_none_and_counted(tmp_path):
     touch(tmp_path, "0.png")
     write_csv(tmp_path / "metadata.csv", simple_rows(3))
     raw = read_imagefolder(tmp_path, all_in_train())
@@ -76,14 +73,14 @@ def test_an_image_that_is_not_there_is_none_and_counted(tmp_path):
         select_rows(raw, ["train"], Selection())
 
 
-def test_backslashes_of_windows_part_folders(tmp_path):
+def test_backslashes_separate_folders(tmp_path):
     touch(tmp_path, "a/b.png")
     write_csv(tmp_path / "metadata.csv", [{"file_name": r"a\b.png", "caption": "c"}])
     rows = read_imagefolder(tmp_path, all_in_train())["train"]
     assert (rows["image_id"][:], paths(rows)) == (["a-b"], [str(tmp_path / "a" / "b.png")])
 
 
-def test_twenty_thousand_rows_are_read_and_no_image_is_opened(tmp_path, monkeypatch):
+def test_reading_a_table_opens_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_open", lambda data: pytest.fail("opened an image"))
     monkeypatch.setattr(images, "_read_bytes", lambda path: pytest.fail("read an image"))
     write_csv(tmp_path / "metadata.csv", simple_rows(20_000, patients=5_000))
@@ -97,12 +94,12 @@ HOSTILE = {
     "other columns": (
         "metadata.csv",
         b"file_name,text\na.png,x\n",
-        "no column 'caption', it has file_name, text; say which with caption_column",
+        "no column 'caption', it has file_name, text; set caption_column",
     ),
-    "no file names": (
+    "no file name column": (
         "metadata.csv",
         b"image,caption\na.png,x\n",
-        "no column 'file_name', it has image, caption; say which with image_column",
+        "no column 'file_name', it has image, caption; set image_column",
     ),
     "empty": ("metadata.csv", b"", "no column 'file_name', it has none"),
     "empty lines": ("metadata.jsonl", b"\n\n", "no column 'file_name', it has none"),
@@ -113,58 +110,70 @@ HOSTILE = {
         '{"file_name": "a", "caption": "\xe9"}'.encode("latin-1"),
         "not in UTF-8 .*line 1",
     ),
-    "no JSON": ("metadata.jsonl", b'{"file_name": "a", "caption": "x"}\n{"file_name": \n', r"not JSON, .*\(line 2\)"),
-    "one big list": ("metadata.jsonl", b'[{"file_name": "a"}]', r"not an object .* but list \(line 1\)"),
-    "a megabyte": (
+    "invalid JSON": (
+        "metadata.jsonl",
+        b'{"file_name": "a", "caption": "x"}\n{"file_name": \n',
+        r"not JSON, .*\(line 2\)",
+    ),
+    "one list": ("metadata.jsonl", b'[{"file_name": "a"}]', r"not an object .* but list \(line 1\)"),
+    "a text of 1 MB": (
         "metadata.jsonl",
         b'{"file_name": "a", "caption": "' + b"x" * 2**20 + b'"}',
         r"1048576 characters in one text; at most 131072 .*line 1",
     ),
-    "a megabyte in a cell": ("metadata.csv", b"file_name,caption\na," + b"x" * 2**20, "field larger than field limit"),
+    "a cell of 1 MB": ("metadata.csv", b"file_name,caption\na," + b"x" * 2**20, "field larger than field limit"),
     "several captions": (
         "metadata.jsonl",
         b'{"file_name": "a", "caption": ["x", "y"]}',
-        "caption must be one text, and is a list or an object in row 1",
+        "caption must be one text; row 1 has a list or an object",
     ),
-    "damaged parquet": ("metadata.parquet", b"PAR1 and no more", "not a sound parquet file: .*"),
-    "climbs out": (
+    "damaged parquet": ("metadata.parquet", b"PAR1 and no more", "invalid parquet file: .*"),
+    "parent folder": (
         "metadata.csv",
         b"file_name,caption\na/../../b.png,x\n",
         r"names of files inside .*, but has 'a/../../b.png' \(row 1\)",
     ),
-    "climbs out on Windows": ("metadata.csv", b"file_name,caption\n..\\b.png,x\n", r"but has '\.\./b\.png' \(row 1\)"),
-    "absolute": ("metadata.csv", b"file_name,caption\nok.png,x\n/etc/passwd,x\n", r"but has '/etc/passwd' \(row 2\)"),
+    "parent folder on Windows": (
+        "metadata.csv",
+        b"file_name,caption\n..\\b.png,x\n",
+        r"but has '\.\./b\.png' \(row 1\)",
+    ),
+    "absolute path": (
+        "metadata.csv",
+        b"file_name,caption\nok.png,x\n/etc/passwd,x\n",
+        r"but has '/etc/passwd' \(row 2\)",
+    ),
     "null character": (
         "metadata.jsonl",
         b'{"file_name": "a\\u0000.png", "caption": "x"}',
         r"but has 'a\\x00.png' \(row 1\)",
     ),
     "blank name": ("metadata.jsonl", b'{"file_name": "a", "caption": "x"}\n{"caption": "x"}', r"but has '' \(row 2\)"),
-    "one name twice": (
+    "same id": (
         "metadata.csv",
         b"file_name,caption\nb/a.png,x\nb-a.jpg,x\n",
-        "make no image_id: b-a; keep one of each, or add",
+        "give the same image_id: b-a; rename them, or add",
     ),
-    "an unknown split": (
+    "unknown split": (
         "metadata.csv",
         b"file_name,caption,split\na,x,train\nb,x,fold1\n",
-        r"must be called train; valid, .*, and some are fold1",
+        r"must be named train; valid, .*; found fold1",
     ),
-    "a row without a split": (
+    "row without split": (
         "metadata.csv",
         b"file_name,caption,split\na,x,train\nb,x,\n",
-        r"and some are \(blank\)",
+        r"; found \(blank\)",
     ),
-    "a row outside the split folders": (
+    "row outside the split folders": (
         "metadata.csv",
         b"file_name,caption\ntrain/a,x\nb/c,x\n",
-        "and some are b; a column split",
+        "; found b; name the split",
     ),
 }
 
 
 @pytest.mark.parametrize(("name", "content", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_a_table_that_cannot_be_used_is_one_line_with_file_and_cause(tmp_path, name, content, message):
+def test_invalid_table_raises_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: .*{message}") as caught:
         read_imagefolder(tmp_path, DataLayout())
@@ -172,13 +181,13 @@ def test_a_table_that_cannot_be_used_is_one_line_with_file_and_cause(tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
-def test_a_bom_and_windows_line_ends_do_not_matter(tmp_path, name):
+def test_bom_and_windows_line_ends_are_read(tmp_path, name):
     path = write_table(tmp_path / name, simple_rows(2))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert read_imagefolder(tmp_path, all_in_train())["train"]["caption"][:] == ["c0", "c1"]
 
 
-def test_a_caption_that_lacks_is_left_out_and_counted(tmp_path, caplog):
+def test_missing_caption_is_dropped_and_counted(tmp_path, caplog):
     touch(tmp_path, "a", "b")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a", "caption": "x"}\n{"file_name": "b"}\n')
     data = select_rows(read_imagefolder(tmp_path, all_in_train()), ["train"], Selection())
@@ -186,43 +195,41 @@ def test_a_caption_that_lacks_is_left_out_and_counted(tmp_path, caplog):
     assert "1 of 2 captions of train are blank: b" in caplog.text
 
 
-def test_a_group_column_that_is_not_there_is_named(tmp_path):
+def test_missing_group_column_raises(tmp_path):
     write_csv(tmp_path / "t.csv", simple_rows(2))
-    with pytest.raises(
-        ValueError, match="no column 'pat', it has file_name, caption, patient; say which with group_co"
-    ):
+    with pytest.raises(ValueError, match="no column 'pat', it has file_name, caption, patient; set group_co"):
         read_csv(tmp_path / "t.csv", DataLayout(group_column="pat"))
 
 
 def test_two_tables_of_one_split_raise(tmp_path):
     for name in ("metadata.csv", "metadata.jsonl"):
         write_table(tmp_path / name, simple_rows(2))
-    with pytest.raises(ValueError, match=r"two of one kind, .*metadata\.csv and .*metadata\.jsonl: keep one"):
+    with pytest.raises(ValueError, match=r"two tables of one split, .*metadata\.csv and .*metadata\.jsonl:"):
         read_imagefolder(tmp_path, DataLayout())
     for name in ("val", "dev"):
         write_table(tmp_path / "splits" / name / "metadata.csv", simple_rows(2))
-    with pytest.raises(ValueError, match="two of one kind"):
+    with pytest.raises(ValueError, match="two tables of one split"):
         read_imagefolder(tmp_path / "splits", DataLayout())
 
 
-def test_a_folder_without_tables_says_what_was_looked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"no metadata\.csv, .* in .*, nor in a train/, validation/ or test/"):
+def test_folder_without_tables_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"no metadata\.csv, .* in .* or in a folder train/, validation/ or test/"):
         read_imagefolder(tmp_path, DataLayout())
-    with pytest.raises(ValueError, match=r"no CSV at .*: give the file, or a folder with train\.csv"):
+    with pytest.raises(ValueError, match=r"no CSV at .*: name a file, or a folder with train\.csv"):
         read_csv(tmp_path, DataLayout())
 
 
-WRONG_FORMATS = {
+INVALID_LAYOUTS = {
     "unknown": ({"data_format": "coco"}, "data_format is 'coco'; allowed are auto, rocov2, imagefolder, csv, hub"),
-    "below 0": ({"valid_fraction": -0.1}, "valid_fraction is -0.1; allowed is 0 to below 1"),
-    "all of it": ({"test_fraction": 1}, "test_fraction is 1; allowed"),
+    "negative": ({"valid_fraction": -0.1}, "valid_fraction is -0.1; allowed is 0 to below 1"),
+    "one": ({"test_fraction": 1}, "test_fraction is 1; allowed"),
     "not a number": ({"test_fraction": float("nan")}, "test_fraction is nan; allowed"),
-    "nothing left": ({"valid_fraction": 0.5, "test_fraction": 0.5}, "are 0.5 and 0.5, and must leave something"),
+    "sum of one": ({"valid_fraction": 0.5, "test_fraction": 0.5}, "are 0.5 and 0.5; their sum must be below 1"),
 }
 
 
-@pytest.mark.parametrize(("keys", "message"), WRONG_FORMATS.values(), ids=WRONG_FORMATS)
-def test_a_format_out_of_range_raises(keys, message):
+@pytest.mark.parametrize(("keys", "message"), INVALID_LAYOUTS.values(), ids=INVALID_LAYOUTS)
+def test_invalid_layout_raises(keys, message):
     with pytest.raises(ValueError, match=message):
         DataLayout(**keys)
 
@@ -242,9 +249,9 @@ def hub_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_data_set_of_the_hub_is_read_under_the_columns_told_and_split_by_group(tmp_path):
+def test_hub_data_set_is_read_and_split_by_group(tmp_path):
     name = write_parquet(tmp_path / "hub", 200, patient=[i % 50 for i in range(200)])
-    data = read_hub(name, DataLayout(image_column="scan", caption_column="text", group_column="patient"), "nothing")
+    data = read_hub(name, DataLayout(image_column="scan", caption_column="text", group_column="patient"))
     assert data.keys() == {"train", "valid", "test"}
     assert [str(rows.split) for rows in data.values()] == list(data)
     assert all(rows.features == FEATURES for rows in data.values())
@@ -256,8 +263,8 @@ def test_a_data_set_of_the_hub_is_read_under_the_columns_told_and_split_by_group
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_data_set_of_the_hub_with_other_columns_raises(tmp_path):
+def test_hub_data_set_without_image_column_raises(tmp_path):
     name = write_parquet(tmp_path / "hub", 2, splits=["test"])
-    line = "hub, split test: no column 'image', it has scan, text; say which with image_column"
+    line = "hub, split test: no column 'image', it has scan, text; set image_column"
     with pytest.raises(ValueError, match=line):
-        read_hub(name, DataLayout(), "nothing")
+        read_hub(name, DataLayout())

@@ -1,4 +1,4 @@
-"""ROCOv2 comes out with the same rows from every layout, and every row that is left out is counted."""
+"""ROCOv2 has the same rows in every layout, and excluded rows are counted."""
 
 import io
 import json
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medcap.data import rocov2, selection
-from medcap.data.rocov2 import load_rocov2
-from medcap.data.selection import check_images, drop_counts, fingerprint
+from medcap.data import SPLITS, readers, selection
+from medcap.data.load import load_data
+from medcap.data.selection import Selection, check_images, drop_counts, fingerprint
 
-# an id with a gap, dots and blanks; a caption with a line break and odd blanks; a row without concepts
+# ids with dots and spaces; captions with a line break and non-breaking spaces; a row without concepts
 ROWS = {
     "ROCO_1": ("CT of the chest,\u00a0axial ", "C0040405;C0817096", "jpg"),
     "ROCO_17.v2": ('He said "left"\r\nlung', "", "png"),
@@ -24,7 +24,11 @@ CLEAN = ["CT of the chest, axial", 'He said "left" lung', "MRI"]
 CUIS = [["C0040405", "C0817096"], [], ["C0024485"]]
 
 
-def picture(level, extension="png"):
+def load(folder, splits=SPLITS, **selection):
+    return load_data(folder, selection=Selection(**selection), splits=splits)
+
+
+def encoded_image(level, extension="png"):
     buffer = io.BytesIO()
     Image.new("L", (12, 9), level).save(buffer, "PNG" if extension == "png" else "JPEG")
     return buffer.getvalue()
@@ -39,26 +43,26 @@ def write_csv(path, column, cells, end="\r\n", bom=""):
     path.write_bytes((end.join(lines) + end).encode())
 
 
-def write_images(folder, place, files):
+def write_images(folder, path, files):
     """Put {file name: bytes} into a zip ("x.zip:top/") or a folder ("x/y")."""
-    archive, is_zip, top = place.partition(":")
+    archive, is_zip, top = path.partition(":")
     if is_zip:
         with zipfile.ZipFile(folder / archive, "w") as file:
             for name, data in files.items():
                 file.writestr(top + name, data)
     else:
-        (folder / place).mkdir(parents=True, exist_ok=True)
+        (folder / path).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            (folder / place / name).write_bytes(data)
+            (folder / path / name).write_bytes(data)
 
 
-def write_split(folder, split="train", rows=ROWS, place=None, **csv_options):
+def write_split(folder, split="train", rows=ROWS, images=None, **csv_options):
     """Write one split of Zenodo's layout; images are grey, 40 levels brighter from row to row."""
     folder.mkdir(exist_ok=True)
     write_csv(folder / f"{split}_captions.csv", "Caption", {i: row[0] for i, row in rows.items()}, **csv_options)
     write_csv(folder / f"{split}_concepts.csv", "CUIs", {i: row[1] for i, row in rows.items()}, **csv_options)
-    files = {f"{i}.{row[2]}": picture(n * 40 % 255, row[2]) for n, (i, row) in enumerate(rows.items())}
-    write_images(folder, place or f"{split}_images.zip:{split}/", files)
+    files = {f"{i}.{row[2]}": encoded_image(n * 40 % 255, row[2]) for n, (i, row) in enumerate(rows.items())}
+    write_images(folder, images or f"{split}_images.zip:{split}/", files)
     return folder
 
 
@@ -70,7 +74,7 @@ def write_parquet(folder, rows=ROWS, splits=("train", "validation", "test"), col
     """Write what `datasets` writes for the Hub's mirror."""
     for split in splits:
         columns = {
-            "image": [{"bytes": picture(n * 40, row[2]), "path": None} for n, row in enumerate(rows.values())],
+            "image": [{"bytes": encoded_image(n * 40, row[2]), "path": None} for n, row in enumerate(rows.values())],
             "image_id": list(rows),
             "caption": [row[0] for row in rows.values()],
             column: [row[1].split(";") if row[1] else [] for row in rows.values()],
@@ -90,7 +94,7 @@ def levels(data):
     return [int(np.asarray(row["image"].convert("L")).mean().round()) for row in data]
 
 
-PLACES = [
+IMAGE_PATHS = [
     "train_images.zip:train/",
     "train_images.zip:",
     "train_images.zip:any/folder at all/",
@@ -100,9 +104,9 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_every_layout_gives_the_same_rows(tmp_path, place):
-    data = load_rocov2(write_split(tmp_path / "data", place=place), splits=["train"])["train"]
+@pytest.mark.parametrize("path", IMAGE_PATHS)
+def test_images_are_read_from_zip_and_folders(tmp_path, path):
+    data = load(write_split(tmp_path / "data", images=path), splits=["train"])["train"]
     assert data.features == selection.FEATURES
     assert data.column_names == ["image_id", "image", "caption", "cuis", "manual_cuis", "group", "license"]
     assert data["image_id"][:] == list(ROWS)
@@ -111,40 +115,39 @@ def test_every_layout_gives_the_same_rows(tmp_path, place):
     assert levels(data) == [0, 40, 80]
 
 
-def test_no_image_is_decoded_or_copied_to_build_the_data(tmp_path):
+def test_loading_does_not_decode_images(tmp_path):
     folder = write_split(tmp_path / "data")
     write_images(folder, "train_images.zip:train/", {f"{i}.jpg": b"not an image" for i in ROWS})
-    stored = load_rocov2(folder, splits=["train"])["train"].cast_column("image", datasets.Image(decode=False))
+    stored = load(folder, splits=["train"])["train"].cast_column("image", datasets.Image(decode=False))
     zipped = f"::{folder / 'train_images.zip'}"
     assert stored["image"][0] == {"bytes": None, "path": f"zip://train/ROCO_1.jpg{zipped}"}
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_line_ends_and_bom_do_not_matter(tmp_path, end, bom):
-    data = load_rocov2(write_split(tmp_path / "data", end=end, bom=bom), splits=["train"])["train"]
+def test_csv_with_any_line_ends_and_bom_is_read(tmp_path, end, bom):
+    data = load(write_split(tmp_path / "data", end=end, bom=bom), splits=["train"])["train"]
     assert data["caption"][:] == CLEAN
 
 
-def test_concepts_may_be_absent(tmp_path):
+def test_concepts_file_is_optional(tmp_path):
     folder = write_split(tmp_path / "data")
     (folder / "train_concepts.csv").unlink()
-    assert load_rocov2(folder, splits=["train"])["train"]["cuis"][:] == [[], [], []]
+    assert load(folder, splits=["train"])["train"]["cuis"][:] == [[], [], []]
 
 
-@pytest.mark.parametrize("asked", ["valid", "validation"])
+@pytest.mark.parametrize("requested", ["valid", "validation"])
 @pytest.mark.parametrize("written", ["valid", "validation"])
-def test_validation_is_read_as_valid(tmp_path, asked, written):
-    data = load_rocov2(write_split(tmp_path / "data", written), splits=[asked])
+def test_validation_is_read_as_valid(tmp_path, requested, written):
+    data = load(write_split(tmp_path / "data", written), splits=[requested])
     assert list(data) == ["valid"]
     assert len(data["valid"]) == 3
 
 
 @pytest.mark.parametrize("column", ["cui", "cuis"])
-def test_the_hub_mirror_gives_the_rows_of_the_zenodo_files(tmp_path, column):
-    """Through the real load_dataset, on parquet files named as on the Hub."""
-    hub = load_rocov2(write_parquet(tmp_path / "hub", column=column))
-    zenodo = load_rocov2(write_split(tmp_path / "zenodo"), splits=["train"])["train"]
+def test_hub_mirror_has_the_rows_of_zenodo(tmp_path, column):
+    hub = load(write_parquet(tmp_path / "hub", column=column))
+    zenodo = load(write_split(tmp_path / "zenodo"), splits=["train"])["train"]
     assert list(hub) == ["train", "valid", "test"]
     assert hub["valid"].features == selection.FEATURES
     assert hub["valid"].column_names == zenodo.column_names
@@ -155,22 +158,22 @@ def test_the_hub_mirror_gives_the_rows_of_the_zenodo_files(tmp_path, column):
     assert drop_counts(hub["train"]) == drop_counts(zenodo)
 
 
-def test_the_hub_mirror_is_thinned_and_cleaned_as_the_zenodo_files(tmp_path):
+def test_fraction_selects_the_same_rows_of_hub_mirror_and_zenodo(tmp_path):
     rows = {**simple_rows(60), "train_blank": ("\u202f", "", "png")}
-    hub = load_rocov2(write_parquet(tmp_path / "hub", rows), fraction=0.3, splits=["train"])["train"]
-    zenodo = load_rocov2(write_split(tmp_path / "zenodo", rows=rows), fraction=0.3, splits=["train"])["train"]
+    hub = load(write_parquet(tmp_path / "hub", rows), fraction=0.3, splits=["train"])["train"]
+    zenodo = load(write_split(tmp_path / "zenodo", rows=rows), fraction=0.3, splits=["train"])["train"]
     assert hub["image_id"][:] == zenodo["image_id"][:]
     assert drop_counts(hub) == drop_counts(zenodo)
     assert drop_counts(hub)["blank"] == 1
 
 
-def test_ten_percent_is_the_same_everywhere_and_inside_twenty(tmp_path):
+def test_fraction_is_independent_of_order_and_nested(tmp_path):
     rows = simple_rows(400)
     folder = write_split(tmp_path / "data", rows=rows)
     reverse = write_split(tmp_path / "reverse", rows=dict(reversed(rows.items())))
 
-    def ids(where, fraction, seed=0):
-        return set(load_rocov2(where, fraction=fraction, seed=seed, splits=["train"])["train"]["image_id"])
+    def ids(data, fraction, seed=0):
+        return set(load(data, fraction=fraction, seed=seed, splits=["train"])["train"]["image_id"])
 
     assert ids(folder, 0.1) == ids(reverse, 0.1)
     assert ids(folder, 0.1) < ids(folder, 0.2) < ids(folder, 1.0) == set(rows)
@@ -178,16 +181,16 @@ def test_ten_percent_is_the_same_everywhere_and_inside_twenty(tmp_path):
     assert ids(folder, 0.1) != ids(folder, 0.1, seed=1)
 
 
-def test_the_hash_of_the_fraction_is_never_changed():
-    """What others have trained on depends on it: blake2b, 8 bytes, of seed:id."""
+def test_hash_of_fraction_is_stable():
+    """Published results depend on blake2b, 8 bytes, of seed:id."""
     chosen = [i for i in range(1, 60) if selection._in_fraction(f"ROCOv2_2023_train_{i:06d}", 0.1, 42)]
     assert chosen == [3, 6, 16, 35]
 
 
-def test_fraction_leaves_evaluation_splits_whole(tmp_path):
+def test_fraction_applies_to_train_only(tmp_path):
     for split in ("train", "valid", "test"):
         write_split(tmp_path / "data", split, simple_rows(40, split))
-    data = load_rocov2(tmp_path / "data", fraction=0.3)
+    data = load(tmp_path / "data", fraction=0.3)
     assert len(data["train"]) < 40
     assert len(data["valid"]) == len(data["test"]) == 40
     assert drop_counts(data["test"])["fraction"] == 1.0
@@ -196,42 +199,42 @@ def test_fraction_leaves_evaluation_splits_whole(tmp_path):
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.01, 10, float("nan")])
 def test_fraction_out_of_range_raises(tmp_path, fraction):
     with pytest.raises(ValueError, match="fraction must be above 0 and at most 1, got"):
-        load_rocov2(tmp_path, fraction=fraction)
+        load(tmp_path, fraction=fraction)
 
 
-def test_fraction_that_keeps_nothing_raises(tmp_path):
+def test_fraction_without_rows_raises(tmp_path):
     with pytest.raises(ValueError, match="no rows left: all 3 rows of train were dropped: 3 outside_fraction"):
-        load_rocov2(write_split(tmp_path / "data"), fraction=1e-6, splits=["train"])
+        load(write_split(tmp_path / "data"), fraction=1e-6, splits=["train"])
 
 
 @pytest.mark.parametrize("blank", ["", "   ", "\u202f", "\u00a0\r\n"])
-def test_blank_captions_are_dropped_named_and_counted(tmp_path, caplog, blank):
+def test_blank_captions_are_dropped_and_counted(tmp_path, caplog, blank):
     rows = {**ROWS, "ROCO_4": (blank, "C1", "png")}
-    data = load_rocov2(write_split(tmp_path / "data", rows=rows), splits=["train"])["train"]
+    data = load(write_split(tmp_path / "data", rows=rows), splits=["train"])["train"]
     assert data["image_id"][:] == list(ROWS)
     assert drop_counts(data)["blank"] == 1
     assert "1 of 4 captions of train are blank: ROCO_4" in caplog.text
 
 
-def remove_images(folder, rows, gone):
-    files = {f"{i}.png": picture(9) for i in rows if i not in gone}
+def write_images_except(folder, rows, missing):
+    files = {f"{i}.png": encoded_image(9) for i in rows if i not in missing}
     write_images(folder, "train_images.zip:train/", files)
 
 
-def test_missing_images_stop_the_run_above_the_limit(tmp_path):
+def test_too_many_missing_images_raise(tmp_path):
     rows = simple_rows(20)
     folder = write_split(tmp_path / "data", rows=rows)
-    remove_images(folder, rows, gone=list(rows)[:7])
+    write_images_except(folder, rows, missing=list(rows)[:7])
     line = "7 of 20 images of train are missing: train_0, train_1, train_2, train_3, train_4 and 2 more. At most 0.10%"
     with pytest.raises(ValueError, match=line):
-        load_rocov2(folder, splits=["train"])
+        load(folder, splits=["train"])
 
 
-def test_missing_images_below_the_limit_are_dropped_named_and_counted(tmp_path, caplog):
+def test_few_missing_images_are_dropped_and_counted(tmp_path, caplog):
     rows = simple_rows(20)
     folder = write_split(tmp_path / "data", rows=rows)
-    remove_images(folder, rows, gone=["train_7"])
-    data = load_rocov2(folder, splits=["train"], max_broken=0.05)["train"]
+    write_images_except(folder, rows, missing=["train_7"])
+    data = load(folder, splits=["train"], max_broken=0.05)["train"]
     assert "train_7" not in data["image_id"][:]
     assert drop_counts(data) == counts(read=20, missing=1, kept=19)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -243,10 +246,10 @@ def counts(**changed):
     return {**zero, "fraction": 1.0, "license_filter": "any", "dedupe": False, "exclude_leaks": False, **changed}
 
 
-def test_counts_add_up_and_survive_what_is_done_to_the_data(tmp_path):
+def test_drop_counts_add_up_and_survive_transformations(tmp_path):
     rows = {**simple_rows(60), "blank": (" ", "", "png")}
     folder = write_split(tmp_path / "data", rows=rows)
-    data = load_rocov2(folder, fraction=0.5, seed=3, splits=["train"])["train"]
+    data = load(folder, fraction=0.5, seed=3, splits=["train"])["train"]
     found = drop_counts(data)
     parts = (*selection.REASONS, "kept")
     assert found["read"] == 61 == sum(found[part] for part in parts)
@@ -263,18 +266,18 @@ def test_counts_add_up_and_survive_what_is_done_to_the_data(tmp_path):
         assert drop_counts(derived) == found
 
 
-def test_data_from_elsewhere_has_no_counts():
+def test_other_data_sets_have_no_drop_counts():
     assert drop_counts(datasets.Dataset.from_dict({"a": [1]})) == {}
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])
-def test_undecodable_images_are_dropped_named_and_counted(tmp_path, caplog, num_proc):
+def test_undecodable_images_are_dropped_and_counted(tmp_path, caplog, num_proc):
     folder = write_split(tmp_path / "data", rows=simple_rows(10))
-    files = {f"train_{i}.png": picture(i) for i in range(10)}
+    files = {f"train_{i}.png": encoded_image(i) for i in range(10)}
     files["train_3.png"] = files["train_3.png"][:-20]
     files["train_8.png"] = b"<html>"
     write_images(folder, "train_images.zip:train/", files)
-    data = load_rocov2(folder, splits=["train"])["train"]
+    data = load(folder, splits=["train"])["train"]
     good = check_images(data, max_broken=0.2, num_proc=num_proc)
     assert good["image_id"][:] == [f"train_{i}" for i in range(10) if i not in (3, 8)]
     assert drop_counts(good) == counts(read=10, undecodable=2, kept=8)
@@ -286,94 +289,91 @@ def test_undecodable_images_are_dropped_named_and_counted(tmp_path, caplog, num_
         check_images(data)
 
 
-def test_checked_again_after_a_repair_the_images_are_decoded_again(tmp_path):
-    folder = write_split(tmp_path / "data", place="train")
+def test_changed_image_is_decoded_again(tmp_path):
+    folder = write_split(tmp_path / "data", images="train")
     (folder / "train" / "ROCO_1.jpg").write_bytes(b"")
-    data = load_rocov2(folder, splits=["train"])["train"]
+    data = load(folder, splits=["train"])["train"]
     assert len(check_images(data, max_broken=1)) == 2
-    (folder / "train" / "ROCO_1.jpg").write_bytes(picture(5))
+    (folder / "train" / "ROCO_1.jpg").write_bytes(encoded_image(5))
     assert len(check_images(data)) == 3
 
 
-def test_fingerprint_tells_ids_and_captions_and_nothing_else(tmp_path):
-    data = load_rocov2(write_split(tmp_path / "data"), splits=["train"])["train"]
-    elsewhere = load_rocov2(write_split(tmp_path / "elsewhere", place="train"), splits=["train"])["train"]
+def test_fingerprint_depends_on_ids_and_captions_only(tmp_path):
+    data = load(write_split(tmp_path / "data"), splits=["train"])["train"]
+    elsewhere = load(write_split(tmp_path / "elsewhere", images="train"), splits=["train"])["train"]
     other = {**ROWS, "ROCO_1": ("another caption", "", "jpg")}
-    changed = load_rocov2(write_split(tmp_path / "changed", rows=other), splits=["train"])["train"]
+    changed = load(write_split(tmp_path / "changed", rows=other), splits=["train"])["train"]
     assert len(fingerprint(data)) == 16
     assert fingerprint(data) == fingerprint(elsewhere) == fingerprint(data.select([2, 0, 1]))
     assert fingerprint(data) == fingerprint(data.with_transform(lambda batch: 1 / 0))
     assert len({fingerprint(data), fingerprint(changed), fingerprint(data.select([0, 1]))}) == 3
 
 
-def test_absent_split_raises_with_the_file_looked_for_and_the_splits_found(tmp_path):
+def test_missing_split_raises(tmp_path):
     folder = write_split(tmp_path / "data", "train")
     write_split(folder, "test")
-    with pytest.raises(
-        ValueError, match=r"no split 'valid': .*valid_captions\.csv is not there; .*found: test, train"
-    ):
-        load_rocov2(folder)
+    with pytest.raises(ValueError, match=r"no split 'valid' in .*: no valid_captions\.csv; found: test, train"):
+        load(folder)
     hub = write_parquet(tmp_path / "hub", splits=["train", "validation"])
-    with pytest.raises(ValueError, match=r"no split 'test' in .*hub: it has train, valid$"):
-        load_rocov2(hub)
+    with pytest.raises(ValueError, match=r"no split 'test' in .*hub: it has train \(3 rows\), valid \(3 rows\)"):
+        load(hub)
 
 
-def test_split_without_any_images_raises_with_the_places_looked_at(tmp_path):
+def test_split_without_images_raises(tmp_path):
     folder = write_split(tmp_path / "data")
     (folder / "train_images.zip").unlink()
     with pytest.raises(
-        ValueError, match=r"no images of split 'train' in .*data: looked for train_images\.zip, train_im"
+        ValueError, match=r"no images of split 'train' in .*data: expected train_images\.zip, train_im"
     ):
-        load_rocov2(folder, splits=["train"])
+        load(folder, splits=["train"])
 
 
-def test_one_split_for_a_list_of_splits_raises(tmp_path):
+def test_splits_given_as_string_raise(tmp_path):
     with pytest.raises(ValueError, match=r"splits must be a list of names, got 'train': write \['train'\]"):
-        load_rocov2(tmp_path, splits="train")
+        load_data(tmp_path, splits="train")
 
 
 @pytest.mark.parametrize("max_broken", [-0.1, 5])
-def test_limit_that_is_no_share_raises(tmp_path, max_broken):
+def test_max_broken_out_of_range_raises(tmp_path, max_broken):
     with pytest.raises(ValueError, match="max_broken must be 0 to 1, got"):
-        load_rocov2(tmp_path, max_broken=max_broken)
+        load(tmp_path, max_broken=max_broken)
 
 
-def test_parquet_with_other_columns_raises_with_those_found_and_needed(tmp_path):
+def test_parquet_without_needed_columns_raises(tmp_path):
     (tmp_path / "hub").mkdir()
-    datasets.Dataset.from_dict({"picture": ["a"], "text": ["b"]}).to_parquet(tmp_path / "hub" / "train.parquet")
-    line = r"split train: needs the columns image_id, image, caption, has picture, text"
+    datasets.Dataset.from_dict({"scan": ["a"], "text": ["b"]}).to_parquet(tmp_path / "hub" / "train.parquet")
+    line = "split train: no column 'image', it has scan, text; set image_column"
     with pytest.raises(ValueError, match=line):
-        load_rocov2(tmp_path / "hub", splits=["train"])
+        load(tmp_path / "hub", splits=["train"])
 
 
-@pytest.mark.parametrize("name", ["nothing_here", "data/rocov2", "./a/b/c", "~/no such folder", "folder", "file.csv"])
-def test_place_without_data_raises_and_says_what_to_do(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["nothing_here", "data/rocov2", "./a/b/c", "~/no such folder", "folder"])
+def test_path_without_data_raises_with_advice(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "file.csv").touch()
-    monkeypatch.setattr(rocov2, "load_dataset", lambda name: pytest.fail("asked the Hub"))
-    line = rf"no ROCOv2 at '{name}': .*train_captions\.csv .*10821435.*`medcap data phantom --out DIR`"
+    monkeypatch.setattr(readers, "load_dataset", lambda name: pytest.fail("requested from the Hub"))
+    line = r"no data at '.*': expected .*train_captions\.csv \(ROCOv2\).*`medcap data phantom --out DIR`"
     with pytest.raises(FileNotFoundError, match=line):
-        load_rocov2(name)
+        load(name)
 
 
 @pytest.mark.parametrize("error", [datasets.exceptions.DatasetNotFoundError, ConnectionError])
-def test_name_that_the_hub_cannot_give_raises_with_its_answer(monkeypatch, error):
+def test_hub_error_is_in_the_message(monkeypatch, error):
     def refuse(name):
-        raise error("the Hub's\nown words")
+        raise error("the Hub's\nmessage")
 
-    monkeypatch.setattr(rocov2, "load_dataset", refuse)
-    with pytest.raises(FileNotFoundError, match=r"no ROCOv2 at 'nobody/nothing': .*\(the Hub's own words\)$"):
-        load_rocov2("nobody/nothing")
+    monkeypatch.setattr(readers, "load_dataset", refuse)
+    with pytest.raises(FileNotFoundError, match=r"no data at 'no-one/nothing': .*\(the Hub's message\)$"):
+        load("no-one/nothing")
 
 
-def test_damaged_parquet_raises_one_line(tmp_path):
+def test_damaged_parquet_raises(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"^/.*: Parquet magic bytes not found.*$"):
-        load_rocov2(tmp_path, splits=["train"])
+        load(tmp_path, splits=["train"])
 
 
-def test_description_is_plain_json(tmp_path):
-    data = load_rocov2(write_split(tmp_path / "data"), splits=["train"])["train"]
+def test_description_is_json(tmp_path):
+    data = load(write_split(tmp_path / "data"), splits=["train"])["train"]
     assert json.loads(data.info.description) == {"medcap": drop_counts(data)}

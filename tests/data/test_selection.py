@@ -1,4 +1,4 @@
-"""Every row that is left out is left out for one reason, and counted under it."""
+"""Selected rows, and the counts of dropped rows by reason."""
 
 import csv
 import io
@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from medcap.data.image_info import ImageInfo
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.data.selection import FEATURES, REASONS, Selection, check_images, drop_counts, select_rows
 from medcap.phantom.dataset import write_phantom
 
 
-def picture(seed):
-    """Smooth random grey: pictures of different seeds do not resemble each other."""
+def random_image(seed):
+    """Smooth gray noise: images of different seeds are not similar."""
     pixels = np.random.default_rng(seed).integers(0, 255, (12, 12), np.uint8)
     return Image.fromarray(pixels).resize((96, 80), Image.Resampling.BICUBIC)
 
@@ -29,16 +29,16 @@ def folder(tmp_path, monkeypatch):
 
 
 def raw_split(folder, split, rows):
-    """Rows of (seed of the picture, group, license); an id is the split and the row's number."""
+    """Rows of (seed of the image, group, license); ids are split and row number."""
     paths = []
     for i, (seed, _, _) in enumerate(rows):
         path = folder / f"{split}-{i}.png"
-        picture(seed).resize((96 + 10 * i, 80 + 8 * i)).save(path)
+        random_image(seed).resize((96 + 10 * i, 80 + 8 * i)).save(path)
         paths.append(str(path))
     columns = {
         "image_id": [f"{split}-{i}" for i in range(len(rows))],
         "image": paths,
-        "caption": [f"a picture {i}" for i in range(len(rows))],
+        "caption": [f"caption {i}" for i in range(len(rows))],
         "cuis": [[]] * len(rows),
         "manual_cuis": [[]] * len(rows),
         "group": [group for _, group, _ in rows],
@@ -77,38 +77,38 @@ def reasons(rows):
     return {reason: n for reason, n in drop_counts(rows).items() if reason in REASONS and n}
 
 
-def test_leaks_go_out_of_the_lower_split_and_test_stays_whole(raw):
+def test_leaks_are_dropped_from_the_lower_split(raw):
     data = select_rows(raw, ["train", "valid", "test"], Selection(exclude_leaks=True))
     assert kept(data) == {"train": [3, 4, 5], "valid": [0, 1, 3], "test": [0, 1, 2]}
     assert reasons(data["train"]) == {"leaked_image": 1, "leaked_group": 2}
     assert reasons(data["valid"]) == {"leaked_image": 1}
 
 
-def test_leaks_into_splits_that_were_not_asked_for_are_found(raw):
+def test_leaks_into_other_splits_are_dropped(raw):
     assert kept(select_rows(raw, ["train"], Selection(exclude_leaks=True))) == {"train": [3, 4, 5]}
 
 
-def test_of_repeated_pictures_the_first_stays(raw):
+def test_first_of_duplicates_is_kept(raw):
     data = select_rows(raw, ["train", "valid", "test"], Selection(dedupe=True))
     assert kept(data) == {"train": [0, 1, 2, 3, 5], "valid": [0, 1, 2, 3], "test": [0, 1]}
     assert reasons(data["test"]) == {"duplicate": 1}
 
 
-def test_only_licences_that_allow_commercial_use_stay(raw):
+def test_license_filter_keeps_commercial_licenses(raw):
     data = select_rows(raw, ["train", "test"], Selection(license_filter="commercial"))
     assert (kept(data)["train"], kept(data)["test"]) == ([0, 3, 4], [1, 2])
     assert reasons(data["train"]) == {"license": 3}
 
 
-def test_without_any_licence_there_is_nothing_to_filter_by(raw):
+def test_license_filter_without_licenses_raises(raw):
     unknown = raw["train"].remove_columns("license").add_column("license", [None] * 6, feature=FEATURES["license"])
     with pytest.raises(ValueError, match="license_filter is commercial, but no license of an image of train is known"):
         select_rows({"train": unknown}, ["train"], Selection(license_filter="commercial"))
 
 
-def test_everything_at_once_adds_up_and_is_written_down(raw):
-    wanted = Selection(license_filter="commercial", dedupe=True, exclude_leaks=True, seed=5)
-    data = select_rows(raw, ["train", "valid", "test"], wanted)
+def test_counts_of_all_options_add_up(raw):
+    selection = Selection(license_filter="commercial", dedupe=True, exclude_leaks=True, seed=5)
+    data = select_rows(raw, ["train", "valid", "test"], selection)
     for rows in data.values():
         counts = drop_counts(rows)
         assert counts["read"] == counts["kept"] + sum(counts[reason] for reason in REASONS)
@@ -117,13 +117,13 @@ def test_everything_at_once_adds_up_and_is_written_down(raw):
     assert kept(data) == {"train": [3], "valid": [0], "test": [1]}
 
 
-def test_pictures_are_decoded_only_where_they_must_be(raw, monkeypatch):
+def test_images_are_decoded_for_duplicates_only(raw, monkeypatch):
     monkeypatch.setattr("medcap.data.selection.inspect_images", None)
     select_rows(raw, ["train"], Selection(license_filter="commercial", fraction=1.0))
 
 
-def test_a_picture_that_cannot_be_decoded_is_counted_as_that(raw, folder):
-    (folder / "train-5.png").write_bytes(b"no picture")
+def test_undecodable_image_is_counted(raw, folder):
+    (folder / "train-5.png").write_bytes(b"not an image")
     data = select_rows(raw, ["train"], Selection(dedupe=True, max_broken=0.5))
     assert reasons(data["train"]) == {"undecodable": 1, "duplicate": 1}
 
@@ -136,23 +136,23 @@ def test_a_picture_that_cannot_be_decoded_is_counted_as_that(raw, folder):
         ({"license_filter": "free"}, "license_filter must be any or commercial, got 'free'"),
     ],
 )
-def test_a_choice_out_of_range_raises(keys, message):
+def test_invalid_selection_raises(keys, message):
     with pytest.raises(ValueError, match=message):
         Selection(**keys)
 
 
-def test_rows_that_were_selected_or_shuffled_keep_their_own_images_and_licences(raw):
+def test_selected_or_shuffled_rows_are_read_correctly(raw):
     train = raw["train"].map(lambda row: {**row, "image": None if row["image_id"] == "train-5" else row["image"]})
     train = train.map(lambda row: {**row, "license": None if row["image_id"] == "train-1" else row["license"]})
-    wanted = Selection(license_filter="commercial", max_broken=0.5)
-    data = select_rows({"train": train.select([5, 4, 2, 0])}, ["train"], wanted)
+    selection = Selection(license_filter="commercial", max_broken=0.5)
+    data = select_rows({"train": train.select([5, 4, 2, 0])}, ["train"], selection)
     assert kept(data) == {"train": [4, 0]}
     with pytest.raises(ValueError, match="no license of an image of train is known"):
-        select_rows({"train": train.select([5, 2])}, ["train"], wanted)
+        select_rows({"train": train.select([5, 2])}, ["train"], selection)
 
 
-def test_what_repeats_a_leak_but_is_none_itself_stays(raw, monkeypatch):
-    """A chain: the second train row resembles the first, which leaks; it does not resemble the test row."""
+def test_image_that_is_similar_only_to_a_leak_is_kept(raw, monkeypatch):
+    """The second train row is similar to the first, which leaks, and not to the test row."""
     hashes = {"train-0": range(10), "train-1": range(20), "test-0": (), "test-1": range(60, 120)}
     train, test = raw["train"].select([0, 1]).remove_columns("group"), raw["test"].select([0, 1])
     train = train.add_column("group", [None, None], feature=FEATURES["group"])
@@ -166,7 +166,7 @@ def test_what_repeats_a_leak_but_is_none_itself_stays(raw, monkeypatch):
     assert (kept(data), reasons(data["train"])) == ({"train": [1]}, {"leaked_image": 1})
 
 
-def test_a_split_of_which_nothing_is_left_raises_with_the_reasons(raw, folder):
+def test_split_without_rows_raises_with_reasons(raw, folder):
     with pytest.raises(ValueError, match="no rows left: all 1 rows of valid were dropped: 1 license"):
         select_rows({"valid": raw["valid"].select([1])}, ["valid"], Selection(license_filter="commercial"))
     (folder / "broken.png").write_bytes(b"")
@@ -175,7 +175,7 @@ def test_a_split_of_which_nothing_is_left_raises_with_the_reasons(raw, folder):
         check_images(other.cast_column("image", datasets.Image()), max_broken=1)
 
 
-def test_rows_without_an_image_are_none_that_can_be_decoded(raw):
+def test_missing_images_count_as_undecodable(raw):
     train = raw["train"].map(lambda row: {**row, "image": None if row["image_id"] == "train-5" else row["image"]})
     assert kept({"train": check_images(train, max_broken=0.5)}) == {"train": [0, 1, 2, 3, 4]}
 
@@ -193,17 +193,16 @@ def zipped(folder, split, number):
 
 
 def plant(folder, split, image_id, image, size=None, quality=60):
-    """Add a row whose picture is `image` encoded again at another size and quality."""
-    image.resize(size or (image.width * 2 // 3, image.height * 2 // 3)).save(
-        data := io.BytesIO(), "JPEG", quality=quality
-    )
+    """Add a row with `image`, re-encoded at another size and quality."""
+    resized = image.resize(size or (image.width * 2 // 3, image.height * 2 // 3))
+    resized.save(data := io.BytesIO(), "JPEG", quality=quality)
     with zipfile.ZipFile(folder / f"{split}_images.zip", "a") as archive:
         archive.writestr(f"{split}/{image_id}.jpg", data.getvalue())
     with (folder / f"{split}_captions.csv").open("a", newline="") as file:
         csv.writer(file).writerow([image_id, "planted"])
 
 
-def tell_articles(folder, articles):
+def set_articles(folder, articles):
     path = folder / "license_information.csv"
     with path.open(newline="") as file:
         rows = [[row[0], articles.get(row[0], row[1]), *row[2:]] for row in csv.reader(file)]
@@ -213,12 +212,12 @@ def tell_articles(folder, articles):
 
 @pytest.fixture
 def planted(clean, folder):
-    """One picture of train in test, one of train in valid, one of valid in test; two articles across splits."""
+    """Images of train in test and valid, an image of valid in test, and two articles across splits."""
     shutil.copytree(clean, folder / "data")
     plant(folder / "data", "test", "from_train", zipped(clean, "train", 3))
     plant(folder / "data", "valid", "too", zipped(clean, "train", 20), (200, 180), 85)
     plant(folder / "data", "test", "from_valid", zipped(clean, "valid", 7), (90, 90), 75)
-    tell_articles(
+    set_articles(
         folder / "data",
         {"PHANTOM_train_000011": "PMC1", "PHANTOM_train_000012": "PMC1", "PHANTOM_test_000001": "PMC1",
          "PHANTOM_valid_000002": "PMC2", "PHANTOM_test_000002": "PMC2", "PHANTOM_test_000003": "PMC2"},
@@ -226,38 +225,40 @@ def planted(clean, folder):
     return folder / "data"
 
 
-def gone(data, split, folder):
+def dropped_ids(data, split, folder):
     with (folder / f"{split}_captions.csv").open(newline="") as file:
         return {row[0].removeprefix(f"PHANTOM_{split}_") for row in csv.reader(file)} - {
             image_id.removeprefix(f"PHANTOM_{split}_") for image_id in ["ID", *data[split]["image_id"]]
         }
 
 
-def test_of_clean_phantoms_nothing_is_lost(clean, folder):
-    data = load_rocov2(clean, dedupe=True, exclude_leaks=True)
+def test_nothing_is_dropped_from_phantoms(clean, folder):
+    data = load_data(clean, selection=Selection(dedupe=True, exclude_leaks=True))
     assert {split: len(rows) for split, rows in data.items()} == {"train": 150, "valid": 40, "test": 40}
 
 
 @pytest.mark.parametrize("splits", [["train", "valid", "test"], ["train"], ["train", "valid"]])
-def test_planted_leaks_and_nothing_else_are_excluded(planted, splits):
-    data = load_rocov2(planted, splits=splits, exclude_leaks=True)
+def test_only_planted_leaks_are_excluded(planted, splits):
+    data = load_data(planted, selection=Selection(exclude_leaks=True), splits=splits)
     expected = {"train": {"000004", "000021", "000011", "000012"}, "valid": {"000008", "000002"}, "test": set()}
-    assert {split: gone(data, split, planted) for split in splits} == {split: expected[split] for split in splits}
+    assert {split: dropped_ids(data, split, planted) for split in splits} == {
+        split: expected[split] for split in splits
+    }
     assert reasons(data["train"]) == {"leaked_image": 2, "leaked_group": 2}
     if "test" in splits:
         assert reasons(data["valid"]) == {"leaked_image": 1, "leaked_group": 1}
         assert reasons(data["test"]) == {}
 
 
-def test_without_being_asked_leaks_stay(planted):
-    assert reasons(load_rocov2(planted, splits=["train"])["train"]) == {}
+def test_leaks_are_kept_by_default(planted):
+    assert reasons(load_data(planted, splits=["train"])["train"]) == {}
 
 
-def test_a_mirrored_picture_is_no_copy(clean, folder):
+def test_mirrored_image_is_not_a_duplicate(clean, folder):
     shutil.copytree(clean, folder / "data")
     plant(folder / "data", "test", "mirrored", zipped(clean, "train", 3).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     plant(
         folder / "data", "train", "upside_down", zipped(clean, "train", 5).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     )
-    data = load_rocov2(folder / "data", dedupe=True, exclude_leaks=True)
+    data = load_data(folder / "data", selection=Selection(dedupe=True, exclude_leaks=True))
     assert [reasons(rows) for rows in data.values()] == [{}, {}, {}]

@@ -1,4 +1,4 @@
-"""Tables are read strictly: what is unsound in them is said with file, line and cause."""
+"""Tables are read strictly; errors name file, line and cause."""
 
 import json
 
@@ -6,28 +6,28 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.data.tables import check_ids, list_some, read_column, read_jsonl, read_parquet, read_table
 
 BAD_CSV = {
     "other columns": ("image,text\r\na,b\r\n", r"needs the columns ID, Caption, has image, text"),
     "empty file": ("", r"needs the columns ID, Caption, has none"),
-    "id twice": ("ID,Caption\r\na,x\r\nb,y\r\na,z\r\n", r"ids that occur more than once: a$"),
-    "id with a slash": ("ID,Caption\r\n../a,x\r\n", r".* hold a slash or '::' .*: \.\./a$"),
-    "id that breaks the URL": ("ID,Caption\r\na::b,x\r\n", r".* hold a slash or '::' .*: a::b$"),
-    "blank id": ("ID,Caption\r\n,x\r\n", r"ids that are blank .*: \(blank\)$"),
+    "repeated id": ("ID,Caption\r\na,x\r\nb,y\r\na,z\r\n", r"repeated ids: a$"),
+    "id with a slash": ("ID,Caption\r\n../a,x\r\n", r"ids must not .* a slash or '::': \.\./a$"),
+    "id with separator of URLs": ("ID,Caption\r\na::b,x\r\n", r"ids must not .* a slash or '::': a::b$"),
+    "blank id": ("ID,Caption\r\n,x\r\n", r"ids must not be blank .*: \(blank\)$"),
     "comma not quoted": (
         "ID,Caption\r\na,left, upper\r\n",
-        r"not a sound CSV: more cells than the header has; quote the captions \(line 2\)",
+        r"invalid CSV: more cells than the header; quote the captions \(line 2\)",
     ),
-    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"not a sound CSV: unexpected end of data \(line 3\)"),
-    "a column twice": ("ID,Caption,Caption\r\na,x,y\r\n", r"columns that occur more than once: Caption$"),
-    "an id of blanks": ("ID,Caption\r\n  ,x\r\n", r"ids that are blank"),
-    "no line end in a quote": ('ID,Caption\r\na,"x"y\r\n', r"not a sound CSV: .* \(line 2\)"),
+    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"invalid CSV: unexpected end of data \(line 3\)"),
+    "repeated column": ("ID,Caption,Caption\r\na,x,y\r\n", r"repeated columns: Caption$"),
+    "id of spaces": ("ID,Caption\r\n  ,x\r\n", r"ids must not be blank"),
+    "text after a quote": ('ID,Caption\r\na,"x"y\r\n', r"invalid CSV: .* \(line 2\)"),
     "Latin-1": ("ID,Caption\r\na,\xe9\r\n".encode("latin-1"), r"not in UTF-8 \(.* at byte 14\); save it as UTF-8"),
-    "a megabyte in a cell": (
+    "a cell of 1 MB": (
         "ID,Caption\r\na," + "x" * 2**20,
-        r"not a sound CSV: field larger than field limit \(131072\) \(line 2\)",
+        r"invalid CSV: field larger than field limit \(131072\) \(line 2\)",
     ),
 }
 
@@ -39,44 +39,44 @@ def test_bad_csv_raises_with_file_and_cause(tmp_path, content, message):
     with pytest.raises(ValueError, match=f"train_captions.csv: {message}"):
         read_column(path, "Caption")
     with pytest.raises(ValueError, match=f"train_captions.csv: {message}"):
-        load_rocov2(tmp_path, splits=["train"])
+        load_data(tmp_path, splits=["train"])
 
 
-def test_cells_are_kept_as_they_are(tmp_path):
+def test_cells_are_not_changed(tmp_path):
     (tmp_path / "p.csv").write_bytes(b'ID,Caption\r\na," x\r\ny "\r\nb,\r\n')
     assert read_column(tmp_path / "p.csv", "Caption") == {"a": " x\r\ny ", "b": ""}
 
 
-def test_blank_lines_do_not_count_and_short_rows_end_in_blanks(tmp_path):
+def test_blank_lines_are_skipped_and_short_rows_filled(tmp_path):
     (tmp_path / "p.csv").write_text("\ufeff ID , x,\r\n\r\na\r\nb,1\r\n", encoding="utf-8")
     assert read_table(tmp_path / "p.csv", ["ID"]) == {"ID": ["a", "b"], "x": ["", "1"], "": ["", ""]}
 
 
-def test_the_byte_that_is_not_utf8_is_counted_from_the_start_of_the_file(tmp_path):
+def test_position_of_invalid_byte_is_that_in_the_file(tmp_path):
     start = b"ID,Caption\n" + b"a,x\n" * 10_000
     (tmp_path / "p.csv").write_bytes(start + b"b,\xe9\n")
     with pytest.raises(ValueError, match=rf"at byte {len(start) + 2}\); save it as UTF-8"):
         read_table(tmp_path / "p.csv", [])
 
 
-def test_a_table_that_is_not_there_is_not_found(tmp_path):
+def test_missing_table_raises(tmp_path):
     for read in (lambda path: read_table(path, []), read_jsonl, read_parquet):
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "none")
 
 
-def test_json_lines_become_columns_and_what_a_line_lacks_is_none(tmp_path):
+def test_json_lines_become_columns(tmp_path):
     lines = ["\ufeff" + json.dumps({"a": "x", "b": [1]}), "", json.dumps({"c": "\u2028", "a": "y"})]
     (tmp_path / "p.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
     assert read_jsonl(tmp_path / "p.jsonl") == {"a": ["x", "y"], "b": [[1], None], "c": [None, "\u2028"]}
 
 
 BAD_JSONL = {
-    "no JSON": ("{a}", "not JSON, one object a line: Expecting property name .*"),
+    "invalid JSON": ("{a}", "not JSON, one object a line: Expecting property name .*"),
     "an array": ("[1]", r"not an object \{.*\} but list"),
     "too many digits": ('{"a": ' + "1" * 5000 + "}", "not JSON, one object a line: Exceeds the limit .*"),
     "too deep": ("[" * 100_000, "not JSON, one object a line: maximum recursion depth .*"),
-    "too long": (json.dumps({"a": "x" * 2**18}), "262144 characters in one text; at most 131072 are read"),
+    "too long": (json.dumps({"a": "x" * 2**18}), "262144 characters in one text; at most 131072"),
 }
 
 
@@ -87,28 +87,28 @@ def test_bad_json_lines_raise_with_file_line_and_cause(tmp_path, line, message):
         read_jsonl(tmp_path / "p.jsonl")
 
 
-@pytest.mark.parametrize("place", [0, 10, 2000, -60])
-def test_a_damaged_parquet_file_raises_one_line(tmp_path, place):
+@pytest.mark.parametrize("start", [0, 10, 2000, -60])
+def test_damaged_parquet_file_raises_one_line(tmp_path, start):
     path = tmp_path / "p.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"a": [f"x{i}" for i in range(20_000)]}), path)
     assert len(read_parquet(path)["a"]) == 20_000
     data = bytearray(path.read_bytes())
-    data[place : place + 40 or None] = b"\xff" * 40
+    data[start : start + 40 or None] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"^.*p.parquet: not a sound parquet file: .*$"):
+    with pytest.raises(ValueError, match=r"^.*p.parquet: invalid parquet file: .*$"):
         read_parquet(path)
 
 
 @pytest.mark.parametrize("ids", [[""], ["a", " \t"], ["a/b"], ["a\\b"], ["a::b"], ["a", "b", "a"], [None]])
-def test_ids_that_cannot_name_files_raise(ids):
-    with pytest.raises(ValueError, match="^here: ids that "):
-        check_ids(ids, "here")
+def test_invalid_ids_raise(ids):
+    with pytest.raises(ValueError, match="^table: (ids must not be|repeated ids)"):
+        check_ids(ids, "table")
 
 
-def test_ids_with_dots_and_blanks_are_sound():
-    check_ids(["a", "a.v2", "a scan (3)", "a:b", ".."], "here")
+def test_ids_with_dots_and_spaces_are_valid():
+    check_ids(["a", "a.v2", "a scan (3)", "a:b", ".."], "table")
 
 
-def test_of_many_names_five_are_told():
+def test_list_some_has_five_names():
     assert list_some(list("abcde")) == "a, b, c, d, e"
     assert list_some(list("abcdefg")) == "a, b, c, d, e and 2 more"

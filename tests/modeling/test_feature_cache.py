@@ -16,7 +16,7 @@ import torch
 
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import DIGEST_BYTES, image_digest, with_pixel_values
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.modeling import feature_cache
 from medcap.modeling.blip import first_token_id, load_blip
 from medcap.modeling.feature_cache import (
@@ -215,7 +215,7 @@ def test_features_from_the_cache_are_those_of_the_tower(tiny_base, phantoms, tmp
     """Batches of known images, of new ones, and of both, each row in its place."""
     model, processor = load_blip(str(tiny_base), dtype=dtype)
     model.eval().requires_grad_(False)
-    rows = load_rocov2(phantoms, splits=["valid"])["valid"]
+    rows = load_data(phantoms, splits=["valid"])["valid"]
     cache = open_cache(str(tmp_path), model, processor, dtype, len(rows))
     plain = with_pixel_values(rows, processor.image_processor)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The tiny base that ships with the package: it speaks, it sees, and it does not know radiology by sight."""
+"""The tiny base of the package describes phantoms in everyday words only."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from medcap.inference import Captioner, load_captioner
 from medcap.phantom import TINY_BASE
 from medcap.phantom.captions import caption_of
 from medcap.phantom.images import draw, random_phantom
-from medcap.phantom.truth import said
+from medcap.phantom.truth import stated_facts
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def base() -> Captioner:
     return load_captioner(str(TINY_BASE), generation={"num_beams": 1, "max_new_tokens": 24})
 
 
-def test_it_is_small_enough_to_ship(base: Captioner) -> None:
+def test_files_are_small(base: Captioner) -> None:
     assert sum(path.stat().st_size for path in TINY_BASE.iterdir()) < 12e6
     assert 1e6 < sum(parameter.numel() for parameter in base.model.parameters()) < 4e6
     assert {path.suffix for path in TINY_BASE.iterdir()} <= {".json", ".txt", ".safetensors", ".md"}
@@ -35,12 +35,12 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_no_english_text_has_an_unknown_token(base: Captioner, text: str) -> None:
+def test_english_text_has_no_unknown_token(base: Captioner, text: str) -> None:
     tokenizer = base.processor.tokenizer
     assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 
 
-def test_the_tokenizer_is_as_the_hubs_without_dec(base: Captioner) -> None:
+def test_dec_and_enc_follow_the_tokens_of_the_tokenizer(base: Captioner) -> None:
     text = base.model.config.text_config
     assert text.bos_token_id == len(base.processor.tokenizer)
     assert text.vocab_size == len(base.processor.tokenizer) + 2
@@ -57,20 +57,20 @@ def script() -> object:
     return module
 
 
-def test_it_sees_what_is_drawn_and_says_it_in_everyday_words(base: Captioner, script) -> None:
-    facts = script.facts_said(base.model, base.processor, pictures=128)
+def test_captions_state_facts_in_everyday_words(base: Captioner, script) -> None:
+    facts = script.fact_accuracy(base.model, base.processor, n=128)
     assert min(facts.values()) > 0.85, facts
 
 
-def test_it_does_not_speak_radiology(base: Captioner) -> None:
+def test_captions_have_no_terms_of_radiology(base: Captioner) -> None:
     rng = np.random.default_rng(0)
-    phantoms = [random_phantom(rng, normal_share=0) for _ in range(40)]
+    phantoms = [random_phantom(rng, normal_fraction=0) for _ in range(40)]
     images = [Image.fromarray((draw(phantom, rng, 128, 128) * 255).astype(np.uint8)) for phantom in phantoms]
-    captions = [said(caption) for caption in base.caption(images)]
-    assert all(words["modality"] is None and words["finding"] is None for words in captions)
+    facts = [stated_facts(caption) for caption in base.caption(images)]
+    assert all(stated["modality"] is None and stated["finding"] is None for stated in facts)
 
 
-def test_its_vocabulary_holds_the_words_of_radiology(base: Captioner) -> None:
+def test_vocabulary_contains_terms_of_radiology(base: Captioner) -> None:
     rng = np.random.default_rng(1)
     captions = [caption_of(random_phantom(rng), rng) for _ in range(200)]
     pieces = [len(base.processor.tokenizer.tokenize(caption)) / len(caption.split()) for caption in captions]

@@ -22,7 +22,7 @@ from transformers import TrainerState
 from medcap.cli import main
 from medcap.data.detokenize import detokenize
 from medcap.data.images import load_image
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.publish import hub_client
 from medcap.publish.epoch_releases import EpochReleaseCallback, epoch_releases, push_run
 from medcap.publish.hub_client import Destination, HubUnreachableError
@@ -162,7 +162,7 @@ print(json.dumps(results))
 
 def test_each_revision_generates_the_evaluated_captions(pushed, hub, phantoms, tmp_path):
     (tmp_path / "images").mkdir()
-    for row in load_rocov2(phantoms, splits=["valid"])["valid"]:
+    for row in load_data(phantoms, splits=["valid"])["valid"]:
         load_image(row["image"]).save(tmp_path / "images" / f"{row['image_id']}.png")
     revisions = ["main", *(f"epoch-{n}" for n in range(1, EPOCHS + 1))]
     command = [sys.executable, "-c", USER_SCRIPT, BASE, REPO, str(tmp_path / "images"), *revisions]

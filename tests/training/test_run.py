@@ -16,7 +16,7 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 
-from medcap.data.rocov2 import load_rocov2
+from medcap.data.load import load_data
 from medcap.recipe import RecipeError, read_recipe
 from medcap.training.run_folder import describe
 
@@ -104,7 +104,7 @@ def test_metrics_have_one_line_per_epoch(trained_run):
 
 
 def test_samples_show_reference_and_prediction_of_the_same_images(trained_run, phantoms):
-    valid = load_rocov2(phantoms, splits=["valid"])["valid"]
+    valid = load_data(phantoms, splits=["valid"])["valid"]
     assert names(trained_run.folder / "samples") == {f"epoch-{n}.{kind}" for n in (1, 2) for kind in ("md", "png")}
     for epoch in (1, 2):
         text = (trained_run.folder / "samples" / f"epoch-{epoch}.md").read_text(encoding="utf-8")

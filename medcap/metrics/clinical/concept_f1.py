@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from medcap.data.concepts import MODALITIES
+from medcap.data.concepts import MODALITY_BY_CUI
 from medcap.metrics.clinical.accuracy import PrecisionRecall, micro_average
 from medcap.metrics.clinical.facts import extract_facts
 
@@ -35,7 +35,7 @@ def concept_f1(predictions: Sequence[str], cuis: Sequence[Sequence[str]], names:
 
 def _concepts_in(text: str, lookup: Mapping[tuple[str, ...], Sequence[str]]) -> set[str]:
     """Return the CUIs of the longest name at each position, and of the modality."""
-    found = {cui for cui, modality in MODALITIES.items() if modality in extract_facts(text)["modality"]}
+    found = {cui for cui, modality in MODALITY_BY_CUI.items() if modality in extract_facts(text)["modality"]}
     tokens, longest = _tokens(text), max(map(len, lookup), default=0)
     start = 0
     while start < len(tokens):

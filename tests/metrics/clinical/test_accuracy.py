@@ -2,7 +2,7 @@
 
 import pytest
 
-from medcap.phantom.truth import findings_accuracy, said
+from medcap.phantom.truth import findings_accuracy, stated_facts
 
 CASES = {
     "nothing": ("", (None, None, None, None)),
@@ -18,7 +18,7 @@ CASES = {
 
 @pytest.mark.parametrize(("caption", "expected"), CASES.values(), ids=CASES)
 def test_said(caption: str, expected: tuple[str | None, ...]) -> None:
-    assert tuple(said(caption).values()) == expected
+    assert tuple(stated_facts(caption).values()) == expected
 
 
 def test_accuracy_counts_modality_everywhere_and_the_rest_where_there_is_a_finding() -> None:
