@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from medcap.modeling.blip import (
 from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder, open_cache
 from medcap.modeling.generation import are_cut, generate_ids
 from medcap.modeling.lora import base_model, is_adapter
-from medcap.modeling.precision import allow_tf32, resolve_dtype
+from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import GenerationArguments, check_ranges, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Captioner:
         adapter: Name of the adapter, if there is one.
         prompt: Text that captions continue; it is not part of them.
         detokenize: Whether captions are detokenized (`medcap.data.detokenize`).
+        recipe: The recipe that the adapter was trained with; empty for a base and for adapters of other programs.
         cache: Feature cache.
     """
 
@@ -62,7 +63,13 @@ class Captioner:
     adapter: str | None = None
     prompt: str = ""
     detokenize: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     cache: FeatureCache | None = None
+
+    @property
+    def precision(self) -> str:
+        """Precision of the weights: fp32, bf16 or fp16."""
+        return precision_name(self.model.dtype)
 
     @property
     def image_size(self) -> int:
@@ -89,12 +96,8 @@ class Captioner:
 
         `pixel_values` (B, 3, H, W) are uint8, or normalized floats.
         """
-        with model_errors(self.adapter or self.base):
-            return self._generate(batch)
-
-    def _generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
-        with self.autocast(), casting:
+        with model_errors(self.adapter or self.base), self.autocast(), casting:
             features = FeatureEncoder(self.blip.vision_model, self.cache)(batch)
             tokenizer = self.processor.tokenizer
             ids = generate_ids(self.blip, features, self.generation_config, tokenizer, self.prompt).cpu()
@@ -161,7 +164,7 @@ def load_captioner(
         generation_config = make_generation_config(blip, **settings)
         loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
-    return Captioner(loaded, processor, generation_config, base_name, adapter, prompt, detokenize)
+    return Captioner(loaded, processor, generation_config, base_name, adapter, prompt, detokenize, recipe)
 
 
 def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:

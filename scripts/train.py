@@ -137,7 +137,7 @@ def fit(
         start_run(recipe, data, precision_name(dtype), model, checkpoint)
     cache = open_feature_cache(recipe, data, model, processor, dtype)
     with Meteor() if is_main else contextlib.nullcontext() as meteor:  # the main process scores
-        pairs = signature_pairs("valid", data["valid"], generation_config, dtype)
+        pairs = signature_pairs("valid", data["valid"], generation_config, precision_name(dtype))
         scores = CaptionMetrics(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
         trainer = make_trainer(
             recipe, data, captions, model, processor, generation_config, scores, cache, write_sample_sheet

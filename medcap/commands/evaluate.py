@@ -73,7 +73,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     captioner = captioner_from_args(args)  # first, so that a wrong name fails before images are decoded
     wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
-    form = layout_from_args(args, captioner.adapter)
+    form = layout_from_args(args, captioner.recipe)
     split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
     name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
     captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
@@ -94,11 +94,9 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     """Caption the same split with the other model and the same generation settings, and compare the two."""
     from medcap.evaluation.evaluate import evaluate
     from medcap.inference import load_captioner
-    from medcap.modeling.precision import precision_name
     from medcap.reporting.evaluation_page import write_page
 
-    precision = precision_name(captioner.model.dtype)
-    other = load_captioner(args.baseline, image_size=captioner.image_size, precision=precision)
+    other = load_captioner(args.baseline, image_size=captioner.image_size, precision=captioner.precision)
     other = replace(
         other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,13 +99,12 @@ def _local_model(model: str, revision: str | None) -> str:
     return snapshot_download(model, revision=revision)
 
 
-def layout_from_args(args: argparse.Namespace, adapter: str | None = None) -> DataLayout:
-    """Return the data layout: that of the adapter unless overridden, so that its training images are not tested."""
+def layout_from_args(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> DataLayout:
+    """Return the data layout: that of an adapter's recipe unless overridden; its training images are not tested."""
     from medcap.data.layout import DataLayout
-    from medcap.inference import adapter_recipe
 
-    recipe, names = adapter_recipe(adapter) if adapter else {}, ("data_format", *LAYOUT_OPTIONS)
-    trained = {name: recipe[name] for name in names if name in recipe}
+    names = ("data_format", *LAYOUT_OPTIONS)
+    trained = {name: recipe[name] for name in names if recipe and name in recipe}
     return DataLayout(
         **{**trained, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}}
     )

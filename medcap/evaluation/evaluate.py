@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,29 +10,23 @@ from medcap.data.detokenize import detokenize
 from medcap.data.selection import drop_counts
 from medcap.environment import environment
 from medcap.evaluation.baselines import constant_caption, shuffled
-from medcap.evaluation.nearest import nearest_captions
+from medcap.evaluation.predict import Baseline, Predictions, predict
 from medcap.evaluation.predictions import write_predictions
-from medcap.evaluation.result import EvaluationResult, RecipeId, SystemScores
+from medcap.evaluation.result import EvaluationResult, SystemScores
 from medcap.evaluation.scores_file import write_scores
 from medcap.evaluation.scoring import (
     breakdown,
     score,
     score_concepts,
     score_shuffled,
-    signature_pairs,
     system_scores,
 )
 from medcap.evaluation.split import Split
-from medcap.inference import Captioner, adapter_recipe, caption_dataset
+from medcap.inference import Captioner
 from medcap.metrics.clinical.accuracy import score_facts
 from medcap.metrics.clinical.errors import find_failures
 from medcap.metrics.coco import Meteor, Scores
-from medcap.metrics.diversity import CaptionSummary, describe_captions, sameness
-
-logger = logging.getLogger(__name__)
-
-# keys that may differ between two runs of one recipe: paths and seeds
-_NOT_RECIPE = {"seed", "data_seed", "output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "data_dir"}
+from medcap.metrics.diversity import CaptionSummary, describe_captions
 
 
 @dataclass(frozen=True)
@@ -45,13 +36,6 @@ class Evaluation:
     result: EvaluationResult
     captions: list[str]
     per_image: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class _Baseline:
-    captions: Sequence[str]
-    caption: str | None = None
-    training_images: int | None = None
 
 
 def evaluate(
@@ -78,17 +62,20 @@ def evaluate(
         nearest: Number of training images searched by the baseline "nearest"; 0 leaves it out.
     """
     with Meteor() as meteor:  # loads while captions are generated
-        captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
-        if warning := sameness(captions):
-            logger.warning(warning)
-        out.mkdir(parents=True, exist_ok=True)
-        write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
-        scores = score(captions, split, meteor, _signature_pairs(captioner, split))
-        generated = _baseline_captions(captioner, split, nearest, batch_size or 16) if baselines else {}
-        rows = {kind: _score_baseline(out, kind, baseline, split, meteor) for kind, baseline in generated.items()}
-        # captions depend on their own image alone: captioning shuffled images is shuffling the captions
-        control = score_shuffled(shuffled(captions), split, scores, meteor) if len(captions) > 1 else None
-        detokenized = None if captioner.detokenize else _score_detokenized(captions, split, meteor)
+        predictions = predict(captioner, split, out, batch_size=batch_size, nearest=nearest if baselines else 0)
+        return _score(predictions, split, out, meteor, name, baselines)
+
+
+def _score(
+    predictions: Predictions, split: Split, out: Path, meteor: Meteor, name: str, with_baselines: bool
+) -> Evaluation:
+    captions, cut = predictions.captions, predictions.cut
+    scores = score(captions, split, meteor, predictions.signature_pairs)
+    baselines = _baselines(predictions, split) if with_baselines else {}
+    rows = {kind: _score_baseline(out, kind, baseline, split, meteor) for kind, baseline in baselines.items()}
+    # captions depend on their own image alone: captioning shuffled images is shuffling the captions
+    control = score_shuffled(shuffled(captions), split, scores, meteor) if len(captions) > 1 else None
+    detokenized = None if predictions.detokenized else _score_detokenized(captions, split, meteor)
     write_scores(out / "scores.csv", split.ids, split.groups, scores.statistics)
     row = replace(
         system_scores(name, captions, split, scores),
@@ -98,45 +85,38 @@ def evaluate(
     )
     result = EvaluationResult(
         **vars(row),
-        model=captioner.adapter or captioner.base,
-        base=captioner.base,
+        model=predictions.model,
+        base=predictions.base,
         split=split.name,
         data=drop_counts(split.rows),
-        image_size=captioner.image_size,
+        image_size=predictions.image_size,
         concepts=score_concepts(captions, split),
         failures=find_failures(captions, split.references, scores.per_image["cider"]),
         breakdown=breakdown(split, scores.statistics),
         baselines=rows,
         shuffled_images=control,
         detokenized=detokenized,
-        recipe=_recipe_id(captioner),
+        recipe=predictions.recipe,
         environment=environment(),
     )
     result.write(out / "metrics.json")
     return Evaluation(result, captions, scores.per_image)
 
 
-def _signature_pairs(captioner: Captioner, split: Split) -> dict[str, object]:
-    return signature_pairs(
-        split.name, split.rows, captioner.generation_config, captioner.model.dtype, captioner.detokenize
-    )
-
-
-def _baseline_captions(captioner: Captioner, split: Split, nearest: int, batch_size: int) -> dict[str, _Baseline]:
-    """Make the captions of each baseline; constant and nearest use the training split, shuffled the references."""
-    rows: dict[str, _Baseline] = {}
+def _baselines(predictions: Predictions, split: Split) -> dict[str, Baseline]:
+    """Return the captions of each baseline; constant and nearest use the training split, shuffled the references."""
+    rows: dict[str, Baseline] = {}
     if split.training_captions:
         constant = constant_caption(split.training_captions)
-        rows["constant"] = _Baseline([constant] * len(split.rows), caption=constant)
+        rows["constant"] = Baseline([constant] * len(split.rows), caption=constant)
     if len(split.rows) > 1:
-        rows["shuffled"] = _Baseline(shuffled(split.references))
-    if nearest and split.training is not None:
-        captions, n = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size)
-        rows["nearest"] = _Baseline(captions, training_images=n)
+        rows["shuffled"] = Baseline(shuffled(split.references))
+    if predictions.nearest is not None:
+        rows["nearest"] = predictions.nearest
     return rows
 
 
-def _score_baseline(out: Path, name: str, baseline: _Baseline, split: Split, meteor: Meteor) -> SystemScores:
+def _score_baseline(out: Path, name: str, baseline: Baseline, split: Split, meteor: Meteor) -> SystemScores:
     """Score a baseline, and write its predictions and scores like those of a system."""
     scores = score(baseline.captions, split, meteor)
     folder = out / "baselines" / name
@@ -159,12 +139,3 @@ def _summary(captions: Sequence[str], cut: Sequence[bool], scores: Scores) -> Ca
         brevity_penalty=scores.statistics.brevity_penalty,
         cut_fraction=sum(cut) / len(cut),
     )
-
-
-def _recipe_id(captioner: Captioner) -> RecipeId | None:
-    recipe: Mapping[str, object] = adapter_recipe(captioner.adapter) if captioner.adapter else {}
-    if not recipe:
-        return None
-    rest = json.dumps({key: value for key, value in recipe.items() if key not in _NOT_RECIPE}, sort_keys=True)
-    seed = recipe.get("seed")
-    return RecipeId(hash=hashlib.sha256(rest.encode()).hexdigest()[:16], seed=seed if isinstance(seed, int) else None)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -24,30 +24,38 @@ BLOCK = 1024  # images compared at a time
 def nearest_captions(
     captioner: Captioner, rows: Dataset, training: Dataset, *, most: int = 2000, batch_size: int = 16, seed: int = 0
 ) -> tuple[list[str], int]:
-    """Return for each of `rows` the caption of the training image whose features are closest, and of how many.
+    """Return the caption of the most similar training image for each row, and the number of training images searched.
 
-    Of `training` at most `most` images take part, chosen by `seed`. Features are as of `image_features`, closeness is
-    their cosine; of equals the first. A captioner that is no better than this has learned to look things up.
+    Similarity is the cosine of `image_features`; of equals the first is taken.
+
+    Args:
+        captioner: The captioner whose vision encoder is used.
+        rows: n images.
+        training: Training images with captions; unreadable ones are skipped.
+        most: Maximum number of training images, chosen at random by `seed`.
+        batch_size: Images at a time.
+        seed: Of the choice.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(training))[:most])
-    known = check_images(training.select(chosen), max_broken=1.0)
-    there = image_features(captioner, known, batch_size, "features of train")
-    here = image_features(captioner, rows, batch_size, "features")
-    closest = torch.cat([(block @ there.T).argmax(1) for block in here.split(BLOCK)])
-    captions = list(known["caption"])
-    return [captions[row] for row in closest.tolist()], len(known)
+    training = check_images(training.select(chosen), max_broken=1.0)
+    images = [dataset.select_columns(["image_id", "image"]) for dataset in (training, rows)]
+    features = image_features(captioner, concatenate_datasets(images), batch_size)
+    known, queries = features.split([len(training), len(rows)])
+    closest = torch.cat([(block @ known.T).argmax(1) for block in queries.split(BLOCK)])
+    captions = list(training["caption"])
+    return [captions[row] for row in closest.tolist()], len(training)
 
 
 @torch.inference_mode()
-def image_features(captioner: Captioner, rows: Dataset, batch_size: int, title: str) -> torch.Tensor:
-    """Return (n, width) float32 of length 1: the mean over patches of the base's vision encoder output.
+def image_features(captioner: Captioner, rows: Dataset, batch_size: int) -> torch.Tensor:
+    """Return the mean over patches of the vision encoder's output for n images: (n, width) float32 of length 1.
 
-    The base's also where an adapter changes the vision encoder, so that systems on one base share one baseline.
+    Without the adapter, so that systems on one base share one baseline.
     """
     model, parts = captioner.model, []
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
     encode = FeatureEncoder(captioner.blip.vision_model, captioner.cache)
-    with adapter, captioner.autocast(), tqdm(total=len(rows), desc=title, unit="image") as bar:
+    with adapter, captioner.autocast(), tqdm(total=len(rows), desc="features", unit="image") as bar:
         for batch in image_batches(captioner, rows, batch_size, captioner.cache):
             parts.append(F.normalize(encode(batch).float().mean(1), dim=1).cpu())
             bar.update(len(parts[-1]))

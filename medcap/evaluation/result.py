@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -16,6 +18,8 @@ from medcap.metrics.diversity import CaptionSummary
 from medcap.metrics.signature import Signature
 
 T = TypeVar("T")
+_SEEDS = {"seed", "data_seed"}
+_PATHS = {"output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "data_dir"}
 
 
 class _Json:
@@ -99,6 +103,13 @@ class RecipeId:
 
     hash: str
     seed: int | None = None
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> RecipeId:
+        """Return the id of a recipe as {key: value}."""
+        rest = {key: value for key, value in recipe.items() if key not in _SEEDS | _PATHS}
+        text = json.dumps(rest, sort_keys=True)
+        return cls(hash=hashlib.sha256(text.encode()).hexdigest()[:16], seed=recipe.get("seed"))
 
 
 @dataclass(frozen=True, kw_only=True)

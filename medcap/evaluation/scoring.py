@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
@@ -15,7 +14,6 @@ from medcap.evaluation.split import Split
 from medcap.metrics.clinical.concept_f1 import ConceptScores, concept_f1
 from medcap.metrics.coco import METRICS, Meteor, Scores, score_captions
 from medcap.metrics.statistics import Statistics, bootstrap, paired_test
-from medcap.modeling.precision import precision_name
 from medcap.phantom.truth import findings_accuracy
 
 REFERENCE_LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words, both ends included
@@ -40,14 +38,14 @@ def system_scores(name: str, captions: Sequence[str], split: Split, scores: Scor
 
 
 def signature_pairs(
-    split: str, rows: Dataset, settings: GenerationConfig, dtype: torch.dtype, detokenized: bool = True
+    split: str, rows: Dataset, settings: GenerationConfig, precision: str, detokenized: bool = True
 ) -> dict[str, object]:
     """Return the pairs of a signature beyond the metrics: split, data, decoding, precision, detokenization."""
     return {
         "split": split,
         "data": fingerprint(rows),
         "decoding": f"beams-{settings.num_beams},max-{settings.max_new_tokens},ngram-{settings.no_repeat_ngram_size}",
-        "precision": precision_name(dtype),
+        "precision": precision,
         "text": "detokenized" if detokenized else "decoded",
     }
 

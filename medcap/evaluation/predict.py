@@ -1,0 +1,83 @@
+"""The part of an evaluation that needs the model: captions, and the captions of the nearest training images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcap.evaluation.nearest import nearest_captions
+from medcap.evaluation.predictions import write_predictions
+from medcap.evaluation.result import RecipeId
+from medcap.evaluation.scoring import signature_pairs
+from medcap.evaluation.split import Split
+from medcap.inference import Captioner, caption_dataset
+from medcap.metrics.diversity import sameness
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The n captions of a baseline: `caption` is the constant one, `training_images` the number searched."""
+
+    captions: Sequence[str]
+    caption: str | None = None
+    training_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The n captions of a split, and how they were generated.
+
+    Attributes:
+        captions: In the order of the split.
+        cut: Whether `max_new_tokens` cut the caption.
+        nearest: The baseline "nearest"; None if it was left out.
+        signature_pairs: Split, data, decoding, precision and detokenization, for the signature of the scores.
+        model: The adapter, or the base if there is none: folder or Hub name.
+        base: Folder or Hub name.
+        image_size: Height and width in pixels.
+        detokenized: Whether the captions are detokenized.
+        recipe: Identifies the recipe of the adapter.
+    """
+
+    captions: list[str]
+    cut: list[bool]
+    nearest: Baseline | None
+    signature_pairs: dict[str, object]
+    model: str
+    base: str
+    image_size: int
+    detokenized: bool
+    recipe: RecipeId | None
+
+
+def predict(
+    captioner: Captioner, split: Split, out: Path, *, batch_size: int | None = None, nearest: int = 0
+) -> Predictions:
+    """Caption `split` and write `out`/predictions.csv; find the nearest of `nearest` training images, 0 for none."""
+    precision, settings = captioner.precision, captioner.generation_config
+    pairs = signature_pairs(split.name, split.rows, settings, precision, captioner.detokenize)
+    recipe = RecipeId.of(captioner.recipe) if captioner.recipe else None
+    captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
+    if warning := sameness(captions):
+        logger.warning(warning)
+    out.mkdir(parents=True, exist_ok=True)
+    write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
+    baseline = None
+    if nearest and split.training is not None:
+        similar, n = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size or 16)
+        baseline = Baseline(similar, training_images=n)
+    return Predictions(
+        captions,
+        cut,
+        baseline,
+        pairs,
+        model=captioner.adapter or captioner.base,
+        base=captioner.base,
+        image_size=captioner.image_size,
+        detokenized=captioner.detokenize,
+        recipe=recipe,
+    )
