@@ -17,16 +17,13 @@ ADDRESS = "127.0.0.1"  # not reachable from other machines
 
 
 def check_extra() -> None:
-    """Raise ValueError where gradio is not installed."""
+    """Raise ValueError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ValueError("gradio is not installed: pip install 'medcap[demo]'")
 
 
 def serve(captioner: Captioner, port: int) -> None:
-    """Serve the page at http://127.0.0.1:PORT until it is stopped. DICOM files are read too.
-
-    Raises OSError when the port is taken.
-    """
+    """Serve the page at http://127.0.0.1:PORT until it is stopped; OSError if the port is in use."""
     base = last_part(captioner.base)
     names = f"{last_part(captioner.adapter)} on {base}" if captioner.adapter else base
     page = make_page(

@@ -1,4 +1,4 @@
-"""Captioning images with a base or an adapter, from a folder or the Hub."""
+"""Caption images with a base or an adapter, from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -42,17 +42,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captioner:
-    """A model ready to caption.
+    """A model with everything that generation needs.
 
     Attributes:
-        model: The base, or the base with an adapter.
-        processor: Image processor and tokenizer.
-        generation_config: Passed to every generation.
         base: Name of the base.
         adapter: Name of the adapter, if there is one.
         prompt: Text that captions continue; it is not part of them.
         detokenize: Whether captions are detokenized (`medcap.data.detokenize`).
-        recipe: The recipe that the adapter was trained with; empty for a base and for adapters of other programs.
+        recipe: The recipe of the adapter; empty for a base and for adapters of other programs.
         cache: Feature cache.
     """
 
@@ -78,11 +75,11 @@ class Captioner:
 
     @property
     def blip(self) -> BlipForConditionalGeneration:
-        """The model without its PEFT wrapper; adapter layers stay in it."""
+        """The model without its PEFT wrapper, with adapter layers."""
         return base_model(self.model)
 
     def autocast(self) -> torch.autocast:
-        """Return the autocast context of the weights' precision."""
+        """Return the autocast context for the precision of the weights."""
         dtype = self.model.dtype
         return torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -92,7 +89,7 @@ class Captioner:
 
     @torch.inference_mode()
     def generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
-        """Return the captions of a batch of `CaptionCollator`, and for each whether `max_new_tokens` cut it.
+        """Return the captions of a batch of `CaptionCollator`, and for each whether it reached `max_new_tokens`.
 
         `pixel_values` (B, 3, H, W) are uint8, or normalized floats.
         """
@@ -123,32 +120,31 @@ def load_captioner(
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter's configuration names the base and its revision. A base that was a folder is also searched for beside
-    the adapter. Image size, prompt and generation settings are the adapter's by default.
+    An adapter determines base, revision, image size, prompt, precision and generation settings, unless given. A base
+    that was a folder is also searched for next to the adapter.
 
     Args:
         model: Folder or Hub name.
-        base: Base of the adapter, if not the one that it names.
+        base: Base of the adapter, to replace the recorded one.
         image_size: Height and width in pixels.
         generation: Keys of `GenerationArguments` to override.
-        device: "cpu", "cuda", ...; None: CUDA if available.
-        precision: As in a recipe; None: that of the adapter's recipe, else "fp32".
+        device: "cpu", "cuda", ...; None for CUDA if available.
+        precision: As in a recipe; "fp32" for a base.
         detokenize: Whether captions are detokenized.
-        model_code: As in a recipe; None: that of the adapter's recipe, else "fast".
+        model_code: As in a recipe; "fast" for a base.
 
     Raises:
         ValueError, OSError: It is not a BLIP captioner, or was not found.
     """
-    adapter, base_name, revision, prompt, saved = None, model, None, "", {}
-    recipe: dict[str, Any] = {}
+    base_name, revision, saved, recipe = model, None, {}, {}
     with model_errors(model):
-        if has_adapter(model):
-            adapter, (base_name, revision) = model, (base, None) if base else _base_of(model)
-            image_size = image_size or _image_size(model)
-            recipe = adapter_recipe(model)
-            prompt = str(recipe.get("prompt") or "")
-            saved = _saved_generation(model)
-        check_ranges({"image_size": image_size})
+        adapter = model if has_adapter(model) else None
+        if adapter:
+            base_name, revision = (base, None) if base else _base_of(adapter)
+            image_size = image_size or _image_size(adapter)
+            saved, recipe = _saved_generation(adapter), adapter_recipe(adapter)
+        settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
+        check_ranges({**settings, "image_size": image_size})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         precision = precision or recipe.get("precision", "fp32")
         allow_tf32(precision, device)
@@ -159,23 +155,22 @@ def load_captioner(
             dtype=resolve_dtype(precision, device),
             model_code=model_code or recipe.get("model_code", "fast"),
         )
-        settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
-        check_ranges(settings)
         generation_config = make_generation_config(blip, **settings)
         loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
+    prompt = str(recipe.get("prompt") or "")
     return Captioner(loaded, processor, generation_config, base_name, adapter, prompt, detokenize, recipe)
 
 
 def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:
-    """Load the adapter; missing weights, which PEFT would initialize at random, are an error."""
+    """Load the adapter; missing weights are an error, because PEFT initializes them at random."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
         return PeftModel.from_pretrained(blip, adapter)
 
 
 def has_adapter(model: str) -> bool:
-    """Return whether a folder or Hub repository has a PEFT adapter; FileNotFoundError when it can be neither."""
+    """Return whether a folder or Hub repository has a PEFT adapter; FileNotFoundError for an invalid name."""
     check_model_name(model)
     if Path(model).is_dir():
         return (Path(model) / "adapter_config.json").is_file()
@@ -183,7 +178,7 @@ def has_adapter(model: str) -> bool:
 
 
 def _base_of(adapter: str) -> tuple[str, str | None]:
-    """Return name and revision of an adapter's base. A release names a local base by its folder's name."""
+    """Return name and revision of the base of an adapter. In a release, a local base is named by its folder only."""
     config = PeftConfig.from_pretrained(adapter)
     name = config.base_model_name_or_path or ""
     beside = Path(adapter).resolve().parent / name
@@ -204,7 +199,7 @@ def _saved_generation(adapter: str) -> dict[str, Any]:
 
 
 def adapter_recipe(adapter: str) -> dict[str, Any]:
-    """Return the recipe of an adapter (folder or Hub name); empty where medcap did not train it."""
+    """Return the recipe of an adapter (folder or Hub name); empty if it was trained without medcap."""
     if Path(adapter).is_dir():
         path = Path(adapter) / "recipe.yaml"
         return read_yaml(path) if path.is_file() else {}
@@ -216,15 +211,9 @@ def adapter_recipe(adapter: str) -> dict[str, Any]:
 def caption_dataset(
     captioner: Captioner, dataset: Dataset, *, batch_size: int | None = None
 ) -> tuple[list[str], list[bool]]:
-    """Caption every row of `dataset` (column `image`), in order; progress on stderr. References are not read.
+    """Caption the columns `image_id` and `image` of a data set; also return whether each caption was cut.
 
-    Args:
-        captioner: From `load_captioner`.
-        dataset: Rows with `image_id` and `image`.
-        batch_size: Images at a time; None: `default_batch_size`. It is halved when a batch does not fit into memory.
-
-    Returns:
-        Captions and, for each, whether it was cut.
+    `batch_size` is `default_batch_size` by default, and is halved when a batch does not fit into memory.
     """
     captions: list[str] = []
     cut: list[bool] = []
@@ -233,7 +222,7 @@ def caption_dataset(
         while len(captions) < len(dataset):
             try:
                 rest = dataset.select(range(len(captions), len(dataset)))
-                for batch in image_batches(captioner, rest, size, captioner.cache):
+                for batch in image_batches(captioner, rest, size):
                     batch_captions, batch_cut = captioner.generate(batch)
                     captions += batch_captions
                     cut += batch_cut
@@ -249,13 +238,13 @@ def caption_dataset(
     return captions, cut
 
 
-def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: FeatureCache | None) -> DataLoader:
+def image_batches(captioner: Captioner, rows: Dataset, batch_size: int) -> DataLoader:
     """Return batches for `Captioner.generate` and `FeatureEncoder` of the images of `rows`, in order."""
     device = captioner.model.device.type
     images = with_pixel_values(
         rows.select_columns(["image_id", "image"]),
         captioner.processor.image_processor,
-        None if cache is None else cache.get,
+        None if captioner.cache is None else captioner.cache.get,
     )
     return DataLoader(
         images,
@@ -269,9 +258,9 @@ def image_batches(captioner: Captioner, rows: Dataset, batch_size: int, cache: F
 
 
 def default_batch_size(captioner: Captioner) -> int:
-    """Return how many images to caption at a time: 16 on a CPU, on CUDA as many as fit into half of the free memory.
+    """Return 16 on a CPU, and on CUDA the number of images that fit into half of the free memory.
 
-    Most memory is used by five float32 tensors of scores (beams, vocab) and by keys and values.
+    Most of the memory is five float32 tensors of scores (beams, vocab), and keys and values.
     """
     if captioner.model.device.type != "cuda":
         return 16
@@ -287,16 +276,19 @@ def caption_files(
 ) -> Iterator[dict[str, str]]:
     """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
 
-    `frame` selects a frame, as in `read_image`. Unreadable files in a folder, as the reports of a DICOM study, are
-    skipped with a warning. Raises FileNotFoundError or ValueError for missing or unreadable files, and for folders
-    without images.
+    Unreadable files in a folder, such as reports of a DICOM study, are skipped with a warning. `frame` is as in
+    `read_image`.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: A file in `paths` is unreadable, or a folder has no image.
     """
     files = [(file, path.is_dir()) for path in paths for file in _files(path)]
     size = batch_size or default_batch_size(captioner)
     with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
         for start in range(0, len(files), size):
             batch = files[start : start + size]
-            images = {file: image for file, found in batch if (image := _read(file, frame, found))}
+            images = {file: image for file, in_folder in batch if (image := _read(file, frame, in_folder))}
             captions = captioner.caption(list(images.values())) if images else []
             for file, caption in zip(images, captions, strict=True):
                 yield {"image": str(file), "caption": caption}

@@ -41,10 +41,7 @@ def add_commands(commands: Any) -> None:
         help="baseline: the most similar of N training images; 0 for none (default: 2000)",
     )  # fmt: skip
     evaluate.add_argument(
-        "--feature_cache",
-        "--feature-cache",
-        default="auto",
-        help="cache of image features: auto, off, or a folder",
+        "--feature_cache", "--feature-cache", default="auto", help="cache of image features: auto, off, or a folder"
     )
     evaluate.add_argument(
         "--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control"
@@ -59,7 +56,7 @@ def add_commands(commands: Any) -> None:
     score.add_argument("--out", type=Path, help="also write the scores into this JSON file")
     protocol_options(score)
 
-    compare = add_command(commands, "compare", _compare, "put evaluations into one table")
+    compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
     compare.add_argument("--out", type=Path, required=True, help="folder of comparison.json and comparison.md")
 
@@ -71,27 +68,29 @@ def _evaluate(args: argparse.Namespace) -> None:
     from medcap.reporting.evaluation_page import write_page
     from medcap.reporting.tables import text_table, verdict_text
 
-    captioner = captioner_from_args(args)  # first, so that a wrong name fails before images are decoded
-    wanted = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
-    form = layout_from_args(args, captioner.recipe)
-    split = load_split(args.data, args.split, form=form, wanted=wanted, max_eval_samples=args.max_eval_samples)
+    captioner = captioner_from_args(args)  # first, so that an invalid name fails before images are decoded
+    selection = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
+    layout = layout_from_args(args, captioner.recipe)
+    split = load_split(
+        args.data, args.split, layout=layout, selection=selection, max_eval_samples=args.max_eval_samples
+    )
     name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
     captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
     if args.shuffle_images:
         split, name = split.with_shuffled_images(), args.name or f"{name}, shuffled images"
-    done = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest)
-    write_page(args.out / "report.html", done, split.rows)
-    print(text_table(done.result.rows))
-    print(f"\n{verdict_text(done.result)}\n{done.result.signature}\nReport: {args.out / 'report.html'}")
-    _score_protocol(
-        args, done.captions, split.references, args.out / "predictions.csv", split.ids, args.out / "metrics.json"
-    )
+    evaluation = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest)
+    write_page(args.out / "report.html", evaluation, split.rows)
+    result, captions = evaluation.result, dict(zip(split.ids, evaluation.captions, strict=True))
+    print(text_table(result.rows))
+    print(f"\n{verdict_text(result)}\n{result.signature}\nReport: {args.out / 'report.html'}")
+    if args.protocol == "imageclef":
+        _score_imageclef(args, captions, split.references, args.out / "predictions.csv", args.out / "metrics.json")
     if args.baseline is not None:
         _evaluate_baseline(args, captioner, split)
 
 
 def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> None:
-    """Caption the same split with the other model and the same generation settings, and compare the two."""
+    """Evaluate --baseline on the same split with the same generation settings, and compare the two."""
     from medcap.evaluation.evaluate import evaluate
     from medcap.inference import load_captioner
     from medcap.reporting.evaluation_page import write_page
@@ -101,16 +100,15 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
         other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize
     )
     other = other.with_cache(args.feature_cache, len(split.rows))
-    name = f"{Path(args.baseline).name} (baseline)"
-    out = args.out / "baseline"
-    done = evaluate(other, split, out, name=name, batch_size=args.batch_size, baselines=False)
-    write_page(out / "report.html", done, split.rows)
+    name, out = f"{Path(args.baseline).name} (baseline)", args.out / "baseline"
+    evaluation = evaluate(other, split, out, name=name, batch_size=args.batch_size, baselines=False)
+    write_page(out / "report.html", evaluation, split.rows)
     print()
-    _compare_folders([args.out, out], args.out)
+    _compare(argparse.Namespace(folders=[args.out, out], out=args.out))
 
 
 def _score(args: argparse.Namespace) -> None:
-    from medcap.evaluation.predictions import read_pairs
+    from medcap.evaluation.csv_files import read_pairs
     from medcap.io import write_json
     from medcap.metrics.coco import score_captions
     from medcap.metrics.statistics import bootstrap
@@ -126,25 +124,20 @@ def _score(args: argparse.Namespace) -> None:
     if args.out:
         write_json(args.out, result)
     print(json.dumps(result, indent=2))
-    _score_protocol(args, predictions, references, args.predictions, ids, args.out)
+    if args.protocol == "imageclef":
+        captions = dict(zip(ids, predictions, strict=True))
+        _score_imageclef(args, captions, references, args.predictions, args.out)
 
 
-def _score_protocol(
-    args: argparse.Namespace,
-    predictions: list[str],
-    references: list[str],
-    submission: Path,
-    ids: list[str],
-    out: Path | None,
+def _score_imageclef(
+    args: argparse.Namespace, captions: dict[str, str], references: list[str], submission: Path, out: Path | None
 ) -> None:
-    """With --protocol imageclef: print the organisers' scores and the submission's problems, and add them to `out`."""
-    if args.protocol != "imageclef":
-        return
+    """Print the scores of ImageCLEFmedical and the problems of the submission, and add them to the file `out`."""
     from medcap.io import write_json
     from medcap.metrics.imageclef import check_submission, score_imageclef
 
-    scored = score_imageclef(predictions, references, bertscore=args.bertscore)
-    problems = check_submission(submission, ids)
+    scored = score_imageclef(list(captions.values()), references, bertscore=args.bertscore)
+    problems = check_submission(submission, captions)
     result = {"metrics": scored["metrics"], "signature": scored["signature"], "submission": problems or "valid"}
     if out is not None:
         write_json(out, {**json.loads(out.read_text(encoding="utf-8")), "imageclef": result})
@@ -152,15 +145,11 @@ def _score_protocol(
 
 
 def _compare(args: argparse.Namespace) -> None:
-    _compare_folders(args.folders, args.out)
-
-
-def _compare_folders(folders: list[Path], out: Path) -> None:
     """Compare evaluations, write comparison.json and comparison.md, and print the table."""
     from medcap.evaluation.compare import compare
     from medcap.reporting.tables import differences_text, text_table, write_comparison
 
-    comparison = compare(folders, out)
-    write_comparison(out / "comparison.md", comparison)
+    comparison = compare(args.folders, args.out)
+    write_comparison(args.out / "comparison.md", comparison)
     print(text_table(comparison.systems))
-    print(f"\n{differences_text(comparison.tests)}\nWith intervals: {out / 'comparison.md'}")
+    print(f"\n{differences_text(comparison.tests)}\nWith intervals: {args.out / 'comparison.md'}")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from medcap.evaluation.csv_files import read_scores
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
-from medcap.evaluation.scores_file import read_scores
-from medcap.evaluation.scoring import SIGNIFICANT
+from medcap.evaluation.verdict import SIGNIFICANT
 from medcap.logs import named_errors
 from medcap.metrics.statistics import Statistics, paired_test, pool
 
@@ -20,26 +20,26 @@ logger = logging.getLogger(__name__)
 
 
 def compare(folders: Sequence[Path], out: Path) -> Comparison:
-    """Compare the evaluations in `folders`, with the baselines of the first one that has any; write comparison.json.
+    """Compare the evaluations in `folders`, and the baselines of the first one that has any; write comparison.json.
 
-    Every two systems are tested on the same images (`paired_test`); systems whose recipes differ in the seed alone
-    are pooled. A difference in decoding is allowed, with a warning.
+    Each pair of systems is tested on the same images (`paired_test`). Runs that differ only in the seed are pooled.
+    Different decoding is allowed, with a warning.
 
     Raises:
-        ValueError: A folder has no metrics.json or scores.csv, the evaluations are of different images, or two
-            systems have one name.
+        ValueError: A folder has no metrics.json or scores.csv, images differ, or two systems have the same name.
     """
     with named_errors(", ".join(map(str, folders))):
         results = [_read(folder) for folder in folders]
         _check_same_images(folders, results)
-        systems = [_system(result) for result in results]
-        _check_names([system.name for system in systems])
-        paths = {system.name: folder for system, folder in zip(systems, folders, strict=True)}
-        owner = next((number for number, result in enumerate(results) if result.baselines), 0)
-        for name, row in results[owner].baselines.items():
-            systems.append(row)
-            paths[name] = folders[owner] / "baselines" / name
-        comparison = Comparison(systems=systems, tests=_tests(paths), seeds=_seeds(results))
+        names = [result.name for result in results]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two systems are called {repeated[0]!r}: evaluate one of them again with another --name")
+        evaluated = list(zip(results, folders, strict=True))
+        systems = [(_system(result), folder) for result, folder in evaluated]
+        first, folder = next((pair for pair in evaluated if pair[0].baselines), evaluated[0])
+        systems += [(row, folder / "baselines" / name) for name, row in first.baselines.items()]
+        tests = _tests({system.name: folder / "scores.csv" for system, folder in systems})
+        comparison = Comparison(systems=[system for system, _ in systems], tests=tests, seeds=_seeds(results))
     out.mkdir(parents=True, exist_ok=True)
     comparison.write(out / "comparison.json")
     return comparison
@@ -69,20 +69,15 @@ def _pair(result: EvaluationResult, key: str) -> str | None:
     return result.signature.get(key) if result.signature else None
 
 
-def _check_names(names: Sequence[str]) -> None:
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two systems are called {twice[0]!r}: evaluate one of them again with another --name")
-
-
 def _system(result: EvaluationResult) -> SystemScores:
     return SystemScores(**{item.name: getattr(result, item.name) for item in fields(SystemScores)})
 
 
 def _tests(paths: Mapping[str, Path]) -> list[PairedDifference]:
-    """Test every two systems, by metric."""
-    read = {name: read_scores(path / "scores.csv") for name, path in paths.items()}
-    ids, groups, _ = next(iter(read.values()))
-    statistics = {name: _reorder(ids, scores[0], scores[2]) for name, scores in read.items()}
+    """Test each pair of systems by metric; `paths` are scores.csv by system."""
+    scores = {name: read_scores(path) for name, path in paths.items()}
+    ids, groups, _ = next(iter(scores.values()))
+    statistics = {name: _reorder(ids, own_ids, own) for name, (own_ids, _, own) in scores.items()}
     tests = []
     pairs = list(combinations(statistics, 2))
     for first, second in tqdm(pairs, desc="tests", unit="pair", disable=len(pairs) < 2):
@@ -98,7 +93,7 @@ def _reorder(ids: Sequence[str], own_ids: Sequence[str], statistics: Statistics)
 
 
 def _seeds(results: Sequence[EvaluationResult]) -> list[SeedPool]:
-    """Pool the evaluations whose recipes differ in the seed alone."""
+    """Pool the evaluations whose recipes differ only in the seed."""
     runs: dict[str, list[tuple[int | None, EvaluationResult]]] = {}
     for result in results:
         if result.recipe is not None:

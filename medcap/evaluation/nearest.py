@@ -26,15 +26,8 @@ def nearest_captions(
 ) -> tuple[list[str], int]:
     """Return the caption of the most similar training image for each row, and the number of training images searched.
 
-    Similarity is the cosine of `image_features`; of equals the first is taken.
-
-    Args:
-        captioner: The captioner whose vision encoder is used.
-        rows: n images.
-        training: Training images with captions; unreadable ones are skipped.
-        most: Maximum number of training images, chosen at random by `seed`.
-        batch_size: Images at a time.
-        seed: Of the choice.
+    Similarity is the cosine of `image_features`. At most `most` images of `training` are searched, a random sample;
+    unreadable images are skipped.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(training))[:most])
     training = check_images(training.select(chosen), max_broken=1.0)
@@ -56,7 +49,7 @@ def image_features(captioner: Captioner, rows: Dataset, batch_size: int) -> torc
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
     encode = FeatureEncoder(captioner.blip.vision_model, captioner.cache)
     with adapter, captioner.autocast(), tqdm(total=len(rows), desc="features", unit="image") as bar:
-        for batch in image_batches(captioner, rows, batch_size, captioner.cache):
+        for batch in image_batches(captioner, rows, batch_size):
             parts.append(F.normalize(encode(batch).float().mean(1), dim=1).cpu())
             bar.update(len(parts[-1]))
     return torch.cat(parts)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medcap.evaluation.csv_files import write_predictions
 from medcap.evaluation.nearest import nearest_captions
-from medcap.evaluation.predictions import write_predictions
 from medcap.evaluation.result import RecipeId
 from medcap.evaluation.scoring import signature_pairs
 from medcap.evaluation.split import Split

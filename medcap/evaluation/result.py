@@ -1,4 +1,4 @@
-"""The result of an evaluation as one typed object, from scoring to comparison, report and card; JSON in and out."""
+"""Typed results of an evaluation and of a comparison, read from and written as JSON."""
 
 from __future__ import annotations
 
@@ -23,22 +23,20 @@ _PATHS = {"output_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "d
 
 
 class _Json:
-    """Reading and writing of a dataclass as JSON; a field that is None has no key."""
+    """A dataclass that is read from and written as JSON; None has no key."""
 
     @classmethod
     def from_json(cls: type[T], content: Any) -> T:
-        """Return the object of `to_json`; raises ValueError for a missing or unknown key."""
-        parsed: T = _parse(cls, content)
-        return parsed
+        """Return the object of `to_json`; ValueError for a missing or unknown key."""
+        return _parse_fields(cls, content)
 
     @classmethod
     def read(cls: type[T], path: Path) -> T:
-        """Read a JSON file; raises ValueError, with the path, for content that `write` does not produce."""
+        """Read a JSON file; ValueError, with the path, for other content than that of `write`."""
         try:
-            parsed: T = _parse(cls, json.loads(path.read_text(encoding="utf-8")))
+            return _parse_fields(cls, json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: {error}; write the file again with this version of medcap") from error
-        return parsed
 
     def to_json(self) -> dict[str, Any]:
         """Return the content as plain dicts, lists, texts and numbers."""
@@ -52,16 +50,16 @@ class _Json:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemScores(_Json):
-    """What one set of captions scored: an adapter's, a base's, or a baseline's.
+    """The scores of one set of captions, of an adapter, a base or a baseline.
 
     Attributes:
         n: Number of images.
         metrics: Corpus scores by metric.
         intervals: 95 % bootstrap interval (low, high) by metric.
-        signature: How the scores were computed; None for a baseline, whose captions are not generated.
+        signature: How the scores were computed; None for a baseline.
         findings: Phantoms only: fraction of images, 0 to 1, whose caption states each fact correctly.
         caption: The caption of the baseline "constant".
-        training_images: The baseline "nearest": number of training images that were searched.
+        training_images: The number of training images searched by the baseline "nearest".
     """
 
     name: str
@@ -78,7 +76,7 @@ class SystemScores(_Json):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDependence(SystemScores):
-    """The image-shuffle control: the same captions, each scored against another image's reference.
+    """The image-shuffle control: the same captions, scored against the references of other images.
 
     `test` is the paired test of original against shuffled images by metric (difference, p, low, high).
     """
@@ -89,7 +87,7 @@ class ImageDependence(SystemScores):
 
 @dataclass(frozen=True, kw_only=True)
 class PartScores:
-    """The scores on the images that share one value, as of modality; `n` images."""
+    """Scores of the n images with one value, such as one modality."""
 
     value: str
     n: int
@@ -99,7 +97,7 @@ class PartScores:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeId:
-    """Hash of a recipe without its seed and paths, and the seed: runs of one hash differ in the seed alone."""
+    """Hash of a recipe without seeds and paths, and its seed: runs with one hash differ only in the seed."""
 
     hash: str
     seed: int | None = None
@@ -116,16 +114,16 @@ class RecipeId:
 class EvaluationResult(SystemScores):
     """metrics.json: one system on one split.
 
-    Releases of single epochs, written while training, hold name, split, n, metrics, signature and captions only.
+    Releases of single epochs have only name, split, n, metrics, signature and captions.
 
     Attributes:
         split: train, valid or test.
         model: The adapter, or the base if there is none: folder or Hub name.
-        data: Number of rows read, left out (by reason) and used.
+        data: Number of rows read, dropped (by reason) and used.
         failures: Frequency and examples by kind of error.
         breakdown: Scores by "modality" of the image and by "length" of the reference.
         baselines: Scores of constant, shuffled and nearest captions, by name.
-        detokenized: Scores after detokenization; None where the captions are detokenized already.
+        detokenized: Scores after detokenization; None if the captions are detokenized already.
         imageclef: Metrics, signature and submission check of `--protocol imageclef`.
     """
 
@@ -167,11 +165,11 @@ class PairedDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedPool:
-    """Mean, standard deviation and n of each metric over runs that differ in the seed alone."""
+    """Mean, standard deviation and n of each metric over runs that differ only in the seed."""
 
     systems: list[str]
     seeds: list[int | None]
-    metrics: dict[str, dict[str, float | None]]
+    metrics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +193,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parse(kind: Any, value: Any) -> Any:
-    """Make an object of type `kind` from JSON; numbers, texts and `Any` are taken as they are."""
+    """Convert JSON to an object of type `kind`; numbers, texts and `Any` are not converted."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):  # only X | None is used
         return None if value is None else _parse(arguments[0], value)

@@ -1,4 +1,4 @@
-"""Scores of one set of captions: metrics with intervals, by modality and length, and factual accuracy."""
+"""Scores of one set of captions: metrics with intervals, by modality and length, with shuffled images."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from datasets import Dataset
 from transformers import GenerationConfig
 
 from medcap.data.selection import fingerprint
+from medcap.evaluation.baselines import shuffled
 from medcap.evaluation.result import ImageDependence, PartScores, SystemScores
 from medcap.evaluation.split import Split
+from medcap.evaluation.verdict import depends_on_image
 from medcap.metrics.clinical.concept_f1 import ConceptScores, concept_f1
-from medcap.metrics.coco import METRICS, Meteor, Scores, score_captions
+from medcap.metrics.coco import Meteor, Scores, score_captions
 from medcap.metrics.statistics import Statistics, bootstrap, paired_test
 from medcap.phantom.truth import findings_accuracy
 
 REFERENCE_LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words, both ends included
-SIGNIFICANT = 0.05
-MIN_RELATIVE_DROP = 0.1  # of CIDEr on shuffled images, for captions to count as image-dependent
 
 
-def score(captions: Sequence[str], split: Split, meteor: Meteor, extra: dict[str, object] | None = None) -> Scores:
-    """Score one caption per image of `split`; `extra` adds pairs to the signature."""
-    return score_captions(captions, [[reference] for reference in split.references], meteor=meteor, extra=extra)
+def score(
+    name: str, captions: Sequence[str], split: Split, meteor: Meteor, extra: dict[str, object] | None = None
+) -> tuple[SystemScores, Scores]:
+    """Score one caption per image of `split`; intervals are resampled by `split.groups`.
 
-
-def system_scores(name: str, captions: Sequence[str], split: Split, scores: Scores) -> SystemScores:
-    """Return the metrics with 95 % intervals, resampled by `split.groups`, and on phantoms the correct findings."""
-    return SystemScores(
+    On phantoms, the correct findings are counted too. `extra` are more pairs for the signature.
+    """
+    scores = score_captions(captions, [[reference] for reference in split.references], meteor=meteor, extra=extra)
+    system = SystemScores(
         name=name,
         n=len(captions),
         metrics=scores.metrics,
-        intervals=_intervals(scores.statistics, split.groups),
+        intervals=bootstrap(scores.statistics, split.groups),
         findings=None if split.truth is None else findings_accuracy(captions, split.ids, split.truth),
     )
+    return system, scores
 
 
 def signature_pairs(
@@ -51,7 +53,7 @@ def signature_pairs(
 
 
 def score_concepts(captions: Sequence[str], split: Split) -> ConceptScores | None:
-    """Return the concept F1; None where the data names no concepts."""
+    """Return the concept F1; None if the data has no concepts."""
     cuis = [list(image or []) for image in split.rows["cuis"]]
     return concept_f1(captions, cuis, split.concepts) if split.concepts and any(cuis) else None
 
@@ -74,8 +76,8 @@ def _parts(values: Sequence[str], split: Split, statistics: Statistics) -> list[
     for name in names[np.argsort(-counts, kind="stable")]:
         rows = np.flatnonzero(np.array(values) == name)
         part = statistics.rows(rows)
-        metrics = {metric: float(values[0]) for metric, values in part.corpus().items()}
-        intervals = _intervals(part, [groups[row] for row in rows])
+        metrics = {metric: float(scores[0]) for metric, scores in part.corpus().items()}
+        intervals = bootstrap(part, [groups[row] for row in rows])
         parts.append(PartScores(value=str(name), n=len(rows), metrics=metrics, intervals=intervals))
     return parts
 
@@ -86,27 +88,14 @@ def _length(caption: str) -> str:
     return f"{low} to {high} words" if high else f"{low} words and more"
 
 
-def image_dependence(original: Scores, shuffled: Scores, groups: Sequence[str | None]) -> tuple[dict, bool]:
-    """Test whether scores drop when every caption is scored against another image's reference.
+def score_shuffled(captions: Sequence[str], split: Split, original: Scores, meteor: Meteor) -> ImageDependence | None:
+    """Shuffle `captions` among the images and compare with the `original` scores; None for a single image.
 
-    Returns:
-        The paired test by metric, and whether captions depend on the image: CIDEr drops significantly, and by at
-        least a tenth.
+    A caption depends on its own image only: this equals captioning shuffled images.
     """
-    test = paired_test(original.statistics, shuffled.statistics, groups)
-    drop = test["cider"]["difference"]
-    is_large = drop >= MIN_RELATIVE_DROP * original.metrics["cider"] > 0
-    return test, test["cider"]["p"] < SIGNIFICANT and is_large
-
-
-def score_shuffled(captions: Sequence[str], split: Split, original: Scores, meteor: Meteor) -> ImageDependence:
-    """Score `captions`, shuffled among the images, and compare with the `original` scores."""
-    scores = score(captions, split, meteor)
-    test, depends = image_dependence(original, scores, split.groups)
-    row = system_scores("shuffled images", captions, split, scores)
+    if len(captions) < 2:
+        return None
+    row, scores = score("shuffled images", shuffled(captions), split, meteor)
+    test = paired_test(original.statistics, scores.statistics, split.groups)
+    depends = depends_on_image(original.metrics["cider"], test["cider"])
     return ImageDependence(**vars(row), test=test, depends_on_image=depends)
-
-
-def _intervals(statistics: Statistics, groups: Sequence[str | None]) -> dict[str, tuple[float, float]]:
-    intervals = bootstrap(statistics, groups)
-    return {name: intervals[name] for name in METRICS if name in intervals}

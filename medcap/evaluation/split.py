@@ -1,4 +1,4 @@
-"""One split to be evaluated on: its images and references, and what is known about it beside them."""
+"""The split of an evaluation: images, references, and what is known about them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """The images and references of one split, and what is known about it beside them.
+    """The images and references of one split, and what is known about them.
 
-    `training_captions` and `training` are what baselines may learn from: all captions, and the rows whose images are
-    there; None where there are none. `truth` is that of phantoms, `concepts` {CUI: name}.
+    Attributes:
+        rows: Images and references.
+        training_captions: All captions of the training split, for baselines.
+        training: Rows of the training split with images; None on the training split itself.
+        truth: Known findings of phantoms by image id.
+        concepts: Names by CUI.
     """
 
     name: str
@@ -43,7 +47,7 @@ class Split:
 
     @property
     def training_images(self) -> int:
-        """How many training images are there."""
+        """Number of training images."""
         return 0 if self.training is None else len(self.training)
 
     @property
@@ -53,49 +57,49 @@ class Split:
 
     @property
     def groups(self) -> list[str | None]:
-        """Article or patient of each image, None where it is not known."""
+        """Article or patient of each image; None if not known."""
         return list(self.rows["group"])
 
     @property
     def modalities(self) -> list[str]:
-        """Modality of each image by its manual concepts, else by the words of its reference, else "unknown"."""
+        """Modality of each image: from its manual concepts, else from its reference, else "unknown"."""
         pairs = zip(self.rows["manual_cuis"], self.references, strict=True)
         return [modality_of(cuis or []) or modality_in_words(caption) or "unknown" for cuis, caption in pairs]
 
     def with_shuffled_images(self) -> Split:
-        """Return the split with every image in another row: a captioner that looks at images must then fail."""
-        others = shuffled(range(len(self.rows)))
-        images = self.rows.select_columns(["image"]).select(others).flatten_indices()
-        rows = self.rows.remove_columns("image").flatten_indices()
-        return replace(self, rows=_beside(rows, images, self.rows))
-
-
-def _beside(rows: Dataset, images: Dataset, like: Dataset) -> Dataset:
-    joined = concatenate_datasets([rows, images], axis=1).select_columns(list(like.column_names))
-    joined.info.description = like.info.description
-    return joined
+        """Return the split with each image in another row, to test image dependence."""
+        images = self.rows.select_columns(["image"]).select(shuffled(range(len(self.rows)))).flatten_indices()
+        others = self.rows.remove_columns("image").flatten_indices()
+        rows = concatenate_datasets([others, images], axis=1).select_columns(list(self.rows.column_names))
+        rows.info.description = self.rows.info.description
+        return replace(self, rows=rows)
 
 
 def load_split(
     data: str,
     name: str,
     *,
-    form: DataLayout | None = None,
-    wanted: Selection | None = None,
+    layout: DataLayout | None = None,
+    selection: Selection | None = None,
     max_eval_samples: int | None = None,
 ) -> Split:
-    """Load the `wanted` rows of one split, every image of it decoded once; `data` and `form` as for `load_data`.
+    """Load the selected rows of one split, and the training split for the baselines.
 
-    The training split comes along for the baselines: its captions, all of them, and its images where there are any.
+    Args:
+        data: Folder, CSV file, or Hub name, as for `load_data`.
+        name: train, valid or test.
+        layout: Layout of the data; None to detect it.
+        selection: Rows to use; None for all.
+        max_eval_samples: Use only the first rows.
     """
-    form, wanted = form or DataLayout(), wanted or Selection()
-    raw = read_data(data, form, [name])
-    sys.stderr.write(f"{data}: read as {find_layout(data, form.data_format)}\n")
-    rows = select_rows(raw if wanted.exclude_leaks else {name: raw[name]}, [name], wanted)[name]
-    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), wanted.max_broken)
+    layout, selection = layout or DataLayout(), selection or Selection()
+    raw = read_data(data, layout, [name])
+    sys.stderr.write(f"{data}: read as {find_layout(data, layout.data_format)}\n")
+    rows = select_rows(raw if selection.exclude_leaks else {name: raw[name]}, [name], selection)[name]
+    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), selection.max_broken)
     training = raw.get("train")
     if training is None:
-        logger.warning("no constant caption and no nearest neighbour as baselines: there is no training split")
+        logger.warning("the baselines constant and nearest are omitted: the data has no training split")
     return Split(
         name,
         rows,
@@ -114,6 +118,6 @@ def _captions(training: Dataset) -> list[str]:
 def _with_images(training: Dataset) -> Dataset | None:
     try:
         return select_rows({"train": training}, ["train"], Selection(max_broken=1.0))["train"]
-    except ValueError:  # nothing is left: the captions were fetched, and not the images
-        logger.warning("no nearest neighbour as a baseline: the images of the training split are not there")
+    except ValueError:  # only the captions were downloaded
+        logger.warning("the baseline nearest is omitted: the training split has no images")
         return None

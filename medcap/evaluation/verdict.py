@@ -1,31 +1,42 @@
-"""Statements to read before the scores: one rule each for baselines, image dependence and laterality."""
+"""The rules that judge scores: significance, image dependence, baselines, laterality."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from medcap.evaluation.result import EvaluationResult, ImageDependence, SystemScores
 
-FEW_WRONG_SIDES, MANY_WRONG_SIDES = 0.02, 0.1  # fraction of captions that name one side
+SIGNIFICANT = 0.05  # p of a paired test
+MIN_RELATIVE_DROP = 0.1  # of CIDEr when images are shuffled
+FEW_WRONG_SIDES, MANY_WRONG_SIDES = 0.02, 0.1  # fraction of captions with one side
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence about a result, and how to judge it."""
+    """One sentence about a result, and its judgement."""
 
     judgement: Literal["good", "unsure", "bad"]
     text: str
 
 
 def verdict(result: EvaluationResult) -> list[Statement]:
-    """Return the statements on `result` that its measurements allow, in a fixed order."""
+    """Return statements on baselines, image dependence and laterality, as far as these were measured."""
     statements = [_against_baseline(result, row) for row in result.baselines.values()]
     if result.shuffled_images is not None:
         statements.append(_on_image_dependence(result, result.shuffled_images))
     if result.facts is not None and result.facts.wrong_side is not None:
         statements.append(_on_sides(result.facts.wrong_side, result.facts.one_side))
     return statements
+
+
+def depends_on_image(cider: float, test: Mapping[str, float]) -> bool:
+    """Return whether CIDEr drops significantly, and by at least `MIN_RELATIVE_DROP`, when images are shuffled.
+
+    `test` is the paired test of CIDEr on the original against shuffled images.
+    """
+    return test["p"] < SIGNIFICANT and test["difference"] >= MIN_RELATIVE_DROP * cider > 0
 
 
 def _against_baseline(result: EvaluationResult, baseline: SystemScores) -> Statement:

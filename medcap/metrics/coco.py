@@ -1,14 +1,14 @@
-"""The COCO caption metrics of radiology captions, as pycocoevalcap computes them: BLEU, METEOR, ROUGE-L, CIDEr.
+"""The COCO caption metrics as in pycocoevalcap: BLEU, METEOR, ROUGE-L and CIDEr.
 
-The protocol is the caption evaluation server's (Chen et al. 2015, arXiv:1504.00325): PTB tokens in lower case without
+The protocol is that of the COCO caption server (Chen et al. 2015, arXiv:1504.00325): PTB tokens in lower case without
 punctuation, then
     BLEU-1..4   Papineni et al. 2002 (ACL P02-1040): corpus level, closest reference length, 0 to 1
     METEOR 1.5  Denkowski & Lavie 2014 (WMT W14-3348): the authors' Java program, 0 to 1
     ROUGE-L     Lin 2004 (W04-1013): F with beta 1.2, mean over images, 0 to 1
     CIDEr       Vedantam et al. 2015 (arXiv:1411.5726): the CIDEr-D variant, idf of these references, 0 to 10
-The jars of the tokeniser and of METEOR are pycocoevalcap's. Java is run by medcap, because in pycocoevalcap a line
-break in a caption shifts all following captions, and the tokeniser needs a writable site-packages. BLEU, ROUGE-L and
-CIDEr come from `medcap.metrics.statistics`: equal to pycocoevalcap's to the last digits, about twenty times as fast.
+The tokenizer and METEOR are the jars of pycocoevalcap. medcap runs Java itself, because in pycocoevalcap a line break
+in a caption shifts all following captions, and the tokenizer needs a writable site-packages. BLEU, ROUGE-L and CIDEr
+come from `medcap.metrics.statistics`: equal to those of pycocoevalcap within 1e-12, and about twenty times as fast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pycocoevalcap.tokenizer import ptbtokenizer
 
 from medcap import __version__
 from medcap.metrics.java import replace_line_breaks, run_java
-from medcap.metrics.meteor import MAX_WORDS, Meteor, bounded
+from medcap.metrics.meteor import MAX_WORDS, Meteor, truncate
 from medcap.metrics.signature import Signature
 from medcap.metrics.statistics import METRICS, Statistics, caption_statistics
 
@@ -35,8 +35,8 @@ __all__ = ["METRICS", "CocoCaption", "Meteor", "Scores", "score_captions", "sign
 
 logger = logging.getLogger(__name__)
 
-# With -lowerCase brackets come out as -lrb- and -rrb-, while this list holds -LRB- and -RRB-: they stay in the text as
-# words. Published COCO scores are computed so, and so are these.
+# With -lowerCase the tokenizer writes brackets as -lrb- and -rrb-, but this list has -LRB- and -RRB-. Brackets stay in
+# the text as words, as in published COCO scores.
 _PUNCTUATION = frozenset(ptbtokenizer.PUNCTUATIONS)
 
 
@@ -46,9 +46,9 @@ class Scores:
 
     Attributes:
         metrics: Corpus scores by metric.
-        per_image: n scores by metric; the mean of BLEU's and METEOR's is not the corpus score, which pools counts.
+        per_image: n scores by metric. For BLEU and METEOR their mean is not the corpus score, which pools counts.
         signature: How the scores were computed.
-        statistics: Each image's statistics, from which intervals and tests are computed.
+        statistics: Statistics of each image, for intervals and tests.
     """
 
     metrics: dict[str, float]
@@ -58,10 +58,10 @@ class Scores:
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """Return each caption's PTB tokens in lower case, joined by spaces, as pycocoevalcap's PTBTokenizer does.
+    """Return the PTB tokens of each caption in lower case, joined by spaces, as PTBTokenizer of pycocoevalcap.
 
-    A blank caption gives "". The lexer reads across line ends ("no." keeps its full stop before a line that begins
-    with a digit), so identical captions are not merged: the input must be that of pycocoevalcap.
+    A blank caption gives "". The lexer reads across line ends ("no." keeps its full stop if the next line begins with
+    a digit), so the tokens of a caption depend on the next caption, as in pycocoevalcap.
 
     Raises:
         RuntimeError: Java failed.
@@ -75,7 +75,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     text = "\n".join(map(replace_line_breaks, captions))
     lines = run_java([*program, "-encoding", "UTF-8"], text, seconds=300 + len(text) / 10_000).split("\n")
     if len(lines) != len(captions):
-        raise RuntimeError(f"the PTB tokeniser returned {len(lines)} lines for {len(captions)} captions")
+        raise RuntimeError(f"the PTB tokenizer returned {len(lines)} lines for {len(captions)} captions")
     return [" ".join(word for word in line.rstrip().split(" ") if word not in _PUNCTUATION) for line in lines]
 
 
@@ -88,51 +88,46 @@ def score_captions(
     meteor: Meteor | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Scores:
-    """Score one predicted caption per image against that image's references.
+    """Score one predicted caption per image against the references of that image.
 
-    CIDEr of a single image is 0: every word is in all references, so its idf is 0.
+    CIDEr of a single image is 0, because the idf of every word is 0.
 
     Args:
         predictions: n captions.
         references: n lists of at least one caption.
         tokenized: Whether the texts are already PTB tokens joined by spaces.
         metrics: A subset of `METRICS`; METEOR takes ten seconds to start.
-        meteor: A running METEOR that serves several calls; None starts one.
-        extra: More pairs of the signature.
+        meteor: A running METEOR; None starts one.
+        extra: More pairs for the signature.
 
     Raises:
         ValueError: Lengths differ, there are no images, an image has no reference, or a str is given for a list.
         RuntimeError: Java failed.
     """
     _check(predictions, references, metrics)
-    with_meteor = "meteor" in metrics
-    with (
-        nullcontext(meteor) if meteor or not with_meteor else Meteor() as running
-    ):  # it starts while the tokeniser runs
-        if not tokenized:
+    lines, version = None, None
+    with nullcontext(meteor) if meteor or "meteor" not in metrics else Meteor() as running:
+        if not tokenized:  # METEOR starts while the tokenizer runs
             predictions, references = tokenize(predictions), _tokenize_references(references)
-        lines, cut = _meteor_lines(running, predictions, references) if running and with_meteor else (None, 0)
-    counted = caption_statistics(predictions, references, lines)
-    corpus, per_image = counted.corpus(), counted.per_image()
-    version = f"1.5,cut:{cut}" if cut else "1.5"
+        if running and "meteor" in metrics:
+            lines, cut = _meteor_lines(running, predictions, references)
+            version = f"1.5,cut:{cut}" if cut else "1.5"
+    statistics = caption_statistics(predictions, references, lines)
+    corpus, per_image = statistics.corpus(), statistics.per_image()
     return Scores(
         metrics={name: float(corpus[name][0]) for name in metrics},
         per_image={name: per_image[name].tolist() for name in metrics},
-        signature=signature(references, tokenized, meteor=version if with_meteor else None, **(extra or {})),
-        statistics=counted,
+        signature=signature(references, tokenized, meteor=version, **(extra or {})),
+        statistics=statistics,
     )
 
 
 def signature(
     references: Sequence[Sequence[str]], tokenized: bool, meteor: str | None = "1.5", **extra: object
 ) -> Signature:
-    """Return the signature of the COCO metrics; its pair `refs` is the references per image, "5-6" where it varies.
+    """Return the signature of the COCO metrics; `refs` is the number of references per image, "5-6" if it varies.
 
-    Args:
-        references: n lists of references.
-        tokenized: Whether the texts were PTB tokens already.
-        meteor: METEOR's version; None if it was not run.
-        extra: More pairs, such as split="test"; None leaves a pair out.
+    `meteor` is the version of METEOR, None if it was not run; `extra` are more pairs, such as split="test".
     """
     version = Path(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).stem.rpartition("-")[2]
     low, high = min(map(len, references)), max(map(len, references))
@@ -152,16 +147,16 @@ def signature(
 
 
 class CocoCaption(evaluate.Metric):
-    """`score_captions` as an evaluate.Metric; `evaluate.load` takes this file's path, offline.
+    """`score_captions` as an `evaluate.Metric`; `evaluate.load` accepts the path of this file.
 
-    `compute(predictions=[...], references=[...])` gives the corpus scores by name. A reference is a caption or a list
-    of captions, the same for all images; `tokenized` and `metrics` are passed on to `score_captions`.
+    `compute(predictions=[...], references=[...])` returns the corpus scores by name. References are one caption per
+    image, or one list per image; `tokenized` and `metrics` are passed on to `score_captions`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description="BLEU, METEOR, ROUGE-L and CIDEr as pycocoevalcap computes them.",
+            description="BLEU, METEOR, ROUGE-L and CIDEr as in pycocoevalcap.",
             citation="Chen et al. 2015, Microsoft COCO Captions, arXiv:1504.00325",
             inputs_description="predictions: one caption per image; references: a caption or a list of them per image",
             features=[
@@ -186,20 +181,16 @@ def _tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]
 def _meteor_lines(
     meteor: Meteor, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[str], int]:
-    """Return METEOR's answer for each image, and for how many images the captions were truncated."""
-    heads, listed, cut = bounded(predictions, references)
+    """Return the answer of METEOR for each image, and the number of images with truncated captions."""
+    predictions, references, cut = truncate(predictions, references)
     if cut:
-        logger.warning(
-            "METEOR scores only the first %d words of %d images, whose prediction and reference are both longer; "
-            "the signature records it",
-            MAX_WORDS,
-            cut,
-        )
-    return meteor.statistics(heads, listed), cut
+        message = "METEOR scores the first %d words of %d images with a longer prediction and reference; see signature"
+        logger.warning(message, MAX_WORDS, cut)
+    return meteor.statistics(predictions, references), cut
 
 
 def _refuse_text(name: str, value: object) -> None:
-    if isinstance(value, str):  # a str is a sequence too, of letters
+    if isinstance(value, str):  # a str is a sequence of letters
         raise ValueError(f"{name} must be a list of captions, got the text {value!r}")
 
 

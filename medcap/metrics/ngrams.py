@@ -1,7 +1,7 @@
-"""What captions share, counted over all images at once: n-grams for BLEU and CIDEr, subsequences for ROUGE-L.
+"""N-grams, CIDEr-D and ROUGE-L of all captions at once, in arrays.
 
-The n predictions of n images come first, then all references in the order of their images; `image` says whose each
-caption is. An n-gram is a whole number, so that counting is sorting whole numbers.
+Captions are one list: the predictions of n images, then all references in the order of their images; `image`
+(captions,) is the image of each. N-grams are integers, so that counting them is sorting integers.
 """
 
 from __future__ import annotations
@@ -13,39 +13,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORDERS = 4
-_BETA = 1.2  # ROUGE-L's weight of recall against precision
-_SIGMA = 6.0  # CIDEr-D's length penalty, in words
+_BETA = 1.2  # weight of recall against precision in ROUGE-L
+_SIGMA = 6.0  # of the length penalty of CIDEr-D, in words
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class NgramCounts:
     """How often each caption has each n-gram of one length; sorted by n-gram, then by caption."""
 
-    caption: NDArray[np.int64]  # (entries,) position of the caption
-    gram: NDArray[np.int64]  # (entries,) 0 .. different n-grams - 1
-    count: NDArray[np.int64]  # (entries,) 1 or more
+    caption: Ints  # (entries,) row of the caption
+    gram: Ints  # (entries,) 0 .. different n-grams - 1
+    count: Ints  # (entries,) 1 or more
 
 
-def count_ngrams(words: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[NgramCounts]:
-    """Yield the counts of n-grams for n = 1 to 4 of `words`, all captions' in a row, `lengths` (captions,) of each.
+def count_ngrams(words: Sequence[str], lengths: Ints) -> Iterator[NgramCounts]:
+    """Yield the counts of n-grams for n = 1 to 4.
 
-    An n-gram is numbered by its place in the order of (number of its first word, number of the n - 1 words after it).
-    The places of the latter are in order already, so each n costs one stable sorting by the first word: a radix sort
-    for up to 65,536 different words.
+    An n-gram is numbered by its rank in the order of (first word, n - 1 words after it). The latter are ranked before,
+    so that each n takes one stable sort by the first word, a radix sort for up to 65,536 different words.
+
+    Args:
+        words: The words of all captions, one after the other.
+        lengths: (captions,) number of words.
     """
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     word = np.fromiter(map(numbers.__getitem__, words), np.min_scalar_type(len(numbers)))
     caption = np.repeat(np.arange(len(lengths)), lengths)
-    left = np.cumsum(lengths)[caption] - np.arange(len(word))  # words from here to the caption's end
-    gram = np.zeros(len(word) + 1, np.int64)  # the number of the n words from here on
-    here = np.arange(1, len(word) + 1)  # the places of the n-grams in order, one caption after the other in each
+    left = np.cumsum(lengths)[caption] - np.arange(len(word))  # words from here to the end of the caption
+    gram = np.zeros(len(word) + 1, np.int64)  # number of the n-gram that starts here
+    start = np.arange(1, len(word) + 1)  # where the n-grams start, sorted by n-gram, then by caption
     for n in range(1, ORDERS + 1):
-        here = here[left[here - 1] >= n] - 1  # one word earlier, unless that is another caption's
-        here = here[np.argsort(word[here], kind="stable")]
-        changes = _changes(word[here]) | _changes(gram[here + 1])
-        gram[here] = number = np.cumsum(changes) - 1
-        starts = np.flatnonzero(changes | _changes(caption[here]))
-        yield NgramCounts(caption[here[starts]], number[starts], np.diff(starts, append=len(here)))
+        start = start[left[start - 1] >= n] - 1  # one word earlier, unless that is in another caption
+        start = start[np.argsort(word[start], kind="stable")]
+        changes = _changes(word[start]) | _changes(gram[start + 1])
+        gram[start] = number = np.cumsum(changes) - 1
+        entries = np.flatnonzero(changes | _changes(caption[start]))
+        yield NgramCounts(caption[start[entries]], number[entries], np.diff(entries, append=len(start)))
 
 
 def _changes(values: NDArray) -> NDArray[np.bool_]:
@@ -55,109 +61,139 @@ def _changes(values: NDArray) -> NDArray[np.bool_]:
     return changed
 
 
-def overlaps(
-    words: Sequence[str], lengths: NDArray[np.int64], image: NDArray[np.int64], n: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return BLEU's matches (n, 4) and the CIDEr-D of each image (n,), 0 to 10, from one counting of the n-grams.
+@dataclass(frozen=True)
+class TfIdf:
+    """The tf-idf vectors of all captions for n-grams of one length, as entries in the order of `NgramCounts`."""
 
-    A match is an n-gram of the prediction, each at most as often as the reference that has most of it
+    caption: Ints  # (entries,)
+    gram: Ints  # (entries,)
+    weight: Floats  # (entries,) count times idf
+    norm: Floats  # (captions,) length of each vector
+
+
+def tf_idf(counts: NgramCounts, image: Ints, is_reference: NDArray[np.bool_]) -> TfIdf:
+    """Weigh n-grams by idf = log(images) - log(images with the n-gram in a reference, at least 1).
+
+    `is_reference` (captions,) selects the captions from which the idf is computed.
+    """
+    entries = is_reference[counts.caption]
+    gram, owner = counts.gram[entries], image[counts.caption[entries]]
+    frequency = np.bincount(gram[_changes(gram) | _changes(owner)], minlength=int(counts.gram.max(initial=0)) + 1)
+    weight = counts.count * (np.log(image.max() + 1) - np.log(np.maximum(frequency, 1)))[counts.gram]
+    norm = np.sqrt(np.bincount(counts.caption, weight**2, minlength=len(image)))
+    return TfIdf(counts.caption, counts.gram, weight, norm)
+
+
+def clipped_product(vectors: TfIdf, predicted: NDArray[np.intp], reference: NDArray[np.intp]) -> Floats:
+    """Return (captions,) the dot product of each reference with its prediction, whose weights are clipped.
+
+    `predicted` and `reference` (pairs,) are entries of one n-gram in a prediction and in a reference of its image.
+    """
+    clipped = np.minimum(vectors.weight[predicted], vectors.weight[reference]) * vectors.weight[reference]
+    return np.bincount(vectors.caption[reference], clipped, minlength=len(vectors.norm))
+
+
+def length_penalty(difference: NDArray) -> Floats:
+    """Return the Gaussian penalty of CIDEr-D for a difference in words, 0 to 1."""
+    return np.exp(-(difference**2) / (2 * _SIGMA**2))
+
+
+def overlaps(words: Sequence[str], lengths: Ints, image: Ints, n: int) -> tuple[Ints, Floats]:
+    """Return the matches of BLEU (n, 4) and the CIDEr-D of each image (n,), 0 to 10.
+
+    A match is an n-gram of the prediction, counted at most as often as in the reference that has most of it
     (Papineni et al. 2002, P02-1040, section 2.1; pycocoevalcap/bleu/bleu_scorer.py).
     CIDEr-D is that of Vedantam et al. 2015 (arXiv:1411.5726, section 7) as in pycocoevalcap/cider/cider_scorer.py:
-    clipped cosine of tf-idf vectors, idf = log(n / images with the n-gram in a reference, at least 1);
-    a Gaussian penalty of the length difference; times 10, mean over n = 1 to 4 and over the references.
+    the clipped cosine of tf-idf vectors, times `length_penalty`, times 10; mean over n = 1 to 4 and over references.
     """
     matches, cosine = np.zeros((n, ORDERS), np.int64), np.zeros(len(image) - n)
     for order, counts in enumerate(count_ngrams(words, lengths)):
-        predicted, referred = _shared(counts, image, n)
+        predicted, reference = _shared(counts, image, n)
         most = np.zeros_like(counts.count)
-        np.maximum.at(most, predicted, counts.count[referred])
+        np.maximum.at(most, predicted, counts.count[reference])
         matches[:, order] = np.bincount(image[counts.caption], np.minimum(most, counts.count), minlength=n)
-        weight = counts.count * _idf(counts, image, n)[counts.gram]
-        cosine += _clipped_cosine(counts.caption, weight, image, predicted, referred)
-    # pycocoevalcap takes bigrams for the length, one less each: the difference is that of words
-    cosine *= np.exp(-((lengths[n:] - lengths[image[n:]]) ** 2) / (2 * _SIGMA**2))
+        vectors = tf_idf(counts, image, np.arange(len(image)) >= n)
+        cosine += _over(clipped_product(vectors, predicted, reference)[n:], vectors.norm[n:] * vectors.norm[image[n:]])
+    # pycocoevalcap measures length in bigrams, one less each: the difference is that of words
+    cosine *= length_penalty(lengths[n:] - lengths[image[n:]])
     references = np.bincount(image[n:], minlength=n)
     return matches, 10.0 * np.bincount(image[n:], cosine, minlength=n) / (ORDERS * references)
 
 
-def _shared(counts: NgramCounts, image: NDArray[np.int64], n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the entries of predictions and of references that are one n-gram of one image, as two (pairs,) arrays."""
+def mean_cider_d(orders: Sequence[TfIdf], lengths: Ints, row: int) -> float:
+    """Return the mean CIDEr-D of caption `row` against each caption as the only reference, 0 to 10.
+
+    Args:
+        orders: Vectors for n = 1 to 4, with an idf over all captions.
+        lengths: (captions,) length of each caption.
+        row: Caption that is scored.
+    """
+    cosine = np.zeros(len(lengths))
+    for vectors in orders:
+        own = np.flatnonzero(vectors.caption == row)
+        entry = np.full(int(vectors.gram.max(initial=0)) + 1, -1)
+        entry[vectors.gram[own]] = own
+        reference = np.flatnonzero(entry[vectors.gram] >= 0)
+        product = clipped_product(vectors, entry[vectors.gram[reference]], reference)
+        cosine += _over(product, vectors.norm * vectors.norm[row])
+    return float(10.0 * np.mean(cosine * length_penalty(lengths - lengths[row])) / len(orders))
+
+
+def _over(product: Floats, norms: Floats) -> Floats:
+    """Divide; where a norm is 0, the product is 0 too."""
+    return product / np.where(norms > 0, norms, 1.0)
+
+
+def _shared(counts: NgramCounts, image: Ints, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the entries of predictions and of references with the same n-gram and image, as two (pairs,) arrays."""
     key = counts.gram * n + image[counts.caption]  # ascending among predictions, and among references
     own, other = np.flatnonzero(counts.caption < n), np.flatnonzero(counts.caption >= n)
-    place = np.searchsorted(key[own], key[other])
-    found = np.append(key[own], -1)[place] == key[other]  # -1: what comes after all has no place
-    return own[place[found]], other[found]
+    position = np.searchsorted(key[own], key[other])
+    is_shared = np.append(key[own], -1)[position] == key[other]  # -1: after the last key
+    return own[position[is_shared]], other[is_shared]
 
 
-def _idf(counts: NgramCounts, image: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    """Return (n-grams,) log(images) - log(images with the n-gram in a reference)."""
-    references = counts.caption >= n
-    gram, whose = counts.gram[references], image[counts.caption[references]]
-    having = np.bincount(gram[_changes(gram) | _changes(whose)], minlength=int(counts.gram.max(initial=0)) + 1)
-    return np.log(n) - np.log(np.maximum(having, 1))
+def closest_lengths(lengths: Ints, image: Ints, n: int) -> Ints:
+    """Return (n,) the length of the reference closest to each prediction, of two the shorter one.
 
-
-def _clipped_cosine(
-    caption: NDArray[np.int64],
-    weight: NDArray[np.float64],
-    image: NDArray[np.int64],
-    predicted: NDArray[np.intp],
-    referred: NDArray[np.intp],
-) -> NDArray[np.float64]:
-    """Return (references,) the cosine of each with its prediction, whose weights are cut to the reference's: 0 to 1.
-
-    `caption` and `weight` (entries,) are the tf-idf vectors; `predicted` and `referred` as `_shared` returns them.
-    """
-    captions, n = len(image), int(image.max()) + 1
-    norm = np.sqrt(np.bincount(caption, weight**2, minlength=captions))
-    clipped = np.minimum(weight[predicted], weight[referred]) * weight[referred]
-    product = np.bincount(caption[referred], clipped, minlength=captions)[n:]
-    lengths = norm[n:] * norm[image[n:]]
-    return product / np.where(lengths > 0, lengths, 1.0)  # without weights the product is 0 too
-
-
-def closest_lengths(lengths: NDArray[np.int64], image: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Return (n,) the length of the reference nearest to each prediction's, of two the shorter one.
-
-    `lengths` (captions,) in words. BLEU's "best match length" (P02-1040, section 2.2.2).
+    `lengths` (captions,) are in words. The "best match length" of BLEU (P02-1040, section 2.2.2).
     """
     longest = int(lengths.max()) + 1
-    away = np.abs(lengths[n:] - lengths[image[n:]])
-    return np.minimum.reduceat(away * longest + lengths[n:], _firsts(image, n)) % longest
+    distance = np.abs(lengths[n:] - lengths[image[n:]])
+    return np.minimum.reduceat(distance * longest + lengths[n:], _firsts(image, n)) % longest
 
 
-def rouge_l(texts: Sequence[str], image: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+def rouge_l(texts: Sequence[str], image: Ints, n: int) -> Floats:
     """Return (n,) the ROUGE-L of each image, 0 to 1.
 
-    A word ends at a space and nowhere else: an empty text is one empty word, and a hard space is part of a word.
-    F with beta 1.2 of the best precision and the best recall over the references, which need not be the same one's
+    Words are separated by single spaces: an empty text is one empty word, and a no-break space is part of a word.
+    F with beta 1.2 of the best precision and the best recall over the references, which may come from two references
     (Lin 2004, W04-1013, section 3; pycocoevalcap/rouge/rouge.py).
     """
     lengths = np.array([text.count(" ") + 1 for text in texts])
-    pairs = ((texts[whose], text) for whose, text in zip(image[n:], texts[n:], strict=True))
+    pairs = ((texts[owner], text) for owner, text in zip(image[n:], texts[n:], strict=True))
     common = np.array([lcs_length(prediction.split(" "), text.split(" ")) for prediction, text in pairs])
     precision = np.maximum.reduceat(common / lengths[image[n:]], _firsts(image, n))
     recall = np.maximum.reduceat(common / lengths[n:], _firsts(image, n))
-    below = recall + _BETA**2 * precision
-    return (1 + _BETA**2) * precision * recall / np.where(below > 0, below, 1.0)
+    return _over((1 + _BETA**2) * precision * recall, recall + _BETA**2 * precision)
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence of two lists of words.
 
-    One row of the table at a time, a bit per word of `first`, 0 where the length grows (Hyyro 2004, Bit-parallel LCS
-    length computation revisited; after Allison & Dix 1986): additions of long integers instead of a loop.
+    One row of the table is an integer with a bit per word of `first`, 0 where the length grows (Hyyro 2004,
+    Bit-parallel LCS length computation revisited; after Allison & Dix 1986), so that the inner loop is one addition.
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << place
-    row = every = (1 << len(first)) - 1
+    positions: dict[str, int] = {}
+    for position, word in enumerate(first):
+        positions[word] = positions.get(word, 0) | 1 << position
+    row = ones = (1 << len(first)) - 1
     for word in second:
-        if matched := row & places.get(word, 0):
+        if matched := row & positions.get(word, 0):
             row = (row + matched) | (row - matched)
-    return len(first) - (row & every).bit_count()
+    return len(first) - (row & ones).bit_count()
 
 
-def _firsts(image: NDArray[np.int64], n: int) -> NDArray[np.intp]:
-    """Return (n,) the place of each image's first reference among all references."""
+def _firsts(image: Ints, n: int) -> NDArray[np.intp]:
+    """Return (n,) the position of each image's first reference among all references."""
     return np.searchsorted(image[n:], np.arange(n))

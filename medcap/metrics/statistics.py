@@ -1,9 +1,9 @@
-"""How sure a score is: each image's part in every metric, from which resampled corpora are scored without their texts.
+"""Statistics of each image, from which corpora are scored: confidence intervals, paired tests, pooling over seeds.
 
-A corpus score is a formula of sums over images, so that 1,000 resampled corpora are one product of two matrices.
+A corpus score is a formula of sums over images, so that 1,000 resampled corpora take one product of two matrices.
     bootstrap    intervals: Efron & Tibshirani 1993, chapter 13 (percentiles); Koehn 2004 (W04-3250) for BLEU
     paired_test  approximate randomisation: Noreen 1989; Riezler & Maxwell 2005 (W05-0908)
-    pool         mean and spread over the seeds of one recipe
+    pool         mean and standard deviation over the seeds of one recipe
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from medcap.metrics import ngrams
+from medcap.metrics.ngrams import Floats, Ints
 
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
-Floats = NDArray[np.float64]
-
-# the columns of a table of sums: 1 per image, BLEU's ten, ROUGE-L, CIDEr, and METEOR's six where there are any
+# columns of `Statistics.table`: 1 for each image, ten of BLEU, ROUGE-L, CIDEr, and six of METEOR
 _IMAGES, _BLEU, _ROUGE_L, _CIDER, _METEOR = 0, slice(1, 11), 11, 12, slice(13, 19)
-_TINY, _SMALL = 1e-15, 1e-9  # what pycocoevalcap adds so that nothing is divided by 0
+_TINY, _SMALL = 1e-15, 1e-9  # added by pycocoevalcap to avoid a division by 0
 # METEOR 1.5's parameters for English (Denkowski & Lavie 2014, W14-3348, table 1; Constants.java, the ranking task)
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MODULES = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
-_BATCH = 1 << 22  # random numbers held at a time: 32 MB
+_BATCH = 1 << 22  # random numbers in memory at a time: 32 MB
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What n images contribute to the corpus scores, one row per image; all arrays float64.
+    """The statistics of n images, one row per image.
 
-    bleu     (n, 10) words, words of the closest reference, matches for n = 1 to 4, n-grams for n = 1 to 4
-    rouge_l  (n,) 0 to 1
-    cider    (n,) 0 to 10, with the idf of all n images' references
-    meteor   (n, 6) weighted words of prediction and reference, weighted matches in the two, chunks, matched words in
-             both together; None where METEOR was not run
+    Attributes:
+        bleu: (n, 10) words, words of the closest reference, matches for n = 1 to 4, n-grams for n = 1 to 4.
+        rouge_l: (n,) 0 to 1.
+        cider: (n,) 0 to 10, with an idf over the references of all n images.
+        meteor: (n, 6) weighted words of prediction and reference, weighted matches in both, chunks, matched words in
+            both together; None where METEOR was not run.
     """
 
     bleu: Floats
@@ -50,37 +50,36 @@ class Statistics:
 
     @property
     def table(self) -> Floats:
-        """(n, 19), or (n, 13) without METEOR: all columns side by side, behind a column of ones that counts images."""
+        """All columns, after a column of ones that counts images: (n, 19), or (n, 13) without METEOR."""
         columns = [np.ones(len(self)), self.bleu, self.rouge_l, self.cider]
         return np.column_stack(columns if self.meteor is None else [*columns, self.meteor])
 
     @property
     def length_ratio(self) -> float:
-        """Tokens of all predictions over those of their closest references; 0 without a token in either."""
+        """Tokens of all predictions over those of their closest references; 0 without tokens."""
         words, closest = self.bleu[:, :2].sum(0)
         return float(words / closest) if closest else 0.0
 
     @property
     def brevity_penalty(self) -> float:
-        """BLEU's factor for captions that are too short, 0 to 1 (P02-1040, section 2.2.2)."""
+        """Factor of BLEU for short captions, 0 to 1 (P02-1040, section 2.2.2)."""
         ratio = self.length_ratio
         return float(np.exp(min(1 - 1 / ratio, 0))) if ratio else 0.0
 
-    def rows(self, chosen: Sequence[int] | NDArray[np.int64]) -> Statistics:
-        """Return the statistics of some images alone; their CIDEr keeps the idf of all."""
-        own = np.asarray(chosen)
+    def rows(self, indices: Sequence[int] | Ints) -> Statistics:
+        """Return the statistics of some images; CIDEr keeps the idf of all."""
+        own = np.asarray(indices)
         meteor = None if self.meteor is None else self.meteor[own]
         return Statistics(self.bleu[own], self.rouge_l[own], self.cider[own], meteor)
 
     def per_image(self) -> dict[str, Floats]:
-        """Return (n,) scores of the single images by metric; the mean of BLEU's and METEOR's is no corpus score."""
+        """Return (n,) scores of single images by metric. For BLEU and METEOR their mean is not the corpus score."""
         return _scores(self.table)
 
     def corpus(self, weights: ArrayLike | None = None) -> dict[str, Floats]:
-        """Return (R,) corpus scores by metric for `weights` (R, n): how often each image counts, not all 0.
+        """Return (R,) corpus scores by metric. BLEU and METEOR pool counts; ROUGE-L and CIDEr are means over images.
 
-        None is one row of ones. BLEU and METEOR pool the images' counts; ROUGE-L and CIDEr are means over images.
-        The idf of CIDEr stays that of all n images: who resamples asks for other images, not for another metric.
+        `weights` (R, n) are how often each image counts; None is one row of ones. CIDEr keeps the idf of all images.
         """
         table = self.table
         return _scores(np.ones((1, len(self))) @ table if weights is None else np.asarray(weights, float) @ table)
@@ -89,19 +88,19 @@ class Statistics:
 def caption_statistics(
     predictions: Sequence[str], references: Sequence[Sequence[str]], meteor: Sequence[str] | None = None
 ) -> Statistics:
-    """Return the statistics of one predicted caption per image against that image's references.
+    """Compare one predicted caption per image with the references of that image.
 
-    Texts are PTB tokens joined by spaces, as `coco.tokenize` gives them: n predictions, n lists of at least one
-    reference. `meteor` is the Java program's n answers to SCORE, one line per image.
-    Scores equal pycocoevalcap's within 1e-12, whatever is empty.
-    ValueError for zero images, lengths that differ, an image without reference.
+    Scores differ from those of pycocoevalcap by less than 1e-12, also for empty texts.
+
+    Args:
+        predictions: n texts of PTB tokens joined by spaces, as of `coco.tokenize`.
+        references: n lists of at least one such text.
+        meteor: n answers of METEOR to SCORE.
     """
     n = len(predictions)
-    if n == 0 or n != len(references) or (meteor is not None and n != len(meteor)) or not all(references):
-        raise ValueError(f"{n} predictions need as many references, one or more each, and lines of METEOR; none is 0")
     texts = [*predictions, *(text for captions in references for text in captions)]
     image = np.concatenate([np.arange(n), np.repeat(np.arange(n), [len(captions) for captions in references])])
-    # split twice: a list kept for every text wakes the garbage collector, which costs as much as all the rest
+    # split twice, because keeping a list per text costs as much time in garbage collection as all the rest
     lengths = np.array([len(text.split()) for text in texts])
     matches, cider = ngrams.overlaps(" ".join(texts).split(), lengths, image, n)
     possible = np.maximum(lengths[:n, None] - np.arange(ngrams.ORDERS), 0)
@@ -115,9 +114,8 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95 % interval of each corpus score: percentiles 2.5 and 97.5 over resampled corpora.
 
-    A resample draws as many images as there are, with replacement. `groups` names each image's article or patient,
-    None for an image on its own; then whole groups are drawn, for images of one group are no independent evidence.
-    ValueError for groups of another number than the images.
+    Images are drawn with replacement. Images of one article or patient are not independent: complete `groups` are
+    drawn; an image of group None is a group of its own.
     """
     scores = _scores(_resample(_grouped(statistics.table, groups), resamples, seed))
     return {name: _interval(values) for name, values in scores.items()}
@@ -130,51 +128,53 @@ def paired_test(
     trials: int = 10_000,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Compare two systems on the same images; returns difference, p, low and high of each metric.
+    """Compare two systems on the same images.
 
-    `difference` is the first's corpus score minus the second's. In a trial every image swaps its two captions with
-    probability 1/2 (`groups`, as for `bootstrap`, swap as one); `p` is the fraction of trials whose difference is as
-    large in either direction, the data themselves counted as one: (hits + 1) / (trials + 1), never 0.
-    `low` to `high` is the difference's 95 % bootstrap interval, from 1,000 resamples of the images.
-    ValueError for systems of other numbers of images, or of which one alone has METEOR.
+    In a trial each image (or group, as for `bootstrap`) swaps its two captions with probability 1/2.
+
+    Returns:
+        By metric: `difference`, first minus second; `p`, the fraction of trials with at least this absolute
+        difference, (hits + 1) / (trials + 1); `low` and `high`, a 95 % bootstrap interval of the difference.
+
+    Raises:
+        ValueError: The systems differ in the number of images, or only one has METEOR.
     """
     if first.table.shape != second.table.shape:
         raise ValueError(f"tables {first.table.shape} and {second.table.shape}: not the same images and metrics")
     one, two = _grouped(first.table, groups), _grouped(second.table, groups)
-    found = _difference(one.sum(0)[None], two.sum(0)[None])
+    differences = _difference(one.sum(0)[None], two.sum(0)[None])
     hits = _hits(one, two, trials, seed)
-    spread = _difference(*np.split(_resample(np.hstack([one, two]), 1000, seed), 2, axis=1))
+    resampled = _difference(*np.split(_resample(np.hstack([one, two]), 1000, seed), 2, axis=1))
     result = {}
-    for name in found:
-        low, high = _interval(spread[name])
+    for name, difference in differences.items():
+        low, high = _interval(resampled[name])
         p = (hits[name] + 1) / (trials + 1)
-        result[name] = {"difference": float(found[name][0]), "p": p, "low": low, "high": high}
+        result[name] = {"difference": float(difference[0]), "p": p, "low": low, "high": high}
     return result
 
 
-def pool(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Return mean, standard deviation (of a sample: n - 1) and n of each metric over runs that differ in the seed.
+def pool(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return mean, sample standard deviation and n of each metric over at least two runs of different seeds.
 
-    One run has no spread: `std` is None. ValueError for no runs, and for runs of other metrics.
+    Raises:
+        ValueError: The runs have different metrics.
     """
-    if not runs or any(run.keys() != runs[0].keys() for run in runs):
+    if any(run.keys() != runs[0].keys() for run in runs):
         raise ValueError(f"pooling needs runs of the same metrics, got {[sorted(run) for run in runs]}")
-    pooled: dict[str, dict[str, float | None]] = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        std = float(np.std(values, ddof=1)) if len(runs) > 1 else None
-        pooled[name] = {"mean": float(np.mean(values)), "std": std, "n": len(runs)}
-    return pooled
+    values = {name: [run[name] for run in runs] for name in runs[0]}
+    return {
+        name: {"mean": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "n": len(scores)}
+        for name, scores in values.items()
+    }
 
 
 def _scores(pooled: Floats) -> dict[str, Floats]:
     """Return (R,) scores by metric for R rows of sums (R, 19), or (R, 13) without METEOR."""
     images = pooled[:, _IMAGES]
-    found = dict(zip(METRICS[:4], _bleu(pooled[:, _BLEU]).T, strict=True))
-    found |= {"rouge_l": pooled[:, _ROUGE_L] / images, "cider": pooled[:, _CIDER] / images}
+    scores = dict(zip(METRICS[:4], _bleu(pooled[:, _BLEU]).T, strict=True))
     if (meteor := pooled[:, _METEOR]).size:
-        found["meteor"] = _meteor(meteor)
-    return {name: found[name] for name in METRICS if name in found}
+        scores["meteor"] = _meteor(meteor)
+    return scores | {"rouge_l": pooled[:, _ROUGE_L] / images, "cider": pooled[:, _CIDER] / images}
 
 
 def _bleu(pooled: Floats) -> Floats:
@@ -188,9 +188,9 @@ def _bleu(pooled: Floats) -> Floats:
 
 def _meteor(pooled: Floats) -> Floats:
     """Return (R,) METEOR, 0 to 1, of sums (R, 6): W14-3348, section 2, as in MeteorScorer.java's computeMetrics."""
-    words, referred, matched, matched_there, chunks, both = pooled.T
-    with np.errstate(divide="ignore", invalid="ignore"):  # without a match Java's NaN becomes 0, and so does ours
-        mean = 1 / ((1 - _ALPHA) * words / matched + _ALPHA * referred / matched_there)
+    words, reference_words, matched, reference_matched, chunks, both = pooled.T
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN without a match, which becomes 0 as in Java
+        mean = 1 / ((1 - _ALPHA) * words / matched + _ALPHA * reference_words / reference_matched)
         score = mean * (1 - _GAMMA * (chunks / (both / 2)) ** _BETA)
     return np.where(both > 0, score, 0)
 
@@ -198,11 +198,11 @@ def _meteor(pooled: Floats) -> Floats:
 def _meteor_statistics(lines: Sequence[str]) -> Floats:
     """Return (n, 6), see `Statistics`, of answers to SCORE: 23 numbers in the order of MeteorStats.java's toString.
 
-    A caption that equals its reference has no chunk: MeteorStats.addStats leaves it out of the corpus's.
+    The chunk of a caption that equals its reference is not counted, as in MeteorStats.addStats.
     """
-    numbers = np.array([line.split() for line in lines], float)  # ValueError for a line of another length
-    lengths, matches = numbers[:, :4], numbers[:, 4:20].reshape(-1, 4, 2, 2)  # module, content or function, side
-    kind = np.array([_DELTA, 1 - _DELTA])  # the weight of content and of function words
+    numbers = np.array([line.split() for line in lines], float)
+    lengths, matches = numbers[:, :4], numbers[:, 4:20].reshape(-1, 4, 2, 2)  # module, content or function, text
+    kind = np.array([_DELTA, 1 - _DELTA])  # weights of content and function words
     weighted_words = _DELTA * (lengths[:, :2] - lengths[:, 2:]) + (1 - _DELTA) * lengths[:, 2:]
     weighted_matches = np.einsum("nmks,m,k->ns", matches, _MODULES, kind)
     chunks = numbers[:, 20]
@@ -211,14 +211,12 @@ def _meteor_statistics(lines: Sequence[str]) -> Floats:
 
 
 def _grouped(table: Floats, groups: Sequence[Hashable] | None) -> Floats:
-    """Return (groups, columns) the sums of each group's rows; an image of group None is one of its own."""
+    """Return (groups, columns) the sums over each group's rows."""
     if groups is None:
         return table
     names = [(group,) if group is not None else image for image, group in enumerate(groups)]
     numbers: dict[Hashable, int] = {}
     rows = np.array([numbers.setdefault(name, len(numbers)) for name in names])
-    if len(rows) != len(table):
-        raise ValueError(f"{len(rows)} groups do not go with {len(table)} images")
     return np.column_stack([np.bincount(rows, column) for column in table.T])
 
 
@@ -232,19 +230,19 @@ def _resample(table: Floats, resamples: int, seed: int) -> Floats:
 
 
 def _hits(one: Floats, two: Floats, trials: int, seed: int) -> dict[str, int]:
-    """Return in how many trials, rows of two tables swapped at random, the difference is as large as it is."""
-    rng, found = np.random.default_rng(seed), _difference(one.sum(0)[None], two.sum(0)[None])
-    hits = dict.fromkeys(found, 0)
+    """Return the number of trials, with rows of the two tables swapped at random, with at least the difference."""
+    rng, measured = np.random.default_rng(seed), _difference(one.sum(0)[None], two.sum(0)[None])
+    hits = dict.fromkeys(measured, 0)
     for rows in _batches(trials, len(one)):
         moved = rng.integers(2, size=(rows, len(one)), dtype=np.uint8).astype(float) @ (two - one)
         for name, values in _difference(one.sum(0) + moved, two.sum(0) - moved).items():
-            # what should be as large is rounded differently, as where a trial swaps images that are alike
-            hits[name] += int(np.sum(np.abs(values) >= np.abs(found[name]) - 1e-12))
+            # equal differences may be rounded differently, as after swapping equal images
+            hits[name] += int(np.sum(np.abs(values) >= np.abs(measured[name]) - 1e-12))
     return hits
 
 
 def _batches(total: int, width: int) -> Iterator[int]:
-    """Yield how many of `total` rows to make at a time, so that memory does not grow with their number."""
+    """Yield the number of rows to draw at a time, which limits memory."""
     size = max(_BATCH // width, 1)
     for start in range(0, total, size):
         yield min(size, total - start)

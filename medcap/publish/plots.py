@@ -1,13 +1,9 @@
-"""The plots of a release, reproducible from its numbers, so that no image of the data set can be published as a plot.
-
-The same numbers give the same pixels. pyplot is not used: releases are also built while training runs.
-"""
+"""The plots of a release, reproducible from its numbers, so that no image of the data set is published as a plot."""
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medcap.publish.card_data import CardData, SystemRow
+from medcap.reporting.plots import plot_curves, side_by_side, write_png
 from medcap.reporting.tables import TITLES
 
-CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
 SHOWN = ("bleu_4", "meteor", "rouge_l", "cider")
-DPI = 110
 CHUNKS = {b"IHDR", b"pHYs", b"IDAT", b"IEND"}  # of a PNG: no text, no EXIF, no profile
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -32,7 +27,7 @@ def write_plots(folder: Path, card_data: CardData) -> list[str]:
     """Draw curve.png and scores.png into `folder`, if their numbers were measured; return the names."""
     figures = _figures(card_data.curve, card_data.systems)
     for name, figure in figures.items():
-        FigureCanvasAgg(figure).print_png(folder / name, metadata={"Software": None})
+        write_png(folder / name, figure)
     return list(figures)
 
 
@@ -55,31 +50,12 @@ def check_plot(path: Path, curve: Sequence[Mapping[str, Any]], systems: Sequence
         )
 
 
-def read_curve(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; empty if the file does not exist."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def _figures(curve: Sequence[Mapping[str, Any]], systems: Sequence[SystemRow]) -> dict[str, Figure]:
-    drawn = {"curve.png": _draw_curve(curve), "scores.png": _draw_scores(systems)}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    figures = {"curve.png": plot_curves({"": curve}), "scores.png": _plot_scores(systems)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _draw_curve(curve: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Plot loss and CIDEr by epoch; None if neither was measured."""
-    measured = [key for key in CURVES if any(line.get(key) is not None for line in curve)]
-    if not measured:
-        return None
-
-    def draw(axis: Axes, key: str) -> None:
-        lines = [line for line in curve if line.get(key) is not None]
-        axis.plot([line["epoch"] for line in lines], [line[key] for line in lines], marker="o")
-        axis.set(title=CURVES[key], xlabel="epoch")
-
-    return _side_by_side(measured, draw, 3.4)
-
-
-def _draw_scores(systems: Sequence[SystemRow]) -> Figure | None:
+def _plot_scores(systems: Sequence[SystemRow]) -> Figure | None:
     """Plot each score as a dot and its interval as a bar; None without intervals."""
     known = [row for row in systems if row.scores.intervals][::-1]  # the y axis starts at the bottom
     measured = [key for key in SHOWN if known and all(key in row.scores.intervals for row in known)]
@@ -95,15 +71,7 @@ def _draw_scores(systems: Sequence[SystemRow]) -> Figure | None:
         axis.set_yticks(range(len(known)), labels=labels, parse_math=False)
         axis.set(title=TITLES[key], ylim=(-0.5, len(known) - 0.5))
 
-    return _side_by_side(measured, draw, 1 + 0.35 * len(known))
-
-
-def _side_by_side(keys: Sequence[str], draw: Callable[[Axes, str], None], height: float) -> Figure:
-    figure = Figure(figsize=(max(9, 3 * len(keys)), height), dpi=DPI, layout="tight")
-    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        draw(axis, key)
-        axis.grid(alpha=0.3)
-    return figure
+    return side_by_side(measured, draw, 1 + 0.35 * len(known))
 
 
 def _chunks(path: Path) -> set[bytes]:

@@ -1,62 +1,75 @@
-"""Plots: training curves, and a contact sheet of sample images with their captions."""
+"""Plots as PNG files, drawn without pyplot, which has global state and selects a backend."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 from datasets import Dataset
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from medcap.data.images import load_image
 
-matplotlib.use("Agg")
+CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
+DPI = 110
 
-from matplotlib import pyplot as plt
+
+def write_png(path: Path, figure: Figure) -> None:
+    """Write a figure without metadata, so that equal figures are equal files."""
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def write_sample_sheet(path: Path, rows: Dataset, columns: Mapping[str, Sequence[str]], count: int = 12) -> None:
-    """Draw `count` images, evenly spread over `rows`, with what each of `columns` says of them underneath (PNG)."""
-    chosen = _spread(len(rows), count)
-    across = min(4, len(chosen))
-    down = -(-len(chosen) // across)
-    figure, axes = plt.subplots(
-        down, across, figsize=(3.4 * across, (3.2 + 0.36 * len(columns)) * down), squeeze=False
-    )
-    for axis in axes.flat:
+    """Write a PNG of `count` images, evenly spread over `rows`, each above its captions in `columns`."""
+    count = min(count, len(rows))
+    chosen = [round(i * (len(rows) - 1) / max(count - 1, 1)) for i in range(count)]
+    across = min(4, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(3.4 * across, (3.2 + 0.36 * len(columns)) * down), dpi=DPI)
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis in axes:
         axis.axis("off")
-    for axis, row in zip(axes.flat, chosen, strict=False):
+    for axis, row in zip(axes, chosen, strict=False):
         axis.imshow(load_image(rows[row]["image"]))
-        said = [_label(title, captions[row]) for title, captions in columns.items()]
-        axis.text(0, -0.03, "\n".join(said), transform=axis.transAxes, va="top", fontsize=7.5, parse_math=False)
+        text = "\n".join(_label(title, captions[row]) for title, captions in columns.items())
+        axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7.5, parse_math=False)
     figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.13, wspace=0.08, hspace=0.12 * len(columns))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    write_png(path, figure)
 
 
 def _label(title: str, caption: str) -> str:
     return textwrap.fill(f"{title}: {caption}", width=54, max_lines=3, placeholder=" ...")
 
 
-def _spread(length: int, count: int) -> list[int]:
-    count = min(count, length)
-    return [round(i * (length - 1) / max(count - 1, 1)) for i in range(count)]
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; empty if the file does not exist."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def write_curves(path: Path, runs: Mapping[str, Path]) -> None:
-    """Plot validation loss and CIDEr per epoch of several runs from their metrics.jsonl (PNG)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for name, run in runs.items():
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        epochs = [line["epoch"] for line in lines]
-        left.plot(epochs, [line["eval_loss"] for line in lines], marker="o", label=name)
-        right.plot(epochs, [line["eval_cider"] for line in lines], marker="o", label=name)
-    for axis, title in ((left, "validation loss"), (right, "validation CIDEr")):
-        axis.set(title=title, xlabel="epoch")
+def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """Plot loss and CIDEr by epoch, from the lines of metrics.jsonl by run; None if neither was measured."""
+    measured = [key for key in CURVES if any(line.get(key) is not None for curve in runs.values() for line in curve)]
+
+    def draw(axis: Axes, key: str) -> None:
+        for name, curve in runs.items():
+            lines = [line for line in curve if line.get(key) is not None]
+            axis.plot([line["epoch"] for line in lines], [line[key] for line in lines], marker="o", label=name)
+        axis.set(title=CURVES[key], xlabel="epoch")
+        if len(runs) > 1:
+            axis.legend()
+
+    return side_by_side(measured, draw, 3.4) if measured else None
+
+
+def side_by_side(keys: Sequence[str], draw: Callable[[Axes, str], None], height: float) -> Figure:
+    """Return a figure with one plot per key, drawn by `draw`; `height` is in inches."""
+    figure = Figure(figsize=(max(9, 3 * len(keys)), height), dpi=DPI, layout="tight")
+    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        draw(axis, key)
         axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

@@ -24,19 +24,14 @@ _HEADER = ["", *(TITLES[name] for name in METRICS)]
 
 
 def _cells(systems: Sequence[SystemScores], with_intervals: bool = False) -> list[list[str]]:
-    """Return header and rows: the metrics, and the findings where they are known."""
+    """Return header and rows: the metrics, and the correct findings if they are known."""
     facts = FACTS if any(system.findings for system in systems) else ()
-    return [
-        [*_HEADER, *facts],
-        *(
-            [
-                system.name,
-                *(_score(system, name, with_intervals) for name in METRICS),
-                *(f"{found[fact]:.0%}" if fact in (found := system.findings or {}) else "" for fact in facts),
-            ]
-            for system in systems
-        ),
-    ]
+    rows = [[*_HEADER, *facts]]
+    for system in systems:
+        findings = system.findings or {}
+        scores = [_score(system, name, with_intervals) for name in METRICS]
+        rows.append([system.name, *scores, *(f"{findings[fact]:.0%}" if fact in findings else "" for fact in facts)])
+    return rows
 
 
 def _score(system: SystemScores, metric: str, with_interval: bool) -> str:
@@ -44,15 +39,19 @@ def _score(system: SystemScores, metric: str, with_interval: bool) -> str:
     return f"{system.metrics[metric]:.4f}" + (f" ({low:.3f} to {high:.3f})" if with_interval else "")
 
 
-def text_table(systems: Sequence[SystemScores]) -> str:
-    """Return a table for the terminal: one line per system, numbers right-aligned."""
-    rows = _cells(systems)
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a text table; all columns but the first are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def text_table(systems: Sequence[SystemScores]) -> str:
+    """Return a table for the terminal with one line per system."""
+    header, *lines = aligned(_cells(systems))
+    return "\n".join([header, "-" * len(header), *lines])
 
 
 def verdict_text(result: EvaluationResult) -> str:
@@ -61,12 +60,12 @@ def verdict_text(result: EvaluationResult) -> str:
 
 
 def intervals_table(systems: Sequence[SystemScores]) -> str:
-    """Return a Markdown table, with the 95 % interval behind each metric."""
+    """Return a Markdown table with the 95 % interval of each metric."""
     return _markdown(*_cells(systems, with_intervals=True))
 
 
 def differences_table(tests: Sequence[PairedDifference]) -> str:
-    """Return a Markdown table: a row per pair of systems, a column per metric; (n.s.) marks no significance."""
+    """Return a Markdown table: a row per pair of systems, a column per metric; (n.s.) means not significant."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for test in tests:
         mark = "" if test.significant else " (n.s.)"
@@ -83,8 +82,8 @@ def differences_text(tests: Sequence[PairedDifference]) -> str:
         kind = f"{direction} in" if test.significant else "no significant difference in"
         pairs.setdefault((test.first, test.second), {}).setdefault(kind, []).append(TITLES[test.metric])
     return "\n".join(
-        f"{first} against {second}: {'; '.join(f'{kind} {_listed(names)}' for kind, names in sorted(found.items()))}"
-        for (first, second), found in pairs.items()
+        f"{first} against {second}: {'; '.join(f'{kind} {_listed(names)}' for kind, names in sorted(kinds.items()))}"
+        for (first, second), kinds in pairs.items()
     )
 
 
@@ -109,7 +108,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     parts = [
         intervals_table(comparison.systems),
         f"{comparison.systems[0].n} images. In parentheses: 95 % bootstrap intervals (1,000 resamples of images, or "
-        "of articles or patients where the data names them).\n",
+        "of articles or patients if the data names them).\n",
         "## Significant differences\n",
         differences_table(comparison.tests),
         "First system minus second. (n.s.): not significant, p >= .05 in a paired approximate-randomisation test with "

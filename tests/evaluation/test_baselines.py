@@ -1,4 +1,4 @@
-"""medcap.evaluation.baselines against pycocoevalcap's CIDEr and against trying every caption.
+"""The constant caption is the best one by exhaustive search with pycocoevalcap.
 
 pytest tests/evaluation/test_baselines.py
 """
@@ -11,6 +11,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from medcap.evaluation import baselines
 from medcap.evaluation.baselines import constant_caption, shuffled
+from medcap.metrics.ngrams import count_ngrams, mean_cider_d, tf_idf
 
 IMAGING = ["Chest X-ray", "Axial CT", "CT scan of the abdomen", "Ultrasound"]
 FINDINGS = ["pleural effusion", "a mass", "a mass in the liver", "free air", "no fracture"]
@@ -29,13 +30,13 @@ def mean_cider(tokens, constant):
 
 @pytest.fixture
 def without_java(monkeypatch):
-    """Captions that are tokens already, so that no test here but one starts Java."""
+    """Tokenize without Java."""
     monkeypatch.setattr(baselines, "tokenize", lambda texts: [" ".join(text.lower().split()) for text in texts])
 
 
 @pytest.mark.usefixtures("without_java")
 @pytest.mark.parametrize("seed", range(3))
-def test_constant_is_the_best_of_all_by_pycocoevalcap(seed):
+def test_constant_caption_is_the_best_by_pycocoevalcap(seed):
     training = captions(40, seed)
     tokens = baselines.tokenize(training)
     best = constant_caption(training, candidates=5)
@@ -44,50 +45,49 @@ def test_constant_is_the_best_of_all_by_pycocoevalcap(seed):
     assert scores[best] == pytest.approx(max(scores.values()), abs=1e-9)
 
 
-def test_cider_equals_pycocoevalcap_for_every_caption():
-    words = [text.lower().split() for text in [*captions(20, 0), "ct", "", "a a a a a b"]]
-    tokens = [" ".join(text) for text in words]
-    lengths = np.array([max(len(text) - 1, 0) for text in words])
-    orders = [baselines._tf_idf(*gram) for gram in baselines._ngrams(words)]
-    ours = [baselines._mean_cider_d(orders, lengths, row) for row in range(len(words))]
-    assert ours == pytest.approx([mean_cider(tokens, text) for text in tokens], abs=1e-12)
+def test_mean_cider_d_equals_pycocoevalcap():
+    tokens = [text.lower() for text in [*captions(20, 0), "ct", "", "a a a a a b"]]
+    words = np.array([len(text.split()) for text in tokens])
+    image, every = np.arange(len(tokens)), np.ones(len(tokens), bool)
+    orders = [tf_idf(counts, image, every) for counts in count_ngrams(" ".join(tokens).split(), words)]
+    scores = [mean_cider_d(orders, np.maximum(words - 1, 0), row) for row in image]
+    assert scores == pytest.approx([mean_cider(tokens, text) for text in tokens], abs=1e-12)
 
 
-def test_constant_is_a_training_caption_as_it_stands():
+def test_constant_caption_is_unchanged_and_independent_of_order():
     training = ["A (CT) scan.", "a (CT) scan", "Hip X-ray.", "a (CT) scan of the hip", "Knee\u202fX-ray", " "]
-    assert constant_caption(training) in training[:2]  # the same tokens: which one is for the text to say
-    assert constant_caption(training) == "A (CT) scan."
+    assert constant_caption(training) == "A (CT) scan."  # the second has the same tokens
     assert constant_caption(training[::-1]) == "A (CT) scan."
 
 
-CONSTANTS = {  # degenerate: no idf, so every score is 0 and the text decides
+CONSTANTS = {  # every idf, and so every score, is 0
     "one caption": (["a b"], "a b"),
     "one word": (["ct"], "ct"),
     "all the same": (["b a", "b a"], "b a"),
-    "blank ones never win": (["", " ", "b c", "b c"], "b c"),
-    "ties go to the first by text": (["d e", "b c"], "b c"),
+    "blank captions are ignored": (["", " ", "b c", "b c"], "b c"),
+    "ties by text": (["d e", "b c"], "b c"),
 }
 
 
 @pytest.mark.usefixtures("without_java")
 @pytest.mark.parametrize(("training", "expected"), CONSTANTS.values(), ids=CONSTANTS)
-def test_degenerate_constants(training, expected):
+def test_constant_caption_of_degenerate_data(training, expected):
     assert constant_caption(training) == expected
 
 
 @pytest.mark.usefixtures("without_java")
 @pytest.mark.parametrize("training", [[], ["", " "]])
-def test_constant_of_no_words_raises(training):
+def test_constant_caption_without_words_raises(training):
     with pytest.raises(ValueError, match=f"none of the {len(training)} captions has a word"):
         constant_caption(training)
 
 
-def test_constant_of_a_text_raises():
+def test_constant_caption_of_str_raises():
     with pytest.raises(ValueError, match="got the text 'ct'"):
         constant_caption("ct")
 
 
-def test_constant_without_candidates_raises():
+def test_zero_candidates_raise():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         constant_caption(["ct"], candidates=0)
 
@@ -96,10 +96,10 @@ def test_constant_without_candidates_raises():
 @pytest.mark.parametrize("seed", range(5))
 def test_no_image_keeps_its_own_reference(n, seed):
     references = [f"caption {image}" for image in range(n)]
-    given = shuffled(references, seed)
-    assert sorted(given) == sorted(references)
-    assert all(own != other for own, other in zip(references, given, strict=True))
-    assert given == shuffled(references, seed)
+    result = shuffled(references, seed)
+    assert sorted(result) == sorted(references)
+    assert all(own != other for own, other in zip(references, result, strict=True))
+    assert result == shuffled(references, seed)
 
 
 def test_seed_changes_the_shuffle():

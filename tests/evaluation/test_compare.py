@@ -1,4 +1,4 @@
-"""One table of several evaluations, and which of their differences are significant."""
+"""Comparison of several evaluations with paired tests."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medcap.evaluation.compare import compare
+from medcap.evaluation.csv_files import read_scores, write_scores
 from medcap.evaluation.result import SystemScores
-from medcap.evaluation.scores_file import read_scores, write_scores
 from medcap.metrics.statistics import Statistics, bootstrap
 from medcap.reporting.tables import differences_text, intervals_table, text_table, write_comparison
 
@@ -21,7 +21,7 @@ GROUPS = [f"patient {number // 2}" if number < 40 else None for number in range(
 
 
 def statistics(quality: float, seed: int) -> Statistics:
-    """Scores of N images that are better for a higher `quality`, 0 to 1."""
+    """Return statistics of N images; all metrics increase with `quality`, 0 to 1."""
     rng = np.random.default_rng(seed)
     words = rng.integers(5, 30, N)
     matches = rng.binomial(words[:, None], [quality, quality / 2, quality / 4, quality / 8])
@@ -32,24 +32,24 @@ def statistics(quality: float, seed: int) -> Statistics:
     return Statistics(bleu, rouge_l, 10 * rouge_l**2 / 3, meteor)
 
 
-def write_system(folder: Path, made: Statistics, ids: list[str] = IDS) -> None:
+def write_system(folder: Path, scores: Statistics) -> None:
     folder.mkdir(parents=True)
-    write_scores(folder / "scores.csv", ids, GROUPS, made)
+    write_scores(folder / "scores.csv", IDS, GROUPS, scores)
 
 
 def evaluation(folder: Path, name: str, quality: float = 0.5, seed: int = 0, **changes: Any) -> Path:
-    made = statistics(quality, seed)
-    write_system(folder, made)
+    scores = statistics(quality, seed)
+    write_system(folder, scores)
     content = {
-        "name": name, "n": N, "metrics": {key: float(value[0]) for key, value in made.corpus().items()},
-        "intervals": {key: list(value) for key, value in bootstrap(made).items()},
+        "name": name, "n": N, "metrics": {key: float(value[0]) for key, value in scores.corpus().items()},
+        "intervals": {key: list(value) for key, value in bootstrap(scores).items()},
         "split": "test", "signature": f"metrics:coco|n:{N}|data:abc|decoding:beams-3", **changes,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(content))
     return folder
 
 
-def test_systems_are_in_order_with_each_baseline_once(tmp_path: Path) -> None:
+def test_systems_keep_their_order_and_baselines_appear_once(tmp_path: Path) -> None:
     rows = {
         name: {"name": name, "n": N, "metrics": METRICS, "intervals": INTERVALS} for name in ("constant", "shuffled")
     }
@@ -74,34 +74,35 @@ def test_systems_are_in_order_with_each_baseline_once(tmp_path: Path) -> None:
 def test_significant_differences_are_marked(tmp_path: Path) -> None:
     folders = [
         evaluation(tmp_path / "good", "good", 0.8, 1),
-        evaluation(tmp_path / "alike", "alike", 0.8, 2),
+        evaluation(tmp_path / "equal", "equal", 0.8, 2),
         evaluation(tmp_path / "bad", "bad", 0.3, 3),
     ]
     comparison = compare(folders, tmp_path / "out")
     tests = comparison.tests
     cider = {(test.first, test.second): test for test in tests if test.metric == "cider"}
-    assert not cider["good", "alike"].significant
+    assert not cider["good", "equal"].significant
     assert cider["good", "bad"].significant
     assert cider["good", "bad"].low > 0
     lines = differences_text(tests).splitlines()
-    assert lines[0] == "good against alike: no significant difference in all metrics"
+    assert lines[0] == "good against equal: no significant difference in all metrics"
     assert lines[1] == "good against bad: above in all metrics"
     write_comparison(tmp_path / "comparison.md", comparison)
     assert "(n.s.)" in (tmp_path / "comparison.md").read_text()
 
 
-def test_systems_with_images_in_another_order_are_compared_by_image(tmp_path: Path) -> None:
-    made = statistics(0.5, 0)
+def test_images_in_another_order_are_matched_by_id(tmp_path: Path) -> None:
+    scores = statistics(0.5, 0)
     one = evaluation(tmp_path / "one", "one")
     two = evaluation(tmp_path / "two", "two")
-    back = list(reversed(range(N)))
-    write_scores(two / "scores.csv", [IDS[row] for row in back], [GROUPS[row] for row in back], made.rows(back))
+    backward = list(reversed(range(N)))
+    ids, groups = [IDS[row] for row in backward], [GROUPS[row] for row in backward]
+    write_scores(two / "scores.csv", ids, groups, scores.rows(backward))
     for test in compare([one, two], tmp_path / "out").tests:
         assert test.difference == pytest.approx(0, abs=1e-12)
         assert (test.low, test.high) == pytest.approx((0, 0), abs=1e-12)
 
 
-def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_are_pooled(tmp_path: Path) -> None:
     folders = [
         evaluation(tmp_path / str(seed), f"seed {seed}", 0.5, seed, recipe={"hash": "abc", "seed": seed})
         for seed in (1, 2, 3)
@@ -121,20 +122,20 @@ def test_runs_that_differ_in_the_seed_alone_are_pooled(tmp_path: Path) -> None:
     [({"n": 4}, "scored 4 images"), ({"signature": "metrics:coco|n:3|data:xyz"}, "different images")],
     ids=["other count", "other data"],
 )
-def test_other_images_raises(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_different_images_raise(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folders = [evaluation(tmp_path / "a", "a"), evaluation(tmp_path / "b", "b", **changes)]
     with pytest.raises(ValueError, match=message):
         compare(folders, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_two_systems_of_one_name_raises(tmp_path: Path) -> None:
+def test_two_systems_with_one_name_raise(tmp_path: Path) -> None:
     folders = [evaluation(tmp_path / "a", "adapter"), evaluation(tmp_path / "b", "adapter")]
     with pytest.raises(ValueError, match="two systems are called 'adapter'"):
         compare(folders, tmp_path / "out")
 
 
-def test_a_folder_without_metrics_raises(tmp_path: Path) -> None:
+def test_missing_files_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no metrics\.json"):
         compare([tmp_path], tmp_path / "out")
     (evaluation(tmp_path / "old", "old") / "scores.csv").unlink()
@@ -142,13 +143,13 @@ def test_a_folder_without_metrics_raises(tmp_path: Path) -> None:
         compare([tmp_path / "old"], tmp_path / "out")
 
 
-def test_scores_are_read_as_they_were_written_and_groups_only_as_numbers(tmp_path: Path) -> None:
-    made = statistics(0.5, 0)
-    write_scores(tmp_path / "scores.csv", IDS, GROUPS, made)
+def test_scores_csv_round_trip_without_names_of_groups(tmp_path: Path) -> None:
+    scores = statistics(0.5, 0)
+    write_scores(tmp_path / "scores.csv", IDS, GROUPS, scores)
     ids, groups, read = read_scores(tmp_path / "scores.csv")
     assert ids == IDS
     assert groups == [str(number // 2) if number < 40 else None for number in range(N)]
-    assert np.array_equal(read.table, made.table)
+    assert np.array_equal(read.table, scores.table)
     assert "patient" not in (tmp_path / "scores.csv").read_text()
 
 

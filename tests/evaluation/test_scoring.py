@@ -1,4 +1,4 @@
-"""Scores of a split by parts, with shuffled images, and of the captions of nearest training images."""
+"""Scores by parts and with shuffled images, and the baseline of nearest training images."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,12 @@ from PIL import Image as PilImage
 
 from medcap.data.selection import FEATURES
 from medcap.evaluation.nearest import image_features, nearest_captions
-from medcap.evaluation.scoring import breakdown, image_dependence
+from medcap.evaluation.scoring import breakdown
 from medcap.evaluation.split import Split, load_split
+from medcap.evaluation.verdict import depends_on_image
 from medcap.inference import load_captioner
 from medcap.metrics.coco import score_captions
+from medcap.metrics.statistics import paired_test
 
 CAPTIONS = [
     "CT of the abdomen with a mass of the left kidney",
@@ -19,7 +21,7 @@ CAPTIONS = [
     "CT scan",
     "MRI of the brain shows a lesion of the right frontal lobe with edema around it and midline shift",
 ]
-CUIS = [["C0040405"], ["C1306645"], [], []]  # CT, X-ray, and two that only words tell
+CUIS = [["C0040405"], ["C1306645"], [], []]  # CT, X-ray, and two without concepts
 
 
 def split_of(captions, cuis, groups=None, colours=None):
@@ -37,89 +39,88 @@ def scores_of(predictions, references):
     return score_captions(predictions, [[text] for text in references], tokenized=True, metrics=metrics)
 
 
-def test_modality_comes_from_concepts_else_from_the_caption():
+def test_modality_is_read_from_concepts_else_from_the_caption():
     assert split_of(CAPTIONS, CUIS).modalities == ["CT", "X-ray", "CT", "MRI"]
     assert split_of(["a hand"], [[]]).modalities == ["unknown"]
 
 
 def test_parts_are_scored_separately_and_add_up():
     split = split_of(CAPTIONS, CUIS)
-    whole = scores_of([*CAPTIONS[:3], "nothing"], CAPTIONS)
-    parts = breakdown(split, whole.statistics)
+    total = scores_of([*CAPTIONS[:3], "nothing"], CAPTIONS)
+    parts = breakdown(split, total.statistics)
     by_modality = {part.value: part for part in parts["modality"]}
     assert {name: part.n for name, part in by_modality.items()} == {"CT": 2, "X-ray": 1, "MRI": 1}
     assert by_modality["MRI"].metrics["rouge_l"] == 0
     assert by_modality["CT"].metrics["rouge_l"] == 1
     mean = sum(part.n * part.metrics["cider"] for part in parts["modality"]) / 4
-    assert mean == pytest.approx(whole.metrics["cider"])
+    assert mean == pytest.approx(total.metrics["cider"])
     assert [(part.value, part.n) for part in parts["length"]] == [("1 to 10 words", 2), ("11 to 20 words", 2)]
 
 
-def test_a_constant_caption_does_not_depend_on_the_image():
+def test_constant_caption_does_not_depend_on_the_image():
     references = [f"word{number} thing{number % 7} of the left side" for number in range(40)]
     constant = scores_of(["thing of the left side"] * 40, references)
-    assert not image_dependence(constant, constant, [None] * 40)[1]
-    right, wrong = scores_of(references, references), scores_of(references[1:] + references[:1], references)
-    test, depends_on_image = image_dependence(right, wrong, [None] * 40)
-    assert depends_on_image
-    assert test["cider"]["difference"] == pytest.approx(right.metrics["cider"] - wrong.metrics["cider"])
+    original, shuffled = scores_of(references, references), scores_of(references[1:] + references[:1], references)
+    for first, second, expected in ((constant, constant, False), (original, shuffled, True)):
+        test = paired_test(first.statistics, second.statistics)["cider"]
+        assert depends_on_image(first.metrics["cider"], test) is expected
 
 
 def test_shuffled_images_keep_references_and_move_every_image():
     colours = ["red", "green", "blue", "white"]
     split = split_of(CAPTIONS, CUIS, colours=colours)
-    other = split.with_shuffled_images()
-    assert (other.ids, other.references, other.modalities) == (split.ids, split.references, split.modalities)
-    before, after = ([image.getpixel((0, 0)) for image in part.rows["image"]] for part in (split, other))
+    moved = split.with_shuffled_images()
+    assert (moved.ids, moved.references, moved.modalities) == (split.ids, split.references, split.modalities)
+    before, after = ([image.getpixel((0, 0)) for image in part.rows["image"]] for part in (split, moved))
     assert sorted(before) == sorted(after)
     assert all(one != two for one, two in zip(before, after, strict=True))
 
 
-def test_captioning_shuffled_images_is_shuffling_the_captions(phantoms, tiny_base):
+def test_captions_of_shuffled_images_are_shuffled_captions(phantoms, tiny_base):
     from medcap.evaluation.baselines import shuffled
     from medcap.inference import caption_dataset
 
     split, captioner = load_split(str(phantoms), "test"), load_captioner(str(tiny_base))
-    made = caption_dataset(captioner, split.rows)[0]
-    assert len(set(made)) > 1
-    assert caption_dataset(captioner, split.with_shuffled_images().rows)[0] == shuffled(made)
+    captions = caption_dataset(captioner, split.rows)[0]
+    assert len(set(captions)) > 1
+    assert caption_dataset(captioner, split.with_shuffled_images().rows)[0] == shuffled(captions)
 
 
-def test_the_nearest_training_image_is_the_most_similar(tiny_base):
+def test_nearest_training_image_is_the_most_similar(tiny_base):
     colours = ["black", "red", "white", "blue"]
     training = split_of(["dark", "red", "bright", "blue"], [[]] * 4, colours=colours).rows
     test = split_of(["a", "b", "c"], [[]] * 3, colours=["#0000f0", "#060606", "#f8f8f8"]).rows
-    captions, of = nearest_captions(load_captioner(str(tiny_base)), test, training)
-    assert (captions, of) == (["blue", "dark", "bright"], 4)
+    captions, searched = nearest_captions(load_captioner(str(tiny_base)), test, training)
+    assert (captions, searched) == (["blue", "dark", "bright"], 4)
 
 
-def test_the_number_of_training_images_is_limited(tiny_base):
+def test_number_of_training_images_is_limited(tiny_base):
     training = split_of([f"c{number}" for number in range(9)], [[]] * 9).rows
-    captions, of = nearest_captions(load_captioner(str(tiny_base)), training, training, most=1)
-    assert of == 1
+    captions, searched = nearest_captions(load_captioner(str(tiny_base)), training, training, most=1)
+    assert searched == 1
     assert len(set(captions)) == 1
 
 
-def test_features_are_those_of_the_base_under_an_adapter(trained_run, tiny_base, phantoms):
+def test_features_are_those_of_the_base_without_the_adapter(trained_run, tiny_base, phantoms):
     rows = load_split(str(phantoms), "test").rows
     adapter = load_captioner(str(trained_run.folder / "adapter"))
     base = load_captioner(str(tiny_base), image_size=adapter.image_size)
-    ours = image_features(adapter, rows, 4)
-    assert torch.allclose(ours, image_features(base, rows, 4), atol=1e-5)
-    assert torch.allclose(ours.norm(dim=1), torch.ones(len(rows)))
+    features = image_features(adapter, rows, 4)
+    assert torch.allclose(features, image_features(base, rows, 4), atol=1e-5)
+    assert torch.allclose(features.norm(dim=1), torch.ones(len(rows)))
 
 
-def test_a_training_split_without_images_has_no_neighbour_and_warns(phantoms, tmp_path, caplog):
+def test_training_split_without_images_omits_nearest_with_a_warning(phantoms, tmp_path, caplog):
     for file in phantoms.iterdir():
         if file.name != "train_images.zip":
             (tmp_path / file.name).symlink_to(file)
     split = load_split(str(tmp_path), "test")
     assert split.training is None
     assert len(split.training_captions) == 12
-    assert "images of the training split are not there" in caplog.text
+    assert "baseline nearest is omitted: the training split has no images" in caplog.text
 
 
-def test_evaluating_on_train_has_no_neighbour_in_itself(phantoms):
+def test_evaluation_of_train_omits_nearest(phantoms):
     assert load_split(str(phantoms), "train").training is None
 
 
@@ -129,17 +130,17 @@ def test_unreadable_training_images_are_skipped(tiny_base):
     rows = [dict(row) for row in undecoded]
     rows[1]["image"] = {"bytes": b"no image", "path": None}
     broken = Dataset.from_list(rows, features=FEATURES)
-    captions, of = nearest_captions(load_captioner(str(tiny_base)), training, broken)
-    assert (captions, of) == (["dark", "dark"], 1)
+    captions, searched = nearest_captions(load_captioner(str(tiny_base)), training, broken)
+    assert (captions, searched) == (["dark", "dark"], 1)
 
 
 def test_groups_widen_the_intervals_of_parts():
     references = [f"a b c w{number}" for number in range(60)]
-    right = np.repeat(np.random.default_rng(0).random(10) < 0.5, 6)  # of a patient all six are right, or none
-    predictions = [text if hit else "x" for text, hit in zip(references, right, strict=True)]
+    is_correct = np.repeat(np.random.default_rng(0).random(10) < 0.5, 6)  # all or none of the six of a patient
+    predictions = [text if correct else "x" for text, correct in zip(references, is_correct, strict=True)]
     statistics = scores_of(predictions, references).statistics
-    alone, together = (
+    ungrouped, grouped = (
         breakdown(split_of(references, [[]] * 60, groups), statistics)["modality"][0].intervals["rouge_l"]
         for groups in (None, [str(number // 6) for number in range(60)])
     )
-    assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
+    assert grouped[1] - grouped[0] > 1.5 * (ungrouped[1] - ungrouped[0])

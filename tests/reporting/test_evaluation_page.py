@@ -1,4 +1,4 @@
-"""The page of an evaluation: what it shows, and that no caption can break out of it.
+"""The page of an evaluation: its content, and escaping of captions.
 
 pytest tests/reporting/test_evaluation_page.py
 """
@@ -59,7 +59,7 @@ def table_of(page):
     return json.loads(re.search(r'<script type="application/json" id="table">(.*?)</script>', page, re.S)[1])
 
 
-def test_no_caption_breaks_out_of_the_page(tmp_path):
+def test_captions_are_escaped(tmp_path):
     page = page_of(tmp_path, [HOSTILE, "b"], ["a", HOSTILE])
     assert page.count("<script") == page.count("</script>") == 2
     assert "<img src=x" not in page
@@ -68,7 +68,7 @@ def test_no_caption_breaks_out_of_the_page(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path):
+def test_page_is_self_contained(tmp_path):
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg)', page_of(tmp_path, ["a"], ["b"])) == []
     assert "http" not in page_of(tmp_path, ["a"], ["b"])
 
@@ -76,22 +76,22 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
 def test_best_and_worst_are_chosen_by_cider(tmp_path):
     n = 30
     scores = {name: [float((7 * number) % n) for number in range(n)] for name in METRICS}
-    page = page_of(tmp_path, [f"said {number}" for number in range(n)], ["there"] * n, scores)
-    best, worst, some = (re.findall(r"i\d+(?= &middot;)", part) for part in page.split('<div class="cards">')[1:])
+    page = page_of(tmp_path, [f"prediction {number}" for number in range(n)], ["reference"] * n, scores)
+    best, worst, sample = (re.findall(r"i\d+(?= &middot;)", part) for part in page.split('<div class="cards">')[1:])
     order = [f"i{number}" for number in sorted(range(n), key=lambda number: -scores["cider"][number])]
     assert best == order[:12]
     assert worst == order[::-1][:12]
-    assert len(set(some)) == 24
+    assert len(set(sample)) == 24
 
 
-def test_words_that_differ_are_marked():
+def test_different_words_are_marked():
     reference, prediction = marked("CT of the left <kidney>.", "CT of a right <kidney>")
     assert reference == "CT of <del>the left</del> &lt;kidney&gt;."
     assert prediction == "CT of <ins>a right</ins> &lt;kidney&gt;"
     assert marked("", "a") == ("", "<ins>a</ins>")
 
 
-VERDICTS = {  # CIDEr, the baseline's, judgement, words
+VERDICTS = {  # CIDEr, CIDEr of the baseline, judgement, words of the statement
     "above": (0.5, 0.2, "good", "is above the baseline constant"),
     "below": (0.1, 0.4, "bad", "is below the baseline constant"),
     "overlap": (0.25, 0.2, "unsure", "the intervals overlap"),
@@ -124,7 +124,7 @@ def test_verdict_on_a_wrong_side():
     assert "33.3% of the 3 captions" in statement.text
 
 
-def test_what_was_not_measured_is_not_shown(tmp_path):
+def test_only_measured_parts_are_shown(tmp_path):
     page = page_of(tmp_path, ["a"], ["b"], baselines={}, breakdown={"modality": [], "length": []})
     assert "By modality" not in page
     assert "concepts *" not in page

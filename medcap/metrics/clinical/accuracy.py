@@ -1,4 +1,4 @@
-"""Factual accuracy: facts of the predictions against those of the references, extracted by the same rules."""
+"""Factual accuracy: facts of predictions against facts of references, extracted by the same rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LATERALITIES = ("left", "right", "both", "none")
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Micro-averaged precision, recall and F1, 0 to 1 (0 where undefined), and the number of facts in each text."""
+    """Micro-averaged precision, recall and F1, 0 to 1 (0 where undefined), and the numbers of facts."""
 
     precision: float
     recall: float
@@ -39,11 +39,7 @@ class FactScores:
 
 
 def score_facts(predictions: Sequence[str], references: Sequence[str]) -> FactScores:
-    """Compare the facts of each prediction with those of its reference, both extracted by `extract_facts`.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
+    """Compare the facts of each prediction with those of its reference."""
     pairs = [(extract_facts(text), extract_facts(true)) for text, true in zip(predictions, references, strict=True)]
     kinds = {kind: micro_average([(facts[kind], true[kind]) for facts, true in pairs]) for kind in KINDS}
     sides = {row: dict.fromkeys(LATERALITIES, 0) for row in LATERALITIES}

@@ -1,4 +1,4 @@
-"""Concept F1: the data set's concepts, found in captions by their names."""
+"""Concept F1: concepts of the data set, matched in captions by name."""
 
 from __future__ import annotations
 
@@ -18,31 +18,23 @@ WHAT = (
 
 @dataclass(frozen=True)
 class ConceptScores(PrecisionRecall):
-    """Agreement of the concepts in predictions with those of the images; `what` states how they were found."""
+    """Agreement of the concepts in predictions with those of the images; `what` describes the method."""
 
     what: str = WHAT
 
 
 def concept_f1(predictions: Sequence[str], cuis: Sequence[Sequence[str]], names: Mapping[str, str]) -> ConceptScores:
-    """Compare the concepts named in each prediction with those of its image.
+    """Compare the concepts named in each prediction with `cuis`, those of its image; `names` are by CUI.
 
-    A concept without a name is always missed. The score of the references is a practical upper bound.
-
-    Args:
-        predictions: n captions.
-        cuis: The n images' concepts.
-        names: Canonical name by CUI.
-
-    Raises:
-        ValueError: Predictions and images differ in number.
+    A concept without a name is never found. The score of the references is a practical upper bound.
     """
     lookup = _lookup(names)
-    pairs = [(concepts_in(text, lookup), set(own)) for text, own in zip(predictions, cuis, strict=True)]
+    pairs = [(_concepts_in(text, lookup), set(own)) for text, own in zip(predictions, cuis, strict=True)]
     return ConceptScores(**asdict(micro_average(pairs)))
 
 
-def concepts_in(text: str, lookup: Mapping[tuple[str, ...], Sequence[str]]) -> set[str]:
-    """Return the CUIs named in `text`: the longest name at each position, and the modality by its terms."""
+def _concepts_in(text: str, lookup: Mapping[tuple[str, ...], Sequence[str]]) -> set[str]:
+    """Return the CUIs of the longest name at each position, and of the modality."""
     found = {cui for cui, modality in MODALITIES.items() if modality in extract_facts(text)["modality"]}
     tokens, longest = _tokens(text), max(map(len, lookup), default=0)
     start = 0
@@ -63,10 +55,7 @@ def _lookup(names: Mapping[str, str]) -> dict[tuple[str, ...], list[str]]:
 
 
 def synonyms(name: str) -> set[str]:
-    """Return the spellings of a concept: without brackets, without "structure of", with inverted commas.
-
-    "Pneumonia, Viral" also gives "Viral Pneumonia", "Structure of pelvis" also gives "pelvis".
-    """
+    """Return spellings of a concept: "Viral Pneumonia" for "Pneumonia, Viral", "pelvis" for "Structure of pelvis"."""
     bare = re.sub(r"\s*[(\[][^)\]]*[)\]]", "", name)
     core = re.sub(
         r"^(?:entire|structure of(?: the)?)\s+|\s+(?:structure|region)(?: of)?$", "", bare, flags=re.IGNORECASE
@@ -80,7 +69,7 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 def _singular(word: str) -> str:
-    """Strip an English plural, roughly but alike in names and captions: masses, arteries, but not thrombus."""
+    """Strip an English plural by simple rules: masses, arteries, but not thrombus."""
     if word.endswith("sses"):
         return word[:-2]
     if len(word) > 4 and word.endswith("ies"):

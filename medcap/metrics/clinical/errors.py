@@ -1,7 +1,7 @@
-"""Errors of captions against their references: frequency by kind, with the captions of lowest score as examples.
+"""Factual errors of captions: frequency by kind, with the captions of lowest score as examples.
 
-Facts come from `extract_facts`. A reference that does not mention a finding does not exclude it, so "invented" means
-"not named by the reference". No reference is quoted, only the facts that it names.
+A reference that does not mention a finding does not exclude it: "invented" means "not in the reference". References
+are not quoted; examples contain only their facts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Judged = tuple[Set[str], Set[str]]  # wrong values in the caption, values in th
 
 @dataclass(frozen=True)
 class FailureExample:
-    """A caption with an error: its wrong values (`predicted`) and those of the reference, in terms of the lexicon."""
+    """A caption with an error: its wrong facts (`predicted`) and those of the reference."""
 
     caption: str
     predicted: list[str]
@@ -27,7 +27,7 @@ class FailureExample:
 
 @dataclass(frozen=True)
 class Failure:
-    """How many captions have an error of one kind, out of `of` where it is possible."""
+    """Number of captions with an error of one kind, and number of captions where it is possible."""
 
     count: int
     of: int
@@ -35,34 +35,25 @@ class Failure:
 
 
 def find_failures(captions: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> dict[str, Failure]:
-    """Count the errors of each of `ERROR_KINDS` that is possible in these captions.
-
-    Args:
-        captions: n predictions.
-        references: n references.
-        scores: n scores; the examples are the captions of lowest score, each caption once.
-
-    Raises:
-        ValueError: The three differ in length.
-    """
+    """Count the errors of each of `ERROR_KINDS` that is possible; `scores` select the examples, lowest first."""
     facts = [(extract_facts(text), extract_facts(true)) for text, true in zip(captions, references, strict=True)]
     lowest_first = [row for _, row in sorted(zip(scores, range(len(facts)), strict=True))]
-    found: dict[str, Failure] = {}
+    failures: dict[str, Failure] = {}
     for kind in ERROR_KINDS:
         pairs = [(captions[row], _judge(kind, *facts[row])) for row in lowest_first]
         judged = [(caption, *pair) for caption, pair in pairs if pair is not None]
         wrong = [item for item in judged if item[1]]
         if judged:
-            found[kind] = Failure(len(wrong), len(judged), _examples(wrong))
-    return found
+            failures[kind] = Failure(len(wrong), len(judged), _examples(wrong))
+    return failures
 
 
 def _judge(kind: str, predicted: CaptionFacts, true: CaptionFacts) -> _Judged | None:
-    """Return the wrong values (empty if there are none) and the reference's; None where the error is not possible."""
+    """Return the wrong values (empty for no error) and those of the reference; None where no error is possible."""
     if kind in ("wrong modality", "wrong side"):
         fact = "modality" if kind == "wrong modality" else "laterality"
-        both_name_one = len(predicted[fact]) == len(true[fact]) == 1
-        return (predicted[fact] - true[fact], true[fact]) if both_name_one else None
+        is_possible = len(predicted[fact]) == len(true[fact]) == 1
+        return (predicted[fact] - true[fact], true[fact]) if is_possible else None
     if kind == "missed finding":
         missed = true["finding"] - predicted["finding"]
         return (missed and (predicted["finding"] or {"none"}), missed) if true["finding"] else None
@@ -73,7 +64,8 @@ def _judge(kind: str, predicted: CaptionFacts, true: CaptionFacts) -> _Judged | 
 
 
 def _examples(wrong: Sequence[tuple[str, Set[str], Set[str]]]) -> list[FailureExample]:
-    """Return the first few captions, each once."""
-    first = {caption: (predicted, true) for caption, predicted, true in reversed(wrong)}
-    chosen = list(dict.fromkeys(caption for caption, _, _ in wrong))[:EXAMPLES]
-    return [FailureExample(caption, *map(sorted, first[caption])) for caption in chosen]
+    """Return the first `EXAMPLES` different captions."""
+    first: dict[str, FailureExample] = {}
+    for caption, predicted, true in wrong:
+        first.setdefault(caption, FailureExample(caption, sorted(predicted), sorted(true)))
+    return list(first.values())[:EXAMPLES]

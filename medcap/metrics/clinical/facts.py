@@ -1,9 +1,9 @@
-"""What the words of a caption say: modality, side, body region, findings there and absent, numbers with units."""
+"""Extraction of facts from captions: modality, side, body region, present and absent findings, numbers with units."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 from medcap.data.concepts import MODALITY_PATTERNS
@@ -12,81 +12,27 @@ from medcap.metrics.clinical.negation import is_negated, sentences
 from medcap.metrics.clinical.regions import REGIONS
 
 KINDS = ("modality", "laterality", "region", "finding", "negation", "number")
-_HYPHENS = str.maketrans("‐‑", "--")  # publishers set "X‐ray" with either
-_NON = re.compile(r"\bnon(?=[a-z]{4})", re.IGNORECASE)  # a cue of negation: "nonobstructive"
 CaptionFacts = Mapping[str, frozenset[str]]
 
 
-@lru_cache(maxsize=2**15)  # references are compared with several systems, a constant caption with all of them
-def extract_facts(caption: str) -> CaptionFacts:
-    """Return what `caption` says, by kind of `KINDS`; an empty set for a kind it is silent on.
+def _matcher(table: Mapping[str, str]) -> Callable[[str], Iterator[tuple[str, int, int]]]:
+    """Return a function that yields each value of `table` named in a text, with start and end of the match."""
+    names, patterns = list(table), "|".join(f"({pattern})" for pattern in table.values())
+    regex = re.compile(rf"\b(?=\w)(?:{patterns})(?!\w)", re.IGNORECASE)
 
-    modality     values of `medcap.data.concepts.modality_in_words`; CT angiography is CT, PET/CT is "combined"
-    laterality   "left" and "right", the side of a finding or of a paired part; "bilateral" says both. The chambers
-                 and arteries of the heart, views and positions in the image are no side: see `lexicon.NO_SIDE`
-    region       values of `medcap.data.concepts.REGIONS`, and "neck"; the skull holds the brain, eyes and teeth
-    finding      what is said to be there, of the values of `lexicon.FINDINGS`; "suspected" counts as there
-    negation     what is said to be absent, or gone, of the same values, after NegEx (Chapman et al., 2001)
-    number       a number and its unit in a base unit: "3.5 cm" is "35 mm", "2 years" is "24 months"
+    def mentions(text: str) -> Iterator[tuple[str, int, int]]:
+        for match in regex.finditer(text):
+            assert match.lastindex is not None
+            yield names[match.lastindex - 1], match.start(), match.end()
 
-    The words alone decide: a fact that needs knowledge to infer is not found, and a side has no object.
-    """
-    text = _NON.sub("non-", " ".join(caption.split()).translate(_HYPHENS))
-    present, absent = _findings(text)
-    return {
-        "modality": frozenset(_modalities(text)),
-        "laterality": frozenset(_sides(text)),
-        "region": frozenset(value for value, _, _ in _mentions(_REGIONS, _REGION_NAMES, text)),
-        "finding": frozenset(present),
-        "negation": frozenset(absent),
-        "number": frozenset(_numbers(text)),
-    }
+    return mentions
 
 
-_REGIONS, _REGION_NAMES = lexicon.compile_terms(REGIONS), list(REGIONS)
-_FINDINGS, _FINDING_NAMES = lexicon.compile_terms(lexicon.FINDINGS), list(lexicon.FINDINGS)
-_SIDES, _SIDE_NAMES = lexicon.compile_terms(lexicon.SIDES), list(lexicon.SIDES)
-
-
-def _mentions(lexicon: re.Pattern[str], names: list[str], text: str) -> Iterator[tuple[str, int, int]]:
-    """Each value named in `text`, with where its words begin and end."""
-    for match in lexicon.finditer(text):
-        assert match.lastgroup is not None  # patterns hold no other named group
-        yield names[int(match.lastgroup[1:])], match.start(), match.end()
-
-
+_regions, _sides, _findings = _matcher(REGIONS), _matcher(lexicon.SIDES), _matcher(lexicon.FINDINGS)
+_HYPHENS = str.maketrans("‐‑", "--")  # used by publishers, as in "X‐ray"
+_NON = re.compile(r"\bnon(?=[a-z]{4})", re.IGNORECASE)  # a negation: "nonobstructive"
 _STUDIES = [(re.compile(pattern, re.IGNORECASE), rest) for pattern, rest in lexicon.STUDIES.items()]
-
-
-def _modalities(text: str) -> set[str]:
-    """Every modality named: the words of one are taken away before the next is looked for ("PET/CT" is no CT)."""
-    found: list[str] = []
-    for study, rest in _STUDIES:
-        text = study.sub(rest, text)
-    for name, pattern in MODALITY_PATTERNS.items():
-        text, count = pattern.subn(" ", text)
-        if count:
-            found.append(name)
-    return {name for name in found if (name, found[0]) != ("PET", "combined")}  # of the tracer in PET/CT
-
-
 _NO_SIDE = re.compile(rf"\b(?:{'|'.join(lexicon.NO_SIDE.values())})\b", re.IGNORECASE)
-
-
-def _sides(text: str) -> Iterator[str]:
-    for value, _, _ in _mentions(_SIDES, _SIDE_NAMES, _NO_SIDE.sub("#", text)):
-        yield from ("left", "right") if value == "both" else (value,)
-
-
-def _findings(text: str) -> tuple[set[str], set[str]]:
-    """The findings said to be there, and those said to be absent; one may be both, in two places."""
-    present, absent = set[str](), set[str]()
-    for sentence in sentences(text):
-        for value, start, end in _mentions(_FINDINGS, _FINDING_NAMES, sentence):
-            (absent if is_negated(sentence, start, end) else present).add(value)
-    return present, absent
-
-
 _NUMBER = rf"(?:\d+(?:[.,]\d+)?|\b(?:{'|'.join(lexicon.SPELLED)})\b)"
 _JOIN = r"(?:\s?[x×*/–-]\s?|-?\s(?:by|to|and|or)\s)"
 _UNIT = "|".join(f"(?P<u{number}>{unit})" for number, unit in enumerate(lexicon.UNITS))
@@ -98,18 +44,64 @@ _QUANTITY = re.compile(
 _FACTORS = list(lexicon.UNITS.values())
 
 
+@lru_cache(maxsize=2**15)  # references are compared with several systems
+def extract_facts(caption: str) -> CaptionFacts:
+    """Return the facts that a caption states, by kind of `KINDS`.
+
+    modality     values of `medcap.data.concepts.modality_in_words`; CT angiography is CT, PET/CT is "combined"
+    laterality   "left" and "right": the side of a finding or a paired organ; "bilateral" is both. Chambers and
+                 arteries of the heart, views, and positions in the image do not count (`lexicon.NO_SIDE`)
+    region       values of `medcap.data.concepts.REGIONS`, and "neck"; the skull includes brain, eyes and teeth
+    finding      findings stated as present or suspected, values of `lexicon.FINDINGS`
+    negation     findings stated as absent or resolved, after NegEx (Chapman et al., 2001)
+    number       numbers with a unit, converted to a base unit: "3.5 cm" is "35 mm", "2 years" is "24 months"
+
+    Facts are not inferred, and a side is not linked to a finding.
+    """
+    text = _NON.sub("non-", " ".join(caption.split()).translate(_HYPHENS))
+    findings: dict[bool, set[str]] = {False: set(), True: set()}
+    for sentence in sentences(text):
+        for value, start, end in _findings(sentence):
+            findings[is_negated(sentence, start, end)].add(value)
+    return {
+        "modality": frozenset(_modalities(text)),
+        "laterality": frozenset(_lateralities(text)),
+        "region": frozenset(value for value, _, _ in _regions(text)),
+        "finding": frozenset(findings[False]),
+        "negation": frozenset(findings[True]),
+        "number": frozenset(_numbers(text)),
+    }
+
+
+def _modalities(text: str) -> set[str]:
+    """Remove the terms of each modality before the next one is searched for: "PET/CT" is not CT."""
+    found: list[str] = []
+    for study, rest in _STUDIES:
+        text = study.sub(rest, text)
+    for name, pattern in MODALITY_PATTERNS.items():
+        text, count = pattern.subn(" ", text)
+        if count:
+            found.append(name)
+    return {name for name in found if (name, found[0]) != ("PET", "combined")}  # of the tracer in PET/CT
+
+
+def _lateralities(text: str) -> Iterator[str]:
+    for value, _, _ in _sides(_NO_SIDE.sub("#", text)):
+        yield from ("left", "right") if value == "both" else (value,)
+
+
 def _numbers(text: str) -> Iterator[str]:
-    """Each number that has a unit, in the base unit; "2 x 3 cm" and "2-3 cm" are two numbers."""
+    """Yield each number that has a unit, in the base unit; "2 x 3 cm" and "2-3 cm" are two numbers."""
     for match in _QUANTITY.finditer(text):
         assert match.lastgroup is not None
         unit, factor = _FACTORS[int(match.lastgroup[1:])]
-        negative = match["sign"] and unit == "HU"  # elsewhere the dash is one of punctuation
+        is_negative = match["sign"] and unit == "HU"  # before other units a dash is punctuation
         for number in re.findall(_NUMBER, match["run"], re.IGNORECASE):
-            yield f"{'-' if negative else ''}{round(_value(number) * factor, 4):g} {unit}"
+            yield f"{'-' if is_negative else ''}{round(_value(number) * factor, 4):g} {unit}"
 
 
 def _value(number: str) -> float:
-    """4.1, 4,1 (a decimal comma), 1,200 (thousands) or a word."""
+    """Parse 4.1, 4,1 (decimal comma), 1,200 (thousands) or a word."""
     if number.lower() in lexicon.SPELLED:
         return lexicon.SPELLED.index(number.lower()) + 1
     return float(number.replace(",", "") if re.fullmatch(r"\d+,\d{3}", number) else number.replace(",", "."))

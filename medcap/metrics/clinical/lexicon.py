@@ -1,22 +1,10 @@
-"""The words by which a caption's facts are known: sides, findings, units.
+"""Terms of captions: sides, findings, units.
 
-Written after reading captions of ROCOv2's validation split. Every pattern stands for whole words, in any case. In each
-table the first pattern that fits at a place takes the words, so compounds stand before their parts.
+Written for captions of the validation split of ROCOv2. Patterns match complete words in any case, without capturing
+groups. In each table the first pattern that matches at a position is used, so compounds come before their parts.
 """
 
-from __future__ import annotations
-
-import re
-from collections.abc import Mapping
-
-
-def compile_terms(table: Mapping[str, str]) -> re.Pattern[str]:
-    """One pattern of all `table`: {value: pattern}; the group that matched, `v0`, `v1` ..., numbers the value."""
-    parts = (f"(?P<v{number}>{pattern})" for number, pattern in enumerate(table.values()))
-    return re.compile(rf"\b(?=\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
-
-
-# what hides "CT angiography" and its like from the pattern of another modality: {pattern: what is left of it}
+# names of studies that contain the name of another modality, such as "CT angiography": {pattern: replacement}
 STUDIES = {
     r"\b(ct|mr|(?:computed|computeri[sz]ed|magnetic)[ -](?:tomograph\w+|resonance))((?: \(\w+\))?(?: \w+){0,2})[ -]"
     r"(?:angio|veno|arterio)gra\w+": r"\1\2",
@@ -39,7 +27,7 @@ _CHAMBER = (
     r"atri\w+|ventric\w+|heart|auric\w+|coronary|anterior descending|posterior descending|circumflex|bundle|"
     r"main(?! ?-?(?:stem)? ?bronch| pulmonary)|marginal|sinus of valsalva|gastric|gastro\w+|colic"
 )
-# "left" and "right" that are no side of a finding, each with its reason
+# "left" and "right" that are not the side of a finding, by reason
 NO_SIDE = {
     "chambers and arteries of the heart, and unpaired vessels: names": (
         rf"{_SIDE}(?:[ ,/-]*(?:and|or|&) {_SIDE})?[ -](?:{_CHAMBER})"
@@ -49,7 +37,7 @@ NO_SIDE = {
         rf"{_SIDE}[ -](?:anterior|posterior)[ -]oblique|{_SIDE} (?:lateral )?(?:decubitus|recumben\w+)|"
         rf"{_SIDE} lateral (?:view|projection|position|radiogra\w+|x-?ray)"
     ),
-    "places in the picture": (
+    "positions in the image": (
         rf"{_SIDE}(?:[ -](?:hand|side|sided|most|upper|lower|top|bottom|corner))* "
         r"(?:of|in) (?:the|this) (?:image|picture|figure|screen|photo\w*)|"
         rf"(?:top|bottom)[ -]{_SIDE}|{_SIDE} (?:\w+ )?(?:panel|images?|picture|figure|column|row|inset|arrow\w*)"
@@ -108,7 +96,7 @@ FINDINGS = {
     "emphysema": r"emphysem\w+",
     "fibrosis": r"fibro(?:sis|tic)\b",
     "bronchiectasis": r"bronchiecta\w+",
-    "cavity": (  # a disease by these words alone: "nasal cavity", "the cavity of the uterus" are places
+    "cavity": (  # only as a disease: not "nasal cavity" or "the cavity of the uterus"
         r"cavitat\w+|cavitary|cavit(?:y|ies) (?:in|within|of) (?:both |the )?(?:right |left )?"
         r"(?:\w+ )?(?:lungs?|lobes?)|(?:(?<=\ba )|(?<=\bno )|(?<=\blarge )|(?<=\bsmall )|(?<=\bpulmonary )|"
         r"(?<=\blung )|(?<=\bmultiple )|(?<=\bsingle )|(?<=\bcystic ))cavit(?:y|ies)"
@@ -169,7 +157,7 @@ FINDINGS = {
     "abnormality": r"abnormalit\w+",
 }
 
-# {how it is written: (base unit, factor)}; areas and volumes are told by their exponent
+# {pattern: (base unit, factor)}; the exponent distinguishes lengths, areas and volumes
 UNITS = {
     r"(?:mm|millimet(?:er|re)s?)": ("mm", 1),
     r"(?:cms?|centimet(?:er|re)s?)": ("mm", 10),

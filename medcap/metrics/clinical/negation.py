@@ -1,14 +1,14 @@
-"""Which findings a sentence says are absent, after NegEx (Chapman et al., 2001, J Biomed Inform 34:301).
+"""Negation of findings, after NegEx (Chapman et al., 2001, J Biomed Inform 34:301).
 
-Unlike NegEx, a cue reaches to the end of its sentence or to a word that ends its reach, lists being long in captions,
-and what is no longer visible ("resolution of") counts as absent.
+Unlike in NegEx, the scope of a cue ends at the end of the sentence or at a terminating word, because captions contain
+long lists; and resolved findings ("resolution of") count as absent.
 """
 
 from __future__ import annotations
 
 import re
 
-# A cue before or behind the finding, words that are no cue though they hold one, and words that end a cue's reach.
+# cues before and after the finding, phrases with a cue that do not negate, and words that end the scope of a cue
 _PSEUDO_CUES = (
     r"no (?:significant |definite |obvious |further |interval |appreciable )?(?:change|increase|decrease|growth|"
     r"improvement|progress\w*)\w*|not (?:only|necessarily|just|certain\w*)|without (?:change|difficulty)|"
@@ -22,7 +22,7 @@ _CUES_BEFORE = (
     r"negative for|den(?:y|ies|ied)|rul(?:e|es|ed|ing) out|exclud(?:e|es|ed|ing)|resolution(?: of)?|"
     r"disappearance(?: of)?|fails? to (?:show|reveal)|non-?\Z"
 )
-_CUES_BEHIND = (
+_CUES_AFTER = (
     r"(?:is|are|was|were|has been|have been|had been|could be|can be)? ?(?:not|never|no longer) "
     r"(?:be |been |clearly |definitely )*(?:seen|identified|visible|visuali[sz]ed|present|detected|found|noted|"
     r"observed|evident|demonstrated|appreciated|shown)|(?:is|are|was|were) (?:absent|ruled out|excluded|negative)|"
@@ -38,9 +38,9 @@ _ENDS = (
 )
 _PSEUDO = re.compile(rf"\b(?:{_PSEUDO_CUES})", re.IGNORECASE)
 _BEFORE = re.compile(rf"\b(?:{_CUES_BEFORE})(?!\w)", re.IGNORECASE)
-_BEHIND = re.compile(rf"[^,:]{{0,40}}?(?:{_CUES_BEHIND})", re.IGNORECASE)
+_AFTER = re.compile(rf"[^,:]{{0,40}}?(?:{_CUES_AFTER})", re.IGNORECASE)
 _END = re.compile(rf"(?<!\w)(?:{_ENDS})\b", re.IGNORECASE)
-# what is spoken of as known: "no enhancement of the mass", but not "no sign of the mass"
+# the finding is not negated in "no enhancement of the mass", but in "no sign of the mass"
 _KNOWN = re.compile(
     r"(?<!evidence )(?<!signs )(?<!sign )(?<!absence )(?<!resolution )(?<!disappearance )"
     r"\b(?:of|in|from) (?:the|this|these)(?: (?!or\b|and\b)[\w-]+){0,2} \Z",
@@ -50,15 +50,15 @@ _SENTENCE_END = re.compile(r"\.(?=\s|$)|(?<=\w)\.(?=[A-Z])|[;?!]")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of `text`, with "#" for what holds a cue and negates nothing ("no change", "without contrast")."""
+    """Split into sentences; phrases with a cue that do not negate ("no change", "without contrast") become "#"."""
     return [_PSEUDO.sub("#", sentence) for sentence in _SENTENCE_END.split(text)]
 
 
 def is_negated(sentence: str, start: int, end: int) -> bool:
-    """Whether a cue before or behind reaches the words from `start` to `end` of one of the `sentences`."""
+    """Return whether a cue negates the text from `start` to `end` in a sentence of `sentences`."""
     before = list(_BEFORE.finditer(sentence, 0, start))
     known = before and _KNOWN.search(sentence, before[-1].start(), start)
     if before and not known and not _END.search(sentence, before[-1].end(), start):
         return True
-    behind = _BEHIND.match(sentence, end)
-    return behind is not None and not _END.search(behind.group())
+    after = _AFTER.match(sentence, end)
+    return after is not None and not _END.search(after.group())

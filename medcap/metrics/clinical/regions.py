@@ -1,7 +1,7 @@
-"""The words by which a region of the body is known; whole words, in any case, as in `words`."""
+"""Terms of body regions, in the form of `medcap.metrics.clinical.lexicon`."""
 
 _NOT_OF_BONE = "".join(f"(?<!{bone} )" for bone in ("femoral", "humeral", "radial", "metatarsal", "pancreatic"))
-# values of `medcap.data.concepts.REGIONS`, and the neck; a vertebra is of the spine alone, a hip of the leg, as there
+# values of `medcap.data.concepts.REGIONS`, and the neck; as there, a vertebra is spine only, a hip lower extremity
 REGIONS = {
     "spine": (
         r"spin(?:e|al)(?! needle)|vertebra[el]?(?! arter)|(?:cervical|thoracic|dorsal|lumbar|sacral|lumbosacral) "

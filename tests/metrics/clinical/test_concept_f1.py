@@ -1,4 +1,4 @@
-"""Concepts named in predictions, against the concepts of the images."""
+"""Concepts named in predictions against the concepts of the images."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_precision_recall_and_f1_are_pooled_over_all_captions():
     names = {"heart": "Cardiomegaly", "cyst": "Cyst", "mass": "Mass"}
     predictions = ["Chest X-ray with cardiomegaly", "CT with a mass"]
     scores = concept_f1(predictions, [[X_RAY, "heart"], [CT, "cyst", "other"]], names)
-    assert (scores.predicted, scores.reference) == (4, 5)  # right are X-ray, heart and CT
+    assert (scores.predicted, scores.reference) == (4, 5)  # correct: X-ray, heart and CT
     assert scores.precision == pytest.approx(3 / 4)
     assert scores.recall == pytest.approx(3 / 5)
     assert scores.f1 == pytest.approx(2 * 3 / 9)
@@ -33,7 +33,7 @@ def test_synonyms_of_a_concept_are_matched(name, synonym):
     assert concept_f1([f"seen: {synonym.lower()}"], [["C"]], {"C": name}).recall == 1
 
 
-def test_the_longest_name_is_matched():
+def test_longest_name_is_matched():
     names = {"long": "Pleural effusion", "short": "Effusion"}
     scores = concept_f1(["a pleural effusion", "an effusion"], [["long"], ["short"]], names)
     assert (scores.predicted, scores.precision, scores.recall) == (2, 1, 1)
@@ -51,19 +51,19 @@ def test_plural_and_singular_are_matched(name, words):
 
 
 @pytest.mark.parametrize(("name", "words"), [("Mass", "massive"), ("Left lung", "left and right lung"), ("Cyst", "")])
-def test_a_name_matches_only_consecutive_complete_words(name, words):
+def test_name_matches_only_consecutive_complete_words(name, words):
     assert concept_f1([words], [["C"]], {"C": name}).predicted == 0
 
 
-def test_a_concept_without_a_name_is_always_missed():
+def test_concept_without_name_is_never_found():
     scores = concept_f1(["a mass"], [["C"]], {})
     assert (scores.precision, scores.recall, scores.f1, scores.predicted, scores.reference) == (0, 0, 0, 0, 1)
 
 
-def test_two_concepts_of_one_name_are_both_counted():
+def test_two_concepts_with_one_name_are_both_counted():
     assert concept_f1(["a cyst"], [["one"]], {"one": "Cyst", "two": "Cysts"}).predicted == 2
 
 
-def test_captions_and_concepts_of_different_number_are_an_error():
+def test_mismatched_lengths_raise():
     with pytest.raises(ValueError, match="zip"):
         concept_f1(["a mass"], [], {})

@@ -17,7 +17,7 @@ PAIRS = [
 ]
 
 
-def found(pairs=PAIRS):
+def failures(pairs=PAIRS):
     captions, references, scores = zip(*pairs, strict=True)
     return find_failures(captions, references, scores)
 
@@ -28,41 +28,41 @@ def found(pairs=PAIRS):
      ("denied finding", 1, 1)],
 )  # fmt: skip
 def test_each_kind_is_counted_where_it_can_occur(kind, count, of):
-    assert (found()[kind].count, found()[kind].of) == (count, of)
+    assert (failures()[kind].count, failures()[kind].of) == (count, of)
 
 
-def test_examples_hold_the_wrong_values_and_those_of_the_reference():
-    assert found()["wrong side"].examples == [FailureExample(PAIRS[0][0], ["left"], ["right"])]
-    assert found()["missed finding"].examples == [
+def test_examples_contain_wrong_values_and_those_of_the_reference():
+    assert failures()["wrong side"].examples == [FailureExample(PAIRS[0][0], ["left"], ["right"])]
+    assert failures()["missed finding"].examples == [
         FailureExample(PAIRS[2][0], ["none"], ["mass"]),
         FailureExample(PAIRS[1][0], ["cyst"], ["mass"]),
     ]
 
 
-def test_a_denied_finding_is_shown_with_no():
-    assert found()["denied finding"].examples[0].predicted == ["no mass"]
+def test_denied_finding_is_prefixed_with_no():
+    assert failures()["denied finding"].examples[0].predicted == ["no mass"]
 
 
-def test_denying_a_finding_that_the_reference_does_not_name_is_no_error():
+def test_denying_a_finding_not_in_the_reference_is_not_an_error():
     assert find_failures(["CT showing no mass."], ["CT of the chest."], [0.0])["denied finding"].count == 0
 
 
-def test_no_reference_is_quoted():
-    assert "rare view" not in repr(found())
+def test_references_are_not_quoted():
+    assert "rare view" not in repr(failures())
 
 
-def test_the_worst_come_first_and_none_twice():
+def test_examples_are_distinct_and_sorted_by_score():
     many = [(f"CT with a cyst {number // 2}.", "CT of nothing.", -number) for number in range(12)]
-    shown = [example.caption for example in found(many)["invented finding"].examples]
+    shown = [example.caption for example in failures(many)["invented finding"].examples]
     assert shown == [f"CT with a cyst {number}." for number in (5, 4, 3)]
     assert len(shown) == EXAMPLES
-    assert found(many)["invented finding"].count == 12
+    assert failures(many)["invented finding"].count == 12
 
 
 def test_kinds_that_cannot_occur_are_absent():
     assert find_failures(["An image."], ["An image."], [0.0]) == {}
 
 
-def test_lists_of_different_length_raise():
+def test_mismatched_lengths_raise():
     with pytest.raises(ValueError, match="shorter"):
         find_failures(["a", "b"], ["a"], [1.0, 2.0])

@@ -1,4 +1,4 @@
-"""Facts extracted from captions, against those of a human reader; and their precision and recall."""
+"""Extracted facts match hand labels; precision and recall of facts."""
 
 import json
 from collections import Counter
@@ -23,71 +23,76 @@ REFERENCES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["caption"] for case in CASES])
-def test_extracted_facts_are_those_of_the_reader(case):
-    said = {kind: sorted(values) for kind, values in extract_facts(case["caption"]).items() if values}
-    assert said == {kind: sorted(values) for kind, values in case["facts"].items()}
+def test_extract_facts_matches_hand_labels(case):
+    facts = {kind: sorted(values) for kind, values in extract_facts(case["caption"]).items() if values}
+    assert facts == {kind: sorted(values) for kind, values in case["facts"].items()}
 
 
-def test_the_cases_cover_every_kind():
+def test_cases_cover_every_kind():
     kinds = Counter(kind for case in CASES for kind in case["facts"])
     assert len({case["caption"] for case in CASES}) == len(CASES) >= 160
     assert min(kinds[kind] for kind in KINDS) >= 20
-    said = {value for case in CASES for values in case["facts"].values() for value in values}
-    assert said >= set(REGIONS)
-    assert len(said & set(FINDINGS)) >= 50
+    labels = {value for case in CASES for values in case["facts"].values() for value in values}
+    assert labels >= set(REGIONS)
+    assert len(labels & set(FINDINGS)) >= 50
 
 
-def test_an_empty_caption_has_an_empty_set_of_every_kind():
+def test_empty_caption_has_no_facts():
     assert extract_facts("") == dict.fromkeys(KINDS, frozenset())
 
 
-def test_a_finding_may_be_present_and_denied_in_one_caption():
+def test_finding_may_be_present_and_negated_in_one_caption():
     facts = extract_facts("Stone in the left kidney. No stone in the right kidney.")
     assert facts["finding"] == facts["negation"] == {"stone"}
 
 
-def test_white_space_and_the_hyphens_of_publishers_do_not_matter():
+def test_whitespace_and_hyphen_characters_do_not_matter():
     assert extract_facts("X‐ray:  left‑sided\npneumothorax") == extract_facts("X-ray: left-sided pneumothorax")
 
 
 @pytest.mark.parametrize(
-    ("kind", "right", "said", "true"),
+    ("kind", "correct", "predicted", "reference"),
     [("laterality", 1, 4, 4), ("finding", 4, 4, 5), ("negation", 1, 1, 1), ("modality", 1, 1, 1), ("number", 0, 0, 0)],
 )
-def test_precision_recall_and_f1_of_each_kind(kind, right, said, true):
+def test_precision_recall_and_f1_of_each_kind(kind, correct, predicted, reference):
     scores = score_facts(PREDICTIONS, REFERENCES).kinds[kind]
-    assert (scores.predicted, scores.reference) == (said, true)
-    assert scores.precision == pytest.approx(right / said if said else 0)
-    assert scores.recall == pytest.approx(right / true if true else 0)
-    assert scores.f1 == pytest.approx(2 * right / (said + true) if said else 0)
+    assert (scores.predicted, scores.reference) == (predicted, reference)
+    assert scores.precision == pytest.approx(correct / predicted if predicted else 0)
+    assert scores.recall == pytest.approx(correct / reference if reference else 0)
+    assert scores.f1 == pytest.approx(2 * correct / (predicted + reference) if predicted else 0)
 
 
-def test_sides_are_counted_by_side_of_the_reference():
+def test_confusion_matrix_of_sides():
     sides = score_facts(PREDICTIONS, REFERENCES).sides
-    counted = {(true, said): sides[true][said] for true in LATERALITIES for said in LATERALITIES if sides[true][said]}
-    assert counted == {("right", "left"): 1, ("left", "left"): 1, ("none", "both"): 1, ("both", "none"): 1}
+    counts = {(row, column): sides[row][column] for row in LATERALITIES for column in LATERALITIES}
+    assert {pair: n for pair, n in counts.items() if n} == {
+        ("right", "left"): 1,
+        ("left", "left"): 1,
+        ("none", "both"): 1,
+        ("both", "none"): 1,
+    }
 
 
-def test_wrong_side_is_a_fraction_of_captions_where_both_name_one_side():
+def test_wrong_side_is_a_fraction_of_captions_with_one_side_in_both():
     scores = score_facts(PREDICTIONS, REFERENCES)
     assert (scores.wrong_side, scores.one_side) == (0.5, 2)
 
 
-def test_without_any_side_none_is_wrong():
+def test_wrong_side_is_none_without_sides():
     scores = score_facts(["a mass"], ["a mass on the left"])
     assert (scores.wrong_side, scores.one_side) == (None, 0)
 
 
-def test_lists_of_different_length_raise():
+def test_mismatched_lengths_raise():
     with pytest.raises(ValueError, match="zip"):
         score_facts(["a mass"], [])
 
 
-@pytest.mark.parametrize(("said", "true"), [(set(), set()), ({"a"}, set()), (set(), {"a"})])
-def test_undefined_precision_and_recall_are_0(said, true):
-    scores = micro_average([(said, true)])
+@pytest.mark.parametrize(("predicted", "reference"), [(set(), set()), ({"a"}, set()), (set(), {"a"})])
+def test_undefined_precision_and_recall_are_0(predicted, reference):
+    scores = micro_average([(predicted, reference)])
     assert (scores.precision, scores.recall, scores.f1) == (0, 0, 0)
-    assert (scores.predicted, scores.reference) == (len(said), len(true))
+    assert (scores.predicted, scores.reference) == (len(predicted), len(reference))
 
 
 def test_micro_average_pools_all_pairs():

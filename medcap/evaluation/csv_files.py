@@ -1,13 +1,13 @@
-"""`scores.csv`: each image's scores and statistics, from which systems are compared without their texts."""
+"""The CSV files of an evaluation: predictions.csv with the captions, scores.csv with the statistics of each image."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medcap.data.tables import read_table
+from medcap.data.tables import read_column, read_table
 from medcap.io import write_csv
 from medcap.metrics.statistics import METRICS, Statistics
 
@@ -16,11 +16,28 @@ _METEOR = ("words", "reference_words", "matches", "reference_matches", "chunks",
 SUMS = (*(f"bleu_{name}" for name in _BLEU), *(f"meteor_{name}" for name in _METEOR))
 
 
-def write_scores(path: Path, ids: Sequence[str], groups: Sequence[Hashable], statistics: Statistics) -> None:
-    """Write one line per image: ID, group, the metrics, and the statistics of BLEU and METEOR.
+def write_predictions(path: Path, captions: Mapping[str, str]) -> None:
+    """Write `captions` (by image id) with the header `ID,Caption`: a valid submission to ImageCLEFmedical."""
+    write_csv(path, ("ID", "Caption"), captions.items())
 
-    A group is written as a number, so that no patient's name is published. Numbers are read back exactly. METEOR's
-    statistics are required.
+
+def read_pairs(predictions: Path, references: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return ids, predictions and references of two `ID,Caption` files, in the order of the references.
+
+    Raises:
+        ValueError: An id is in only one of the files.
+    """
+    predicted, true = read_column(predictions, "Caption"), read_column(references, "Caption")
+    for path, missing in ((predictions, true.keys() - predicted.keys()), (references, predicted.keys() - true.keys())):
+        if missing:
+            raise ValueError(f"{path}: {len(missing)} ids are missing, the first: {min(missing)}")
+    return list(true), [predicted[image_id] for image_id in true], list(true.values())
+
+
+def write_scores(path: Path, ids: Sequence[str], groups: Sequence[Hashable], statistics: Statistics) -> None:
+    """Write ID, group, metrics, and the statistics of BLEU and METEOR, which are required, for each image.
+
+    Groups are numbered, so that names of patients are not published. Numbers are read back exactly.
     """
     assert statistics.meteor is not None
     numbers: dict[Hashable, int] = {}
@@ -32,7 +49,7 @@ def write_scores(path: Path, ids: Sequence[str], groups: Sequence[Hashable], sta
 
 
 def read_scores(path: Path) -> tuple[list[str], list[str | None], Statistics]:
-    """Return the ids, groups and statistics that `write_scores` wrote; raises ValueError for a missing column."""
+    """Return ids, groups and statistics of `write_scores`; ValueError for a missing column."""
     table = read_table(path, ["ID", "group", *METRICS, *SUMS])
     sums = np.array([table[name] for name in SUMS], float).T
     bleu, meteor = sums[:, : len(_BLEU)], sums[:, len(_BLEU) :]
