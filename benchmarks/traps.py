@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -25,12 +24,13 @@ from typing import Any
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
 DOCUMENT = ROOT / "docs" / "traps.md"
 SIZES = {"train": 2000, "valid": 100, "test": 300}
 SMALL = 64  # image size in pixels; the tiny base has 96
 PADDED = 128  # caption length in tokens
 SEED = 0
-Patch = Callable[[Any], None]
+Patch = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,25 @@ class Trap:
     leaks: bool = False
 
 
-def rescale_twice(script: Any) -> None:
+def rescale_twice() -> None:
     """Divide the pixels by 255 again, as BlipProcessor does with a tensor in 0 to 1."""
+    import torch
+
     from medcap.data.images import ImageTransform
 
     original = ImageTransform.__call__
 
     def rescaled(self: Any, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        import torch
-
-        rows = original(self, batch)
-        mean, std = (torch.tensor(values)[:, None, None] for values in _normalization(self.image_processor))
-        rows["pixel_values"] = [(x / 255 / 255 - mean) / std for x in rows.get("pixel_values", [])]
-        return rows if "image" in batch else original(self, batch)
+        rows, processor = original(self, batch), self.image_processor
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        if "pixel_values" in rows:
+            rows["pixel_values"] = [(pixels / 255 / 255 - mean) / std for pixels in rows["pixel_values"]]
+        return rows
 
     ImageTransform.__call__ = rescaled  # type: ignore[method-assign]
 
 
-def _normalization(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
-    return processor.image_mean, processor.image_std
-
-
-def take_first_positions(script: Any) -> None:
+def take_first_positions() -> None:
     """Use the first rows of the position embeddings for a smaller image, as BLIP does without interpolation."""
     from torch import nn
 
@@ -92,7 +89,7 @@ def take_first_positions(script: Any) -> None:
     blip.resize_positions = resize
 
 
-def start_with_cls(script: Any) -> None:
+def start_with_cls() -> None:
     """Start training captions with [CLS]; generation starts with [DEC]."""
     from transformers import BlipProcessor
 
@@ -102,7 +99,7 @@ def start_with_cls(script: Any) -> None:
     setup.first_token_id = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
 
 
-def score_padding(script: Any) -> None:
+def score_padding() -> None:
     """Pad every caption to one length, attend to the padding and include it in the loss."""
     import torch
     from torch.nn import functional as F
@@ -122,7 +119,7 @@ def score_padding(script: Any) -> None:
     CaptionCollator.__call__ = padded  # type: ignore[method-assign]
 
 
-def average_micro_batches(script: Any) -> None:
+def average_micro_batches() -> None:
     """Use BLIP's mean over each micro-batch, which the Trainer does not divide by the accumulation steps."""
     from medcap.training.trainer import CaptionTrainer
 
@@ -197,17 +194,14 @@ VARIANTS = {
 
 def run_one(name: str, out: Path) -> None:
     """Train the variant, or load the adapter of another one, and caption the test split."""
+    import train  # scripts/train.py
+
     trap, folder = VARIANTS[name], out / name
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     for patch in trap.patches:
-        patch(script)
+        patch()
     started = time.monotonic()
     if trap.adapter_of is None:
-        script.main([*recipe_argv(out, folder), *trap.argv])
+        train.main([*recipe_argv(out, folder), *trap.argv])
     seconds = time.monotonic() - started
     captions = caption(trap, out / (trap.adapter_of or name) / "run" / "adapter", out / "data")
     folder.mkdir(exist_ok=True)

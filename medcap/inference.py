@@ -33,7 +33,7 @@ from medcap.modeling.blip import (
 )
 from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder, open_cache
 from medcap.modeling.generation import are_cut, generate_ids
-from medcap.modeling.lora import base_model, is_adapter
+from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import GenerationArguments, check_ranges, read_yaml
 
@@ -173,7 +173,7 @@ def has_adapter(model: str) -> bool:
     """Return whether a folder or Hub repository has a PEFT adapter; FileNotFoundError for an invalid name."""
     check_model_name(model)
     if Path(model).is_dir():
-        return is_adapter(model)
+        return (Path(model) / "adapter_config.json").is_file()
     return file_exists(model, "adapter_config.json")
 
 

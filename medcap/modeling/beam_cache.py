@@ -1,4 +1,4 @@
-"""Key and value cache of beam search: keys and values are computed once, and not copied when beams are reordered."""
+"""Key and value cache of beam search, which copies nothing when beams are reordered."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn import functional as F
 
 from medcap.modeling.blip_fast import FastTextAttention, attend
 
-SLOTS = 128  # tokens, of all beams of an image, by which the cache grows
+SLOTS = 128  # the cache grows by this many tokens of all beams of an image
 
 
 class BeamCache:
-    """Keys and values of an image and of the tokens of all its beams, for every attention of a decoder.
+    """Keys and values of the images and of the tokens of all their beams, for every attention of a decoder.
 
-    `Cache.reorder_cache` copies all keys and values of reordered beams at every token. Here the tokens of an image's
-    beams share one sequence, and `visible` (B, positions, slots) masks what each beam does not descend from.
+    `Cache.reorder_cache` copies the keys and values of reordered beams at every token. Here the beams of an image
+    share one sequence, and `visible` (B, positions, slots) masks the tokens that are not part of a beam.
     """
 
     def __init__(self, decoder: nn.Module, features: torch.Tensor) -> None:
-        """Compute the cross-attention's keys and values of `features` (B, N, width)."""
+        """Compute the keys and values of `features` (B, N, width)."""
         layers: Any = decoder.bert.encoder.layer  # type: ignore[union-attr]
         cross = [layer.crossattention.self for layer in layers]
         self.attentions = [*cross, *(layer.attention.self for layer in layers)]
@@ -33,17 +33,17 @@ class BeamCache:
         self.cross_attention = {module: _contiguous(module.keys_and_values(features)) for module in cross}
 
     def start(self, tokens: int) -> None:
-        """Expect a prompt of `tokens` tokens next, computed once for all beams of an image."""
+        """Prepare for a prompt of `tokens` tokens, computed once for all beams of an image."""
         key, _ = next(iter(self.cross_attention.values()))
         self.visible = key.new_ones(len(key), tokens, tokens, dtype=torch.bool).tril()
         self.filled = tokens
 
     def expand(self, beams: int) -> None:
-        """Continue every image's prompt with `beams` beams."""
+        """Let `beams` beams continue each prompt."""
         self.visible = self.visible[:, -1:].expand(-1, beams, -1)
 
     def reorder(self, beam_idx: torch.Tensor, rows: torch.Tensor) -> None:
-        """Expect a token that continues the beams `beam_idx` (B, beams); keep the images `rows` only."""
+        """Prepare for the next token of the beams `beam_idx` (B, beams), of the images `rows` only."""
         past = self.visible.gather(1, beam_idx[..., None].expand(-1, -1, self.filled))
         beams = beam_idx.shape[1]
         new = torch.eye(beams, dtype=torch.bool, device=beam_idx.device).expand(len(beam_idx), -1, -1)
@@ -56,7 +56,7 @@ class BeamCache:
                     cached[attention] = key[rows], value[rows]
 
     def attend(self, attention: FastTextAttention, states: torch.Tensor) -> torch.Tensor:
-        """Return the context of `states` (B * beams, T, width), where beams or T is 1; in the same shape."""
+        """Return the context, in the same shape, of `states` (B * beams, T, width), where beams or T is 1."""
         rows = len(self.visible)
         joined = states.reshape(rows, -1, states.shape[-1])
         query = attention.heads(attention.query(joined))
@@ -68,14 +68,14 @@ class BeamCache:
         return context.transpose(1, 2).reshape(states.shape)
 
     def _mask(self, dtype: torch.dtype, slots: int) -> torch.Tensor:
-        """Return the additive mask (B, 1, positions, slots); slots that are not filled are masked."""
+        """Return the additive mask (B, 1, positions, slots); empty slots are masked."""
         visible = F.pad(self.visible, (0, slots - self.filled))
         return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)[:, None]
 
     def _append(self, attention: FastTextAttention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add keys and values of `states` (B, positions, width) and return all of them (B, heads, slots, 64).
+        """Add the keys and values of `states` (B, positions, width) and return all (B, heads, slots, 64).
 
-        The cache grows by SLOTS: a matrix product on a slice would copy the slice for every token.
+        Empty slots are returned too: a matrix product would copy a slice without them for every token.
         """
         new = attention.keys_and_values(states)
         cached = self.self_attention.get(attention) or (new[0][:, :, :0], new[1][:, :, :0])
@@ -89,7 +89,7 @@ class BeamCache:
 
 
 def _contiguous(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make the rows of each head adjacent; they would be copied for every token otherwise."""
+    """Make the rows of each head adjacent, which prevents a copy for every token."""
     return pair[0].contiguous(), pair[1].contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Beam search with the captions of transformers' `generate`, at less cost."""
+"""Beam search that returns the captions of transformers' `generate`, but faster."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
 
 from medcap.modeling.beam_cache import use_beam_cache
 
-MIN_SCORE = -1e9  # excludes a candidate, as in transformers
+MIN_SCORE = -1e9  # of an excluded candidate, as in transformers
 
 
 @torch.no_grad()
 def beam_search(
     decoder: nn.Module, features: torch.Tensor, generation_config: GenerationConfig, prompt_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Return the ids (B, T) int64 of the best captions of `features` (B, N, width), padded on the right.
+    """Return the best captions' ids (B, T) int64, padded on the right, for `features` (B, N, width).
 
-    They begin with `prompt_ids` (B, P). They are those of `model.generate` (transformers 5.23,
-    `GenerationMixin._beam_search`, and with one beam `_sample` without sampling) for the settings that medcap uses:
-    early stopping, `length_penalty`, `no_repeat_ngram_size`, `max_new_tokens`. It is faster because keys and values
-    are computed once for all beams of an image and not copied when beams are reordered, and because finished images
-    leave the batch.
+    Equal to `model.generate` (transformers 5.24, `GenerationMixin._beam_search`, and `_sample` with one beam) for
+    the settings of `make_generation_config`. Faster because all beams of an image share keys and values, which are
+    not copied when beams are reordered, and because finished images leave the batch. Captions start with
+    `prompt_ids` (B, P).
     """
     search = _Search(prompt_ids, generation_config)
     with use_beam_cache(decoder, features) as cache:
@@ -33,9 +32,9 @@ def beam_search(
         cache.expand(search.num_beams)
         while True:
             beam_idx, unfinished = search.advance(logits.float())
-            if len(unfinished) < len(search.rows) or search.done:
+            if len(unfinished) < len(search.rows):
                 search.keep(unfinished)
-            if search.done:
+            if not len(unfinished):
                 return search.captions()
             cache.reorder(beam_idx, unfinished)
             ids = search.running.flatten(0, 1)
@@ -48,14 +47,14 @@ def next_logits(decoder: nn.Module, ids: torch.Tensor, features: torch.Tensor, p
     return decoder(
         ids,
         position_ids=positions,
-        encoder_hidden_states=features[:1],  # selects cross-attention; its keys and values are in the cache
+        encoder_hidden_states=features[:1],  # turns on cross-attention; its keys and values are cached
         use_cache=False,
         logits_to_keep=1,
     ).logits[:, -1]
 
 
 class _Search:
-    """Beams of the unfinished images, `running` (b, beams, t), and the best finished captions of each."""
+    """The beams of unfinished images, `running` (b, beams, t), and the best finished captions of each image."""
 
     def __init__(self, prompt_ids: torch.Tensor, generation_config: GenerationConfig) -> None:
         self.num_beams: int = generation_config.num_beams
@@ -73,14 +72,11 @@ class _Search:
         self.finished_scores = torch.full((rows, self.num_beams), MIN_SCORE, device=device)
         self.best = self.finished[:, 0].clone()
 
-    @property
-    def done(self) -> bool:
-        return len(self.rows) == 0
-
     def advance(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token to the beams, from `logits` (b * beams, vocab).
+        """Add one token to the beams, given `logits` (b * beams, vocab).
 
-        Returns (b, beams) the beam of its image that each new one continues, and the unfinished rows.
+        Returns:
+            The previous beam that each beam continues (b, beams), and the indices of unfinished images.
         """
         log_probs = F.log_softmax(logits, dim=-1)
         if self.no_repeat is not None:
@@ -98,7 +94,7 @@ class _Search:
         return beam_idx.gather(1, running), (~is_finished).nonzero().flatten()
 
     def _finish(self, ids: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor) -> None:
-        """Keep the best finished captions; only the first `num_beams` candidates may finish."""
+        """Update the best finished captions; only the first `num_beams` candidates may finish."""
         length = ids.shape[-1] - self.prompt_length
         scores = scores / length**self.config.length_penalty if self.num_beams > 1 else scores
         may_finish = ends.clone()
@@ -109,13 +105,13 @@ class _Search:
         self.finished = _select(torch.cat([self.finished, ended], 1), best)
 
     def keep(self, unfinished: torch.Tensor) -> None:
-        """Store the best caption of every row, and continue with the rows `unfinished`."""
+        """Store the best caption of every image, and continue with the images `unfinished`."""
         self.best[self.rows] = self.finished[:, 0]
         for name in ("rows", "running", "scores", "finished", "finished_scores"):
             setattr(self, name, getattr(self, name)[unfinished])
 
     def captions(self) -> torch.Tensor:
-        """Return the best caption of every image (B, T), T being the longest."""
+        """Return the best caption of every image (B, T), T tokens being the longest."""
         width = int((self.best != self.config.pad_token_id).any(0).nonzero().max()) + 1
         return self.best[:, :width]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from medcap.data import detokenize as detokenization
+from medcap.data import detokenize as detokenizer
 from medcap.data.captions import prompt_length
 from medcap.logs import named_errors
 from medcap.modeling.blip_fast import prepare_blip
@@ -31,19 +31,23 @@ from medcap.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
-# bitsandbytes keeps these in full precision: the vision encoder is small and sensitive, the head is tied to the
-# embeddings (names must be complete: a bare "cls" matches nothing, and the head would be quantized)
+# The vision encoder is small and sensitive; the head is tied to the embeddings. A bare "cls" would match nothing.
 NOT_QUANTIZED = ["vision_model", "text_decoder.cls"]
 
 
 def weights_sha256(model: BlipForConditionalGeneration) -> str:
     """Return the SHA-256 (hexadecimal) of all weights except an adapter's; takes 0.7 s for BLIP-base."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        if "lora_" not in name:
-            digest.update(name.replace(".base_layer", "").encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    base = {n.replace(".base_layer", ""): weight for n, weight in model.state_dict().items() if "lora_" not in n}
+    update_digest(digest, base)
     return digest.hexdigest()
+
+
+def update_digest(digest: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Add names and values of `weights` to a hash."""
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def load_blip(
@@ -63,18 +67,14 @@ def load_blip(
         quantization: "none", "8bit" or "4bit".
         revision: Branch, tag or commit on the Hub.
         dtype: Of the weights.
-        model_code: "fast": the modules of `medcap.modeling.blip_fast`; "plain": transformers' own.
-
-    Returns:
-        The model, which also takes uint8 images and features, and the processor.
+        model_code: "fast" for the modules of `medcap.modeling.blip_fast`, "plain" for those of transformers.
 
     Raises:
-        ValueError: It is not a BLIP captioner.
-        RecipeError: `image_size` is not a multiple of the patch size.
+        ValueError: It is not a BLIP captioner, or `image_size` is not a multiple of the patch size.
         OSError: It was not found.
     """
     check_model_name(name_or_path)
-    if Path(name_or_path).is_dir():  # saved in an adapter, "runs/base" could be a Hub name
+    if Path(name_or_path).is_dir():  # a relative path in an adapter, such as "runs/base", could be a Hub name
         name_or_path = str(Path(name_or_path).resolve())
     with model_errors(name_or_path):
         try:
@@ -87,7 +87,7 @@ def load_blip(
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
-    disable_progress_bar()  # of loading weights; downloads keep theirs
+    disable_progress_bar()  # of loading weights; downloads still have one
     with model_errors(name_or_path):
         model, info = BlipForConditionalGeneration.from_pretrained(name_or_path, output_loading_info=True, **options)
         if lacking := sorted(info["missing_keys"]):
@@ -96,7 +96,7 @@ def load_blip(
                 name_or_path, len(lacking), lacking[0],
             )  # fmt: skip
         for module in model.modules():
-            if isinstance(module, Linear4bit):  # or the first evaluation on a CPU repacks weights for inference only
+            if isinstance(module, Linear4bit):  # else evaluation on a CPU repacks weights for inference only
                 module.support_avx512bf16_for_cpu = False
         processor = BlipProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         if image_size is not None:
@@ -113,21 +113,19 @@ def model_errors(name: str) -> AbstractContextManager[None]:
 
 def check_model_name(name: str) -> None:
     """Raise FileNotFoundError unless `name` is a folder with a model or adapter, or a valid Hub name."""
-    place = Path(name)
-    if place.is_dir():
-        if not any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
-            advice = f"; did you mean {place / 'adapter'}?" if (place / "adapter").is_dir() else ""
-            raise FileNotFoundError(f"{name} holds no model, neither config.json nor adapter_config.json{advice}")
-    elif (
-        not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
-        or name.startswith(".")
-        or (place.parent != Path() and place.parent.is_dir())
-    ):
-        raise FileNotFoundError(f"no model at {name!r}: no such folder, and the Hub's names are NAMESPACE/NAME")
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            advice = f"; did you mean {path / 'adapter'}?" if (path / "adapter").is_dir() else ""
+            raise FileNotFoundError(f"{name} holds no model: no config.json or adapter_config.json{advice}")
+        return
+    is_hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)
+    if not is_hub_name or (path.parent != Path() and path.parent.is_dir()):
+        raise FileNotFoundError(f"no model at {name!r}: not a folder, and not a Hub name (NAMESPACE/NAME)")
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Settings for "8bit" (LLM.int8) or "4bit" (NF4, QLoRA, computed in `dtype`); vision encoder and head stay."""
+    """Make the settings of "8bit" (LLM.int8) or "4bit" (QLoRA's NF4, computed in `dtype`)."""
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
     return BitsAndBytesConfig(
@@ -140,34 +138,28 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> None:
-    """Interpolate the vision encoder's position embeddings for images of `image_size` pixels a side.
+    """Interpolate the vision encoder's position embeddings for images of `image_size` x `image_size` pixels.
 
-    Bicubic, `align_corners=False`, as `interpolate_pos_encoding=True` does at every call: an adapter trained on the
-    result also fits the original base with that flag. Without either, BLIP silently uses the first rows of the larger
-    grid, which are wrong positions.
+    The result equals `interpolate_pos_encoding=True` at every call, so an adapter also fits the original base with
+    that flag. With neither, BLIP silently uses the first rows of the larger grid, which are wrong positions.
     """
     embeddings = model.vision_model.embeddings
-    if image_size % embeddings.patch_size:
-        raise RecipeError(
-            f"image_size is {image_size}; it must be a multiple of the patch size, {embeddings.patch_size}"
-        )
+    patch_size, old = embeddings.patch_size, embeddings.position_embedding
+    if image_size % patch_size:
+        raise RecipeError(f"image_size is {image_size}; it must be a multiple of the patch size, {patch_size}")
     if image_size == model.config.vision_config.image_size:
         return
-    patches = (image_size // embeddings.patch_size) ** 2
-    states = torch.empty(1, patches + 1, 1)  # only its length is used
+    patches = (image_size // patch_size) ** 2
+    states = torch.empty(1, patches + 1, embeddings.embed_dim)  # only its shape is used
     with torch.no_grad():
-        positions = embeddings.interpolate_pos_encoding(
-            states.expand(1, patches + 1, embeddings.embed_dim), image_size, image_size
-        )
-    embeddings.position_embedding = nn.Parameter(
-        positions.clone(), requires_grad=embeddings.position_embedding.requires_grad
-    )
+        positions = embeddings.interpolate_pos_encoding(states, image_size, image_size).clone()
+    embeddings.position_embedding = nn.Parameter(positions, requires_grad=old.requires_grad)
     embeddings.image_size = model.config.vision_config.image_size = image_size
     embeddings.num_patches, embeddings.num_positions = patches, patches + 1
 
 
 def first_token_id(model: nn.Module) -> int:
-    """Return the id of [DEC], which starts every caption; the Hub's tokenizer does not have it."""
+    """Return the id of [DEC], which starts every caption; BLIP's tokenizer does not have it."""
     return int(model.config.text_config.bos_token_id)  # type: ignore[union-attr, arg-type]
 
 
@@ -181,8 +173,7 @@ def make_generation_config(
 ) -> GenerationConfig:
     """Make the `generation_config` to pass to every call of `generate`.
 
-    BLIP uses its text decoder's settings and ignores its own `generation_config.json`: a file saved with an adapter
-    has no effect unless it is passed.
+    BLIP uses its text decoder's settings and ignores a `generation_config.json` that is not passed.
     """
     text: Any = model.config.text_config  # type: ignore[union-attr]
     beams = {"length_penalty": length_penalty, "early_stopping": True} if num_beams > 1 else {}
@@ -199,7 +190,7 @@ def make_generation_config(
 
 
 def prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> torch.Tensor:
-    """Return [DEC] and the tokens of `prompt`, `rows` times: (rows, 1 + tokens) int64 on the model's device."""
+    """Return `rows` times [DEC] and the tokens of `prompt`, (rows, 1 + tokens) int64 on the model's device."""
     tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     return torch.tensor([[first_token_id(model), *tokens]] * rows, device=next(model.parameters()).device)
 
@@ -210,10 +201,10 @@ def decode_captions(
     prompt: str = "",
     detokenize: bool = True,
 ) -> list[str]:
-    """Return the text of generated `ids` (B, T), without special tokens, padding and the prompt.
+    """Return the text of generated `ids` (B, T), without the prompt and special tokens.
 
-    Without `detokenize` it is WordPiece's: lower case, with "x - ray" and "3. 5 cm".
+    Without `detokenize` it is in lower case, with "x - ray" and "3. 5 cm".
     """
     start = 1 + prompt_length(tokenizer, prompt)
     texts = [tokenizer.decode(row[start:], skip_special_tokens=True) for row in ids]
-    return [detokenization.detokenize(text) for text in texts] if detokenize else texts
+    return [detokenizer.detokenize(text) for text in texts] if detokenize else texts

@@ -1,12 +1,12 @@
 """BLIP with cached features as input, and faster versions of its modules with the same inputs and outputs.
 
-Modules of a loaded model get another class in place. Weights and their names stay those of the Hub's model, so an
-adapter trained here fits the original model.
+The classes of a loaded model's modules are replaced in place. Weights and their names do not change, so an adapter
+trained here fits the original model.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,12 +19,12 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, Bli
 from medcap.data.captions import IGNORED
 from medcap.modeling.loss import head_loss
 
+if TYPE_CHECKING:
+    from medcap.modeling.beam_cache import BeamCache
+
 
 def prepare_blip(model: BlipForConditionalGeneration, processor: BlipProcessor, model_code: str = "fast") -> None:
-    """Let `model` take features and uint8 images; "fast" also replaces the classes of decoder and attention.
-
-    "plain" keeps transformers' own decoder, attention and `generate`.
-    """
+    """Let `model` take features and uint8 images; "fast" also replaces the decoder's and attention's code."""
     model.__class__ = CaptioningBlip
     model.model_code = model_code
     model.vision_model.__class__ = Uint8VisionModel
@@ -43,7 +43,7 @@ def prepare_blip(model: BlipForConditionalGeneration, processor: BlipProcessor, 
 
 
 class CaptioningBlip(BlipForConditionalGeneration):
-    """BLIP that takes the vision encoder's features in place of images, and follows transformers' loss convention."""
+    """BLIP that also takes the vision encoder's features, and divides its loss as the Trainer expects."""
 
     model_code: str
 
@@ -58,39 +58,33 @@ class CaptioningBlip(BlipForConditionalGeneration):
         label_smoothing: float = 0.0,
         interpolate_pos_encoding: bool = False,
     ) -> BlipForConditionalGenerationModelOutput:
-        """Compute the loss, or without labels the logits.
+        """Compute the loss (float32 scalar), or without `labels` the logits (B, T, vocab).
 
         Args:
             pixel_values: Images (B, 3, H, W), uint8 or normalized; unused with `features`.
             input_ids: Caption tokens (B, T).
             attention_mask: (B, T), 0 on padding.
-            labels: (B, T), -100 where nothing is learned. They are shifted here.
+            labels: (B, T), not shifted; -100 is ignored.
             features: Output of the vision encoder (B, 1 + patches, width).
-            num_items_in_batch: The summed cross-entropy is divided by it; None: by the labels of this batch.
+            num_items_in_batch: Divisor of the summed cross-entropy; None: the number of labels.
             label_smoothing: As in `torch.nn.functional.cross_entropy`.
-            interpolate_pos_encoding: For images of another size than the model's.
-
-        Returns:
-            `loss` (float32 scalar) with `labels`, else `logits` (B, T, vocab).
+            interpolate_pos_encoding: As in transformers.
         """
         if features is None:
-            features = self.vision_model(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-            ).last_hidden_state
+            encoded = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+            features = encoded.last_hidden_state
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "encoder_hidden_states": features}
         if labels is None:
-            logits = self.text_decoder(**inputs, use_cache=False).logits
-            return BlipForConditionalGenerationModelOutput(logits=logits, image_embeds=features)
+            return BlipForConditionalGenerationModelOutput(logits=self.text_decoder(**inputs, use_cache=False).logits)
         if self.model_code == "plain":
-            logits = self.text_decoder(**inputs, use_cache=False).logits[:, :-1].float()
-            loss = F.cross_entropy(
-                logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", label_smoothing=label_smoothing
-            )
+            logits = self.text_decoder(**inputs, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+            next_labels = labels[:, 1:].flatten()
+            loss = F.cross_entropy(logits, next_labels, reduction="sum", label_smoothing=label_smoothing)
         else:
             loss = self.text_decoder(**inputs, labels=labels, label_smoothing=label_smoothing).loss
         if num_items_in_batch is None:  # the last batch of one of several processes may have no labels
             num_items_in_batch = labels[:, 1:].ne(IGNORED).sum().clamp(min=1)
-        return BlipForConditionalGenerationModelOutput(loss=loss / num_items_in_batch, image_embeds=features)
+        return BlipForConditionalGenerationModelOutput(loss=loss / num_items_in_batch)
 
 
 # PEFT and `save_pretrained` write the class's name and module; a saved adapter must load without medcap
@@ -99,7 +93,7 @@ CaptioningBlip.__module__ = BlipForConditionalGeneration.__module__
 
 
 class Uint8VisionModel(BlipVisionModel):
-    """Vision encoder that also takes uint8 images, which it rescales and normalizes on its device."""
+    """Vision encoder that rescales and normalizes uint8 images on its device."""
 
     image_mean: torch.Tensor
     image_std: torch.Tensor
@@ -107,14 +101,14 @@ class Uint8VisionModel(BlipVisionModel):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
     ) -> BaseModelOutputWithPooling:
-        """Encode `pixel_values` (B, 3, H, W): uint8, or normalized floats."""
+        """Encode `pixel_values` (B, 3, H, W), uint8 or normalized floats."""
         if pixel_values.dtype == torch.uint8:
             pixel_values = (pixel_values / 255 - self.image_mean) / self.image_std
         return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
 
 
 class FastTextDecoder(BlipTextLMHeadModel):
-    """Text decoder that, given labels, computes the head only where the next token has a label."""
+    """Text decoder that computes the head only where the next token has a label."""
 
     def forward(
         self,
@@ -144,9 +138,8 @@ class FastTextDecoder(BlipTextLMHeadModel):
             is_decoder=True,
             use_cache=False,
         ).last_hidden_state
-        next_labels = labels[:, 1:]  # position t predicts token t + 1
+        next_labels, head = labels[:, 1:], self.cls.predictions  # position t predicts token t + 1
         has_label = next_labels != IGNORED
-        head = self.cls.predictions
         states = head.transform(hidden[:, :-1][has_label])
         loss = head_loss(states, head.decoder, next_labels[has_label], label_smoothing)
         return CausalLMOutputWithCrossAttentions(loss=loss)
@@ -169,10 +162,10 @@ class FastVisionAttention(BlipAttention):
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """Return the attention (B, heads, T, 64) of `query` to `key` and `value` (B, heads, N, 64).
+    """Return the attention (B, heads, T, 64) of `query` to `key` and `value` (B, heads, N, 64) with additive `mask`.
 
-    `mask` is added to the scores. In bfloat16 on a CPU the plain formula is used: `scaled_dot_product_attention` of
-    torch 2.13 takes twice as long there, and its gradient four times (benchmarks/bench.py measures the step).
+    Half precision on a CPU uses the plain formula: `scaled_dot_product_attention` of torch 2.13 takes twice as long
+    there, and its gradient four times (benchmarks/bench.py measures the step).
     """
     mask = None if mask is None else mask.to(query.dtype)
     if query.device.type != "cpu" or query.dtype == torch.float32:
@@ -182,17 +175,10 @@ def attend(
     return F.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout) @ value
 
 
-class AttentionCache(Protocol):
-    """Keys and values during generation (`medcap.modeling.beam_cache`)."""
-
-    def attend(self, attention: FastTextAttention, states: torch.Tensor) -> torch.Tensor:
-        """Return the context of `states`, in the same shape."""
-
-
 class FastTextAttention(BlipTextSelfAttention):
-    """Attention of the text decoder by `attend`; during generation with the keys and values of `beam_cache`."""
+    """Attention of the text decoder by `attend`; during beam search by `beam_cache`."""
 
-    beam_cache: AttentionCache | None = None
+    beam_cache: BeamCache | None = None
 
     def forward(
         self,
@@ -201,15 +187,12 @@ class FastTextAttention(BlipTextSelfAttention):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
-        *,
         cache: Any = None,
-        output_attentions: bool = False,
-        cache_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from `hidden_states` (B, T, width) to itself, or to `encoder_hidden_states` (B, N, width).
 
-        transformers 5.24 calls `past_key_values` `cache`; only 5.3 passes `output_attentions` and `cache_position`.
-        Without `**kwargs`, an argument of a later release is a TypeError and cannot be ignored by mistake.
+        transformers 5.24 renamed `past_key_values` to `cache`. There is no `**kwargs`: another renamed argument must
+        be a TypeError, not ignored.
         """
         if self.beam_cache is not None:
             return self.beam_cache.attend(self, hidden_states), None
@@ -234,14 +217,13 @@ class FastTextAttention(BlipTextSelfAttention):
 
 
 class BitDropout(nn.Dropout):
-    """Dropout that in bfloat16 on a CPU uses 16 random bits per element.
+    """Dropout that draws 16 random bits per element in bfloat16 on a CPU, and is torch's elsewhere.
 
-    torch draws one number per element there, which took a fifth of a step. The dropped fraction is `p` to 1 in
-    131,072. In float32 and on other devices it is torch's dropout, number for number.
+    torch draws a number per element, which took a fifth of a step. The dropped fraction is within 1/131,072 of `p`.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Drop elements of `input`, of any shape, and scale the others by 1 / (1 - p)."""
+        """Zero elements of `input` and scale the others by 1 / (1 - p)."""
         if not self.training or not 0 < self.p < 1 or input.dtype != torch.bfloat16 or input.device.type != "cpu":
             return super().forward(input)
         drawn = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)

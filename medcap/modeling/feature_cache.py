@@ -1,8 +1,7 @@
-"""Cache of the frozen vision encoder's features: computed once per image, stored on disk.
+"""Disk cache of the frozen vision encoder's features.
 
-A cache is a folder of parts. Each process writes one part: NAME.bin has the features, NAME.idx the 16-byte digest of
-each image, in the same order. An image is added to the index after its features are synced to disk, so a killed
-process loses the last few only, and several processes can write to a folder.
+Each process writes one part of the folder: PART.bin has the features, PART.idx the 16-byte digests of their images, in
+the same order. A digest is written after its features are synced to disk, so a killed process loses the last few only.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap import __version__
 from medcap.data.images import DIGEST_BYTES
+from medcap.modeling.blip import update_digest
 
 logger = logging.getLogger(__name__)
 
-FLUSH = 64  # images; at most these are lost when a process is killed
+FLUSH = 64  # images between syncs to disk
 MAX_DISK_FRACTION = 0.8  # of the free disk space
 
 
@@ -40,15 +40,16 @@ def default_folder() -> Path:
 
 
 class FeatureCache:
-    """Features by image digest, in `folder`: tensors of `shape` (1 + patches, width) and `dtype`.
+    """Features of images by digest, in `folder`: tensors of `shape` (1 + patches, width) and `dtype`.
 
-    Any process may read, DataLoader workers included; a copy of a cache (pickled or forked) does not write.
+    A pickled or forked copy, as in a DataLoader worker, only reads.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.slot_bytes = shape[0] * shape[1] * dtype.itemsize  # of one image
         self._slots: dict[bytes, tuple[str, int]] = {}
-        self._read: dict[str, int] = {}  # bytes of each index that were read
+        self._read: dict[str, int] = {}  # bytes read of each index
         self._maps: dict[str, np.memmap] = {}
         self._part, self._pid = uuid.uuid4().hex, os.getpid()
         self._pending: list[bytes] = []
@@ -59,21 +60,16 @@ class FeatureCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}, "_pending": [], "_pid": None}
 
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of one image."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
     def __len__(self) -> int:
         return len(self._slots)
 
     def describe(self, images: int) -> str:
-        """Return one line with the folder and the disk space of `images` images."""
+        """Return one line: the folder, and the disk space of `images` images."""
         size = images * self.slot_bytes / 1e9
         return f"features of the vision encoder are cached in {self.folder}: {size:.2f} GB for {images:,} images"
 
     def refresh(self) -> None:
-        """Read what this and other processes added to the indexes since the last call."""
+        """Read what any process added to the indexes since the last call."""
         for index in self.folder.glob("*.idx"):
             done = self._read.get(index.stem, 0)
             if index.stat().st_size - done < DIGEST_BYTES:
@@ -88,25 +84,26 @@ class FeatureCache:
             self._read[index.stem] = done + complete * DIGEST_BYTES
 
     def get(self, digest: bytes) -> torch.Tensor | None:
-        """Return a copy of the features of an image, or None where they are not cached."""
+        """Return a copy of an image's features; None if they are not cached."""
         if digest not in self._slots:
             self.refresh()
         if digest not in self._slots:
             return None
         part, slot = self._slots[digest]
         if part not in self._maps or len(self._maps[part]) <= slot:
-            slots = (self.folder / f"{part}.bin").stat().st_size // self.slot_bytes
-            shape = (slots, self.slot_bytes)
-            self._maps[part] = np.memmap(self.folder / f"{part}.bin", dtype=np.uint8, mode="r", shape=shape)
+            file = self.folder / f"{part}.bin"
+            shape = (file.stat().st_size // self.slot_bytes, self.slot_bytes)
+            self._maps[part] = np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
         return torch.from_numpy(np.array(self._maps[part][slot])).view(self.dtype).view(self.shape)
 
     def put(self, digests: Sequence[bytes], features: torch.Tensor) -> None:
-        """Store `features` (n, 1 + patches, width) of n images. After one warning, a full disk is ignored."""
+        """Store `features` (n, 1 + patches, width). On a full disk, warn once and store no more."""
         if self._full or self._pid != os.getpid():
             return
+        written = (self._read.get(self._part, 0) // DIGEST_BYTES + len(self._pending)) * self.slot_bytes
         try:
             with (self.folder / f"{self._part}.bin").open("ab") as file:
-                file.truncate(self._written_bytes)  # an incomplete image after a full disk
+                file.truncate(written)  # remove an image that was written in part
                 file.write(features.to(self.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         except OSError as error:
             self._give_up(error)
@@ -115,12 +112,8 @@ class FeatureCache:
         if len(self._pending) >= FLUSH:
             self.flush()
 
-    @property
-    def _written_bytes(self) -> int:
-        return (self._read.get(self._part, 0) // DIGEST_BYTES + len(self._pending)) * self.slot_bytes
-
     def flush(self) -> None:
-        """Sync what was stored so far to disk, features before the index."""
+        """Sync to disk, features before the index."""
         if not self._pending or self._full or self._pid != os.getpid():
             return
         try:
@@ -136,24 +129,21 @@ class FeatureCache:
         self.refresh()
 
     def _give_up(self, error: OSError) -> None:
-        """Stop writing: after an incomplete digest, later ones would name another image's features."""
+        """Stop writing: after an incomplete digest, later ones would belong to other features."""
         self._full = True
-        logger.warning("%s: %s; features are no longer cached, and computed where needed", self.folder, error)
+        logger.warning("%s: %s; new features are not cached any more", self.folder, error)
 
 
 @dataclass(frozen=True)
 class FeatureEncoder:
-    """Get the features of a batch of `CaptionCollator`: cached ones, and those of new images, which are cached.
-
-    Without `cache` nothing is stored.
-    """
+    """Return the features of batches of `CaptionCollator`, and add those of new images to `cache`."""
 
     vision_model: nn.Module
     cache: FeatureCache | None = None
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return the features (B, 1 + patches, width) of the rows of `batch`, in order."""
+        """Return the features (B, 1 + patches, width) of the rows of `batch`."""
         pixels, cached = batch.get("pixel_values"), batch.get("features")
         device = next(self.vision_model.parameters()).device
         if pixels is None:
@@ -170,15 +160,15 @@ class FeatureEncoder:
         return features
 
     def flush(self) -> None:
-        """Sync the cache to disk; only then are its new features found."""
+        """Sync the cache to disk, which makes new features available."""
         if self.cache is not None:
             self.cache.flush()
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return features (B, 1 + patches, width) that do not depend on the other images of the batch, if cached.
+        """Return features (B, 1 + patches, width); with a cache on a CPU they do not depend on the batch.
 
-        A matrix product may round differently at another batch size, so a resumed run, which finds some images cached,
-        would differ from an uninterrupted one. On a CPU single images are about as fast as a batch.
+        A matrix product may round differently at another batch size, so a resumed run, with some images cached, would
+        differ from an uninterrupted one. On a CPU single images are about as fast as a batch.
         """
         one_by_one = self.cache is not None and pixels.device.type == "cpu"
         parts = pixels.split(1 if one_by_one else len(pixels))
@@ -188,19 +178,17 @@ class FeatureEncoder:
 def open_cache(
     setting: str, model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype, images: int
 ) -> FeatureCache | None:
-    """Open the feature cache of `model`.
-
-    The folder's name is a hash of everything that the features depend on: weights, image size, precision, libraries.
+    """Open the feature cache of `model`, in a folder named by `feature_key`.
 
     Args:
         setting: A recipe's `feature_cache`: "auto", "off" or a folder.
         model: Its vision encoder must be frozen.
-        processor: Its image processor is part of the hash.
+        processor: Part of the key.
         dtype: Of the computation and of the stored features.
         images: Number of images, to estimate the disk space.
 
     Returns:
-        None for "off"; for "auto" also, with a warning, where features cannot be cached or do not fit on the disk.
+        The cache; None for "off", and, with a warning, for "auto" if features cannot be cached or do not fit on disk.
 
     Raises:
         ValueError: The setting is a folder, and features cannot be cached.
@@ -210,12 +198,12 @@ def open_cache(
     if reason := caching_obstacle(model):
         _no_cache(setting, reason)
         return None
-    key = feature_key(model, processor, dtype)
-    folder = (default_folder() if setting == "auto" else Path(setting)) / key[:16]
+    folder = default_folder() if setting == "auto" else Path(setting)
+    folder /= feature_key(model, processor, dtype)[:16]
     cache = FeatureCache(folder, feature_shape(model), dtype)
     needed, free = max(images - len(cache), 0) * cache.slot_bytes, shutil.disk_usage(folder).free
     if needed > MAX_DISK_FRACTION * free:
-        _no_cache(setting, f"{images:,} images need {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} free")
+        _no_cache(setting, f"{images:,} images need {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free")
         return None
     return cache
 
@@ -233,7 +221,7 @@ def feature_shape(model: BlipForConditionalGeneration) -> tuple[int, int]:
 
 
 def caching_obstacle(model: BlipForConditionalGeneration) -> str:
-    """Return why the features of an image are not constant; "" where they are."""
+    """Return why the features of an image are not constant; "" if they are."""
     if any(weight.requires_grad for weight in model.vision_model.parameters()):
         return "lora_target_modules includes the vision encoder, whose features change in training"
     if any("lora_" in name for name, _ in model.vision_model.named_modules()):
@@ -245,18 +233,16 @@ def caching_obstacle(model: BlipForConditionalGeneration) -> str:
 
 def feature_key(model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype) -> str:
     """Return the SHA-256 (hexadecimal) of everything but the image that features depend on."""
-    digest = hashlib.sha256()
-    versions = {"medcap": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    about = {
-        **versions,
+    settings = {
+        "medcap": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "pillow": PIL.__version__,
         "dtype": str(dtype),
         "model_code": model.model_code,
         "vision": model.config.vision_config.to_dict(),
         "images": processor.image_processor.to_dict(),
     }
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.vision_model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    update_digest(digest, model.vision_model.state_dict())
     return digest.hexdigest()

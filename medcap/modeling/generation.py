@@ -1,4 +1,4 @@
-"""Caption generation from image features: the one path of training, evaluation and `medcap caption`."""
+"""Caption generation from image features, in training, evaluation and `medcap caption`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ def generate_ids(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str = "",
 ) -> torch.Tensor:
-    """Generate the captions of features.
+    """Return ids (B, T) int64 for `decode_captions`: first token, prompt, caption, [SEP], padding.
 
     Args:
-        model: A model of `load_blip`, with or without an adapter.
+        model: From `load_blip`, with or without an adapter.
         features: Output of the vision encoder (B, 1 + patches, width).
-        generation_config: From `medcap.modeling.blip.make_generation_config`.
+        generation_config: From `make_generation_config`.
         tokenizer: The processor's tokenizer.
         prompt: Text that every caption continues.
-
-    Returns:
-        Ids (B, T) int64: first token, prompt, caption, [SEP], padding. Decode them with `decode_captions`.
     """
     blip = base_model(model)
     start = prompt_ids(blip, tokenizer, prompt, len(features))
@@ -44,5 +41,5 @@ def generate_ids(
 
 
 def are_cut(ids: torch.Tensor, generation_config: GenerationConfig) -> list[bool]:
-    """Return for each of `ids` (B, T) whether `max_new_tokens` cut the caption: it has no [SEP]."""
+    """Return whether each caption of `ids` (B, T) was cut by `max_new_tokens`, so that it has no [SEP]."""
     return (~(ids[:, 1:] == generation_config.eos_token_id).any(1)).tolist()

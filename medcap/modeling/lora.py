@@ -1,9 +1,8 @@
-"""LoRA adapters on BLIP: target modules, attaching, describing and merging."""
+"""LoRA adapters on BLIP: target modules, attaching and describing."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -13,17 +12,16 @@ from medcap.modeling.blip_fast import BitDropout
 from medcap.recipe import RecipeError
 
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
-_VISION = r"vision_model\.encoder\.layers\.\d+\."
+_ATTENTION = r"(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
+_VISION_ATTENTION = r"vision_model\.encoder\.layers\.\d+\.self_attn\.(qkv|projection)"
 # Regular expressions match complete names. PEFT matches the ends of names in a list: ["attention.self.query"] would
 # adapt the self-attention only, and "all-linear" also the head, which is tied to the embeddings.
 TARGETS = {
     "query-key": _LAYER + r"(attention|crossattention)\.self\.(query|key)",
     "query-value": _LAYER + r"(attention|crossattention)\.self\.(query|value)",
-    "attention": _LAYER + r"(attention|crossattention)\.(self\.(query|key|value)|output\.dense)",
-    "text": _LAYER
-    + r"((attention|crossattention)\.(self\.(query|key|value)|output\.dense)|intermediate\.dense|output\.dense)",
-    "text-and-vision-attention": rf"{_LAYER}(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
-    rf"|{_VISION}self_attn\.(qkv|projection)",
+    "attention": _LAYER + _ATTENTION,
+    "text": _LAYER + rf"({_ATTENTION}|intermediate\.dense|output\.dense)",
+    "text-and-vision-attention": rf"{_LAYER}{_ATTENTION}|{_VISION_ATTENTION}",
 }
 
 
@@ -47,24 +45,18 @@ def add_lora(
         revision: Of the base, saved with the adapter.
 
     Raises:
-        RecipeError: `targets` matches no linear layer, or the head. The head is tied to the embeddings and cannot be
-            merged without changing them.
+        RecipeError: `targets` matches no linear layer, or the head, which is tied to the embeddings: merging would
+            change them.
     """
     pattern = TARGETS.get(targets, targets)
-    names = matching_layers(model, pattern)
+    names = _matching_layers(model, pattern)
     if not names:
         raise RecipeError(f"lora_target_modules {targets!r} matches no linear layer; use one of {', '.join(TARGETS)}")
     if tied := [name for name in names if ".cls." in name]:
         raise RecipeError(f"lora_target_modules {targets!r} reaches {tied[0]}, which is tied to the embeddings")
-    # task_type stays None: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION pass arguments that BLIP does not accept
+    # no task_type: CAUSAL_LM, SEQ_2_SEQ_LM and FEATURE_EXTRACTION pass arguments that BLIP does not accept
     config = LoraConfig(
-        task_type=None,
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        bias="none",
-        target_modules=pattern,
-        revision=revision,
+        r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern, revision=revision
     )
     adapted = get_peft_model(model, config)
     for name, module in adapted.named_modules():
@@ -73,8 +65,7 @@ def add_lora(
     return adapted
 
 
-def matching_layers(model: nn.Module, pattern: str) -> list[str]:
-    """Return the names of the linear layers whose complete name matches `pattern`."""
+def _matching_layers(model: nn.Module, pattern: str) -> list[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -85,35 +76,22 @@ def matching_layers(model: nn.Module, pattern: str) -> list[str]:
 
 
 def trainable_summary(model: PeftModel) -> str:
-    """Return one line with the number of trainable parameters, their fraction, and the number of layers."""
+    """Return one line: the trainable parameters, their percentage, and the number of layers."""
     trainable, total = model.get_nb_trainable_parameters()
     layers = sum(1 for name, _ in model.named_modules() if name.endswith(".lora_A"))
     return f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.2%}), in {layers} layers"
 
 
 def trainable_names(model: PeftModel) -> list[str]:
-    """Return the trainable layers, one line for equal layers: "NAME.*.NAME: 12 layers, N parameters".
-
-    Numbers in names become stars.
-    """
+    """Return a line for each kind of trainable layer: "NAME.*.NAME: 12 layers, N parameters"."""
     weights: dict[str, list[int]] = {}
     for name, weight in model.get_base_model().named_parameters():
         if weight.requires_grad:
             layer = re.sub(r"\.\d+\.", ".*.", name.partition(".lora_")[0])
             weights.setdefault(layer, []).append(weight.numel())
-    return [f"{layer}: {len(sizes) // 2} layers, {sum(sizes):,} weights" for layer, sizes in weights.items()]
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Return whether `path` is a folder with a PEFT adapter."""
-    return (Path(path) / "adapter_config.json").is_file()
+    return [f"{layer}: {len(sizes) // 2} layers, {sum(sizes):,} parameters" for layer, sizes in weights.items()]
 
 
 def base_model(model: nn.Module) -> BlipForConditionalGeneration:
     """Return the model without its PEFT wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def merged(model: PeftModel) -> BlipForConditionalGeneration:
-    """Return the base with the adapter added to its weights; captions do not change."""
-    return model.merge_and_unload()

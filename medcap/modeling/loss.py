@@ -1,4 +1,4 @@
-"""Cross-entropy of a frozen language-model head that does not keep all logits in memory."""
+"""Cross-entropy of a frozen language-model head without all logits in memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ROWS = 1024  # tokens whose logits are in memory at a time: 1024 x 30,524 in flo
 
 
 def head_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """Return the cross-entropy of `head(hidden)` (n, width) and `labels` (n,) int64, summed: a float32 scalar.
+    """Return the summed cross-entropy (float32 scalar) of `head(hidden)` and `labels` (n,) int64.
 
-    The same as `F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)` and its
-    gradient with respect to `hidden`. The head is frozen, because it is tied to the embeddings, and gets no gradient.
-    The gradient is computed together with the loss, ROWS tokens at a time, as Liger's fused linear cross-entropy does
-    (Hsu et al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
+    Equal to `F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)` for `hidden`
+    (n, width), except that the head gets no gradient: it is tied to the embeddings and frozen. Loss and gradient are
+    computed together, ROWS tokens at a time, as in Liger's fused linear cross-entropy (Hsu et al., 2024, "Liger
+    Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
     """
     return _HeadLoss.apply(hidden, head.weight, head.bias, labels, smoothing)
 

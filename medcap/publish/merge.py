@@ -20,7 +20,6 @@ from medcap.data.images import load_image
 from medcap.data.load import load_recipe_data
 from medcap.inference import adapter_recipe, load_captioner
 from medcap.modeling.blip import check_model_name, decode_captions, resize_positions
-from medcap.modeling.lora import merged
 from medcap.phantom.images import draw, random_phantom
 from medcap.publish.release import RELEASE_FILES, check_files, write_card, write_files
 from medcap.publish.run_paths import WEIGHTS
@@ -76,7 +75,7 @@ def merge(adapter: Path) -> BlipForConditionalGeneration:
     logging.disable_progress_bar()  # would show the copying of weights in memory
     model = BlipForConditionalGeneration.from_pretrained(base, revision=config.revision, dtype=torch.float32)
     resize_positions(model, int(BlipProcessor.from_pretrained(adapter).image_processor.size["height"]))
-    return merged(PeftModel.from_pretrained(model, adapter)).eval()
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
 
 
 def check_images(adapter: Path) -> tuple[list[Image.Image], str]:

@@ -1,7 +1,4 @@
-"""Captions are those of transformers' `generate`, to the last token, whatever the beams.
-
-Traps 8, 9. pytest tests/modeling/test_generation.py
-"""
+"""Beam search generates the same tokens as transformers' `generate`."""
 
 import copy
 
@@ -22,80 +19,70 @@ SETTINGS = [
 ]
 
 
-def talkative(loaded, eagerness):
-    """The tiny base, more or less eager to end a caption: of its own it never does."""
+def with_end_bias(loaded, bias):
+    """Return the tiny base with a higher score for [SEP], which it never generates otherwise."""
     model = copy.deepcopy(loaded[0])
     with torch.no_grad():
-        model.text_decoder.cls.predictions.bias[loaded[1].tokenizer.sep_token_id] += eagerness
+        model.text_decoder.cls.predictions.bias[loaded[1].tokenizer.sep_token_id] += bias
     return model
 
 
-def pictures():
-    return 3 * torch.randn(IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+def random_images(count=IMAGES):
+    return 3 * torch.randn(IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))[:count]
 
 
-def until_the_end(ids, end):
-    """Rows up to their first end: `generate` writes more of it behind where the pad's id is 0."""
+def until_end(loaded, ids):
+    """Return rows up to their first [SEP]; `generate` pads with more of them."""
+    end = loaded[1].tokenizer.sep_token_id
     return [row[: row.index(end) + 1] if end in row else row for row in ids.tolist()]
 
 
-def ours(model, pixels, settings, given):
+def search(loaded, model, pixels, prompt="", **settings):
     with torch.no_grad():
         features = model.vision_model(pixels).last_hidden_state
-    return beam_search(model.text_decoder, features, settings, given)
+    start = prompt_ids(model, loaded[1].tokenizer, prompt, len(pixels))
+    return until_end(
+        loaded, beam_search(model.text_decoder, features, make_generation_config(model, **settings), start)
+    )
 
 
-@pytest.mark.parametrize("eagerness", [0.0, 8.0, 12.0])
-@pytest.mark.parametrize("asked", SETTINGS, ids=str)
-def test_captions_are_those_of_generate(loaded, asked, eagerness):
-    model, end = talkative(loaded, eagerness), loaded[1].tokenizer.sep_token_id
-    settings, pixels = make_generation_config(model, **asked), pictures()
-    expected = until_the_end(model.generate(pixel_values=pixels, generation_config=settings), end)
-    given = prompt_ids(model, loaded[1].tokenizer, "", IMAGES)
-    assert until_the_end(ours(model, pixels, settings, given), end) == expected
+@pytest.mark.parametrize("bias", [0.0, 8.0, 12.0])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_captions_equal_those_of_generate(loaded, settings, bias):
+    model, pixels = with_end_bias(loaded, bias), random_images()
+    expected = model.generate(pixel_values=pixels, generation_config=make_generation_config(model, **settings))
+    assert search(loaded, model, pixels, **settings) == until_end(loaded, expected)
 
 
-def test_captions_of_one_batch_end_at_different_times(loaded):
-    """Or nothing above would see an image leave the batch."""
-    model, end = talkative(loaded, 10.0), loaded[1].tokenizer.sep_token_id
-    settings = make_generation_config(model, num_beams=3, max_new_tokens=30)
-    rows = until_the_end(ours(model, pictures(), settings, prompt_ids(model, loaded[1].tokenizer, "", IMAGES)), end)
+def test_captions_of_one_batch_have_different_lengths(loaded):
+    """Otherwise no test here would remove a finished image from the batch."""
+    rows = search(loaded, with_end_bias(loaded, 10.0), random_images(), num_beams=3, max_new_tokens=30)
     assert len({len(row) for row in rows}) > 2
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_prompt_is_gone_on_from_as_generate_does(loaded, beams):
-    model, tokenizer = talkative(loaded, 8.0), loaded[1].tokenizer
-    settings, pixels = make_generation_config(model, num_beams=beams, max_new_tokens=9), pictures()
-    text = tokenizer(["a picture of"] * IMAGES, return_tensors="pt")
+def test_captions_with_a_prompt_equal_those_of_generate(loaded, beams):
+    model, pixels, settings = with_end_bias(loaded, 8.0), random_images(), {"num_beams": beams, "max_new_tokens": 9}
+    text = loaded[1].tokenizer(["a picture of"] * IMAGES, return_tensors="pt")
     expected = model.generate(
-        pixel_values=pixels, generation_config=settings, input_ids=text["input_ids"],
-        attention_mask=text["attention_mask"],
+        pixel_values=pixels, generation_config=make_generation_config(model, **settings),
+        input_ids=text["input_ids"], attention_mask=text["attention_mask"],
     )  # fmt: skip
-    found = ours(model, pixels, settings, prompt_ids(model, tokenizer, "a picture of", IMAGES))
-    end = tokenizer.sep_token_id
-    assert until_the_end(found, end) == until_the_end(expected, end)
-    assert set(found[:, 0].tolist()) == {first_token_id(model)}
+    rows = search(loaded, model, pixels, "a picture of", **settings)
+    assert rows == until_end(loaded, expected)
+    assert {row[0] for row in rows} == {first_token_id(model)}
 
 
-def test_an_image_is_captioned_alike_alone_and_among_others(loaded):
-    model, tokenizer = talkative(loaded, 10.0), loaded[1].tokenizer
-    settings, pixels = make_generation_config(model, num_beams=3, max_new_tokens=20), pictures()
-    together = until_the_end(ours(model, pixels, settings, prompt_ids(model, tokenizer, "", IMAGES)), 3)
-    given = prompt_ids(model, tokenizer, "", 1)
-    assert [until_the_end(ours(model, pixels[row : row + 1], settings, given), 3)[0] for row in range(8)] == together[
-        :8
-    ]
+def test_captions_do_not_depend_on_the_batch(loaded):
+    model, settings = with_end_bias(loaded, 10.0), {"num_beams": 3, "max_new_tokens": 20}
+    pixels = random_images(8)
+    single = [search(loaded, model, image[None], **settings)[0] for image in pixels]
+    assert single == search(loaded, model, pixels, **settings)
 
 
-def test_the_decoder_forgets_pictures_and_beams(loaded):
-    model = talkative(loaded, 10.0)
-    ours(
-        model,
-        pictures(),
-        make_generation_config(model, num_beams=2, max_new_tokens=3),
-        prompt_ids(model, loaded[1].tokenizer, "", IMAGES),
-    )
+def test_the_cache_is_removed_after_the_search(loaded):
+    model = with_end_bias(loaded, 10.0)
+    search(loaded, model, random_images(), num_beams=2, max_new_tokens=3)
     attentions = [module for module in model.modules() if hasattr(module, "beam_cache")]
     assert len(attentions) == 2 * len(model.text_decoder.bert.encoder.layer)
     assert all(attention.beam_cache is None for attention in attentions)

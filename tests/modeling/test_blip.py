@@ -1,7 +1,4 @@
-"""The base sees pictures of any size in the right places, and its captions start, end and read right.
-
-Traps 2, 6, 8, 9, 10, 16, 17, 18. pytest tests/modeling/test_blip.py
-"""
+"""Loading BLIP at an image size and quantization, its position embeddings, generation settings and decoding."""
 
 import json
 import shutil
@@ -13,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BlipForConditionalGeneration, GenerationConfig
 
-from medcap.modeling.beam_search import beam_search
 from medcap.modeling.blip import (
     decode_captions,
     first_token_id,
@@ -23,61 +19,56 @@ from medcap.modeling.blip import (
     resize_positions,
 )
 
-NATIVE = 32  # pixels a side of the tiny base, in patches of 8
+NATIVE = 32  # image size of the tiny base in pixels, with patches of 8
 
 
-def pictures(size, n=2):
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+def random_images(size, count=2):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def seen(model, pixels, **options):
+def encode(model, pixels, **options):
     with torch.no_grad():
         return model.vision_model(pixel_values=pixels, **options).last_hidden_state
 
 
-def test_the_tiny_base_sees(blip):
-    """With the default initializer_range every picture would give the same, and no other test here could fail."""
-    features = seen(blip[0], pictures(NATIVE))
-    assert (features[0] - features[1]).abs().mean() > 0.1
-
-
-def test_captions_of_the_tiny_base_depend_on_the_picture(blip):
-    captions = make_generation_config(blip[0], num_beams=1, max_new_tokens=8)
-    ids = blip[0].generate(pixel_values=pictures(NATIVE, n=4), generation_config=captions)
+def test_captions_of_the_tiny_base_depend_on_the_image(blip):
+    """With the default `initializer_range` all images would have equal features, and no other test could fail."""
+    config = make_generation_config(blip[0], num_beams=1, max_new_tokens=8)
+    ids = blip[0].generate(pixel_values=random_images(NATIVE, count=4), generation_config=config)
     assert len({tuple(row) for row in ids.tolist()}) > 1
 
 
 @pytest.mark.parametrize("size", [24, 48, 72])
-def test_interpolated_positions_equal_the_run_time_flag(tiny_base, blip, size):
+def test_interpolated_positions_equal_the_flag_of_transformers(tiny_base, blip, size):
     resized, _ = load_blip(str(tiny_base), image_size=size)
-    pixels = pictures(size)
-    expected = seen(blip[0], pixels, interpolate_pos_encoding=True)
-    torch.testing.assert_close(seen(resized.eval(), pixels), expected, atol=1e-5, rtol=0)
+    pixels = random_images(size)
+    expected = encode(blip[0], pixels, interpolate_pos_encoding=True)
+    torch.testing.assert_close(encode(resized.eval(), pixels), expected, atol=1e-5, rtol=0)
 
 
 def test_interpolated_positions_are_not_the_first_rows(tiny_base, blip):
-    """What BLIP takes in silence for a picture smaller than its own."""
+    """BLIP silently uses the first rows for an image smaller than its own size."""
     resized, _ = load_blip(str(tiny_base), image_size=24)
-    pixels = pictures(24)
+    pixels = random_images(24)
     positions = resized.vision_model.embeddings.position_embedding
     assert positions.shape == (1, 1 + 3 * 3, 32)
     assert (positions - blip[0].vision_model.embeddings.position_embedding[:, :10]).abs().max() > 0.01
-    assert (seen(resized.eval(), pixels) - seen(blip[0], pixels)).abs().max() > 0.01
+    assert (encode(resized.eval(), pixels) - encode(blip[0], pixels)).abs().max() > 0.01
 
 
-def test_at_its_own_size_the_base_stays_as_it_is(blip):
+def test_the_native_size_keeps_the_position_embeddings(blip):
     before = blip[0].vision_model.embeddings.position_embedding
     resize_positions(blip[0], NATIVE)
     assert blip[0].vision_model.embeddings.position_embedding is before
 
 
 @pytest.mark.parametrize("size", [4, 9, 33, 100])
-def test_a_size_that_patches_do_not_divide_raises(blip, size):
+def test_a_size_that_is_no_multiple_of_the_patch_size_raises(blip, size):
     with pytest.raises(ValueError, match=f"image_size is {size}; it must be a multiple of the patch size, 8"):
         resize_positions(blip[0], size)
 
 
-def test_model_and_processor_agree_on_the_size(tiny_base):
+def test_image_size_changes_model_and_processor(tiny_base):
     model, processor = load_blip(str(tiny_base), image_size=48)
     assert processor.image_processor.size == {"height": 48, "width": 48}
     assert model.config.vision_config.image_size == model.vision_model.embeddings.image_size == 48
@@ -89,54 +80,54 @@ def test_a_resized_base_can_be_saved_and_loaded(tiny_base, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again, _ = load_blip(str(tmp_path), image_size=48)
-    torch.testing.assert_close(seen(again.eval(), pictures(48)), seen(model.eval(), pictures(48)))
+    torch.testing.assert_close(encode(again.eval(), random_images(48)), encode(model.eval(), random_images(48)))
 
 
 NOT_CAPTIONERS = {
     "another model": {"model_type": "bert"},
-    "a BLIP that ranks": {"model_type": "blip", "architectures": ["BlipForImageTextRetrieval"]},
-    "a BLIP that answers": {"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]},
+    "retrieval": {"model_type": "blip", "architectures": ["BlipForImageTextRetrieval"]},
+    "question answering": {"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]},
 }
 
 
 @pytest.mark.parametrize("config", NOT_CAPTIONERS.values(), ids=NOT_CAPTIONERS)
-def test_what_is_no_blip_captioner_raises(tmp_path, config):
+def test_another_model_raises(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"{tmp_path} is a .* model; medcap trains and runs 'blip' captioners"):
         load_blip(str(tmp_path))
 
 
-def test_a_base_that_is_not_there_raises(tmp_path):
+def test_a_missing_base_raises(tmp_path):
     with pytest.raises(OSError, match="none"):
         load_blip(str(tmp_path / "none"))
 
 
-def test_weights_that_a_base_lacks_are_named_and_others_are_not(tiny_base, tmp_path, caplog):
+def test_missing_weights_are_reported(tiny_base, tmp_path, caplog):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     load_blip(str(base))
     assert caplog.messages == []
     weights = load_file(base / "model.safetensors")
-    lost = [name for name in weights if "layer.1.crossattention.self.key" in name]
-    save_file({name: weight for name, weight in weights.items() if name not in lost}, base / "model.safetensors")
+    missing = [name for name in weights if "layer.1.crossattention.self.key" in name]
+    save_file({name: weight for name, weight in weights.items() if name not in missing}, base / "model.safetensors")
     load_blip(str(base))
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "medcap.modeling.blip"]
-    assert f"{base} lacks 2 weights (first: {min(lost)}); they are initialized at random" in said
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "medcap.modeling.blip"]
+    assert f"{base} lacks 2 weights (first: {min(missing)}); they are initialized at random" in message
 
 
-def test_blip_has_no_other_attention_than_eager(tiny_base):
+def test_transformers_blip_supports_only_eager_attention(tiny_base):
     for attention in ("sdpa", "flash_attention_2"):
         with pytest.raises((ValueError, ImportError), match=r"BlipForConditionalGeneration|[Ff]lash"):
             BlipForConditionalGeneration.from_pretrained(tiny_base, attn_implementation=attention)
 
 
 @pytest.mark.parametrize(("quantization", "kind"), [("8bit", Linear8bitLt), ("4bit", Linear4bit)])
-def test_quantization_leaves_the_tower_and_the_head_as_they_are(tiny_base, quantization, kind):
+def test_vision_encoder_and_head_are_not_quantized(tiny_base, quantization, kind):
     model, _ = load_blip(str(tiny_base), quantization=quantization)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     quantized = {name for name, module in layers.items() if isinstance(module, kind)}
     plain = {name for name, module in layers.items() if type(module) is nn.Linear}
     assert quantized == {name for name in layers if name.startswith("text_decoder.bert.encoder.layer.")}
-    assert len(quantized) == 2 * (4 + 4 + 2)  # self- and cross-attention, and the two of the feed-forward part
+    assert len(quantized) == 2 * (4 + 4 + 2)  # self- and cross-attention, and two of the feed-forward network
     assert plain == layers.keys() - quantized
     assert {name.split(".")[0] for name in plain} == {"vision_model", "text_decoder"}
     head = model.text_decoder.cls.predictions.decoder
@@ -145,13 +136,13 @@ def test_quantization_leaves_the_tower_and_the_head_as_they_are(tiny_base, quant
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_four_bits_are_computed_in_the_precision_of_the_recipe(tiny_base, dtype):
-    """A T4 has no bfloat16, which was taken on every CUDA device."""
+def test_4bit_layers_compute_in_the_given_dtype(tiny_base, dtype):
+    """A T4 has no bfloat16."""
     model, _ = load_blip(str(tiny_base), quantization="4bit", dtype=dtype)
     assert {module.compute_dtype for module in model.modules() if isinstance(module, Linear4bit)} == {dtype}
 
 
-def test_the_first_token_is_the_models_and_not_the_tokenizers(blip):
+def test_the_first_token_is_not_in_the_tokenizer(blip):
     model, processor = blip
     assert first_token_id(model) == len(processor.tokenizer) == model.config.text_config.bos_token_id
     assert first_token_id(model) != processor.tokenizer.cls_token_id
@@ -159,74 +150,59 @@ def test_the_first_token_is_the_models_and_not_the_tokenizers(blip):
 
 
 def test_generation_starts_from_the_first_token(blip):
-    captions = make_generation_config(blip[0], num_beams=2, max_new_tokens=4)
-    ids = blip[0].generate(pixel_values=pictures(NATIVE), generation_config=captions)
+    config = make_generation_config(blip[0], num_beams=2, max_new_tokens=4)
+    ids = blip[0].generate(pixel_values=random_images(NATIVE), generation_config=config)
     assert ids[:, 0].tolist() == [first_token_id(blip[0])] * 2
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_captions_may_be_longer_than_the_default_of_generate(blip, num_beams):
-    blip[0].config.text_config.sep_token_id = None  # nothing ends a caption but the limit
-    captions = make_generation_config(blip[0], num_beams=num_beams, max_new_tokens=30)
-    ids = blip[0].generate(pixel_values=pictures(NATIVE), generation_config=captions)
+def test_max_new_tokens_may_exceed_the_default_of_generate(blip, num_beams):
+    blip[0].config.text_config.sep_token_id = None  # only the limit ends a caption
+    config = make_generation_config(blip[0], num_beams=num_beams, max_new_tokens=30)
+    ids = blip[0].generate(pixel_values=random_images(NATIVE), generation_config=config)
     assert ids.shape == (2, 1 + 30)
 
 
 SETTINGS = {
     "greedy": {"num_beams": 1, "max_new_tokens": 1},
     "beams": {"num_beams": 4, "max_new_tokens": 96, "length_penalty": 0.5},
-    "no loops": {"num_beams": 2, "max_new_tokens": 30, "no_repeat_ngram_size": 3},
+    "no repeated n-grams": {"num_beams": 2, "max_new_tokens": 30, "no_repeat_ngram_size": 3},
 }
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_generation_settings_survive_saving(blip, tmp_path, settings):
-    captions = make_generation_config(blip[0], **settings)
-    captions.save_pretrained(tmp_path)
+def test_generation_settings_can_be_saved_and_loaded(blip, tmp_path, settings):
+    config = make_generation_config(blip[0], **settings)
+    config.save_pretrained(tmp_path)
     again = GenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(again, name) for name in settings} == settings
-    assert again.to_dict() == captions.to_dict()
+    assert again.to_dict() == config.to_dict()
     assert not again.do_sample
 
 
 PROMPT = "a picture of"
 
 
-def test_without_a_prompt_a_caption_begins_with_the_models_first_token(blip):
-    assert prompt_ids(*blip_and_tokenizer(blip), "", 3).tolist() == [[first_token_id(blip[0])]] * 3
-
-
-def blip_and_tokenizer(blip):
-    return blip[0], blip[1].tokenizer
-
-
-def test_generation_goes_on_from_the_prompt(blip):
-    model, processor = blip
-    words = processor.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    captions = make_generation_config(model, num_beams=2, max_new_tokens=5)
-    given = prompt_ids(*blip_and_tokenizer(blip), PROMPT, 2)
-    ids = beam_search(model.text_decoder, seen(model, pictures(NATIVE)), captions, given)
-    assert ids[:, : 1 + len(words)].tolist() == [[first_token_id(model), *words]] * 2
-    assert ids.shape[1] <= 1 + len(words) + 5  # the prompt does not count as new
-    assert (ids[:, 1 + len(words)] != processor.tokenizer.sep_token_id).all()  # nor does it end the caption
+def test_without_a_prompt_captions_start_with_the_first_token(blip):
+    assert prompt_ids(blip[0], blip[1].tokenizer, "", 3).tolist() == [[first_token_id(blip[0])]] * 3
 
 
 DECODED = {
-    "nothing": ("", "", ""),
+    "empty": ("", "", ""),
     "a word": ("mass", "", "mass"),
-    "capitals are gone, but for known terms": ("Chest X-ray", "", "chest X-ray"),
-    "what the decoder breaks": (
+    "capitals of known terms": ("Chest X-ray", "", "chest X-ray"),
+    "punctuation and numbers": (
         "Right-sided 3.5 cm mass (arrow) on T2-weighted MRI, 3 x 4 cm.",
         "",
         "right-sided 3.5 cm mass (arrow) on T2-weighted MRI, 3 x 4 cm.",
     ),
-    "a prompt is dropped": ("a picture of a large cyst.", PROMPT, "a large cyst."),
-    "but not its words elsewhere": ("a picture of a picture of a cyst", PROMPT, "a picture of a cyst"),
+    "prompt removed": ("a picture of a large cyst.", PROMPT, "a large cyst."),
+    "prompt repeated in the caption": ("a picture of a picture of a cyst", PROMPT, "a picture of a cyst"),
 }
 
 
 @pytest.mark.parametrize(("text", "prompt", "expected"), DECODED.values(), ids=DECODED)
-def test_decoding_gives_captions_as_they_are_written(blip, text, prompt, expected):
+def test_decode_captions(blip, text, prompt, expected):
     model, processor = blip
     ids = processor.tokenizer(text)["input_ids"]
     ids = torch.tensor([[first_token_id(model), *ids[1:], *[processor.tokenizer.pad_token_id] * 3]])
@@ -234,5 +210,5 @@ def test_decoding_gives_captions_as_they_are_written(blip, text, prompt, expecte
     assert decode_captions(processor.tokenizer, ids.tolist(), prompt) == [expected]
 
 
-def test_decoding_no_captions_gives_none(blip):
+def test_decoding_no_captions(blip):
     assert decode_captions(blip[1].tokenizer, []) == []

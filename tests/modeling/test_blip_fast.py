@@ -1,7 +1,4 @@
-"""The fast modules compute what BLIP's own compute: logits, loss, gradients, with uint8 images and features.
-
-Traps 1, 7, 14, 15, 21, 22. pytest tests/modeling/test_blip_fast.py
-"""
+"""The fast modules compute the logits, losses, gradients and captions of transformers' BLIP."""
 
 import pytest
 import torch
@@ -16,12 +13,12 @@ from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import add_lora
 from medcap.modeling.loss import head_loss
 
-SIDE, PADS = 32, 3
+SIZE, PADDING = 32, 3
 
 
 @pytest.fixture(scope="module")
 def plain(tiny_base):
-    """The base as transformers loads it."""
+    """The tiny base as transformers loads it."""
     return BlipForConditionalGeneration.from_pretrained(tiny_base).eval()
 
 
@@ -29,8 +26,8 @@ def batch_of(model, rows=3, length=9):
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.config.text_config.vocab_size, (rows, length), generator=random)
     mask = torch.ones_like(ids)
-    mask[1, -PADS:] = 0
-    pixels = torch.randn(rows, 3, SIDE, SIDE, generator=random)
+    mask[1, -PADDING:] = 0
+    pixels = torch.randn(rows, 3, SIZE, SIZE, generator=random)
     return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
 
 
@@ -40,34 +37,33 @@ def labels_of(batch):
     return labels
 
 
-def test_logits_are_blips(plain, loaded):
+def test_logits_equal_transformers(plain, loaded):
     batch = batch_of(plain)
     with torch.no_grad():
-        found, expected = loaded[0](**batch).logits, plain(**batch).logits
+        logits, expected = loaded[0](**batch).logits, plain(**batch).logits
     assert expected.std() > 1
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_the_loss_and_its_gradient_are_blips(plain, blip):
+def test_loss_and_gradient_equal_transformers(plain, blip):
     batch = batch_of(plain)
     results = []
     for model in (plain, blip[0]):
         weight = model.text_decoder.bert.encoder.layer[0].crossattention.self.value.weight
-        made = model(**batch, labels=labels_of(batch)).loss
-        results.append((made.detach(), *torch.autograd.grad(made, [weight])))
+        mean = model(**batch, labels=labels_of(batch)).loss
+        results.append((mean.detach(), *torch.autograd.grad(mean, [weight])))
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
 
 
-def test_no_logits_come_with_a_loss(loaded):
+def test_the_fast_loss_returns_no_logits(loaded):
     batch = batch_of(loaded[0])
     assert loaded[0](**batch, labels=labels_of(batch)).logits is None
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_bytes_are_normalised_once(loaded, level):
-    """Divided by 255 twice, every level would be black and all pictures alike."""
+def test_uint8_images_are_normalized_once(loaded, level):
     model, processor = loaded
-    images = torch.full((1, 3, SIDE, SIDE), level, dtype=torch.uint8)
+    images = torch.full((1, 3, SIZE, SIZE), level, dtype=torch.uint8)
     pixels = processor.image_processor(images=images[0].permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]
     assert -1.8 < pixels.mean() < 2.2
     with torch.no_grad():
@@ -77,7 +73,7 @@ def test_bytes_are_normalised_once(loaded, level):
         )  # fmt: skip
 
 
-def test_features_stand_for_their_picture(loaded):
+def test_features_give_the_logits_of_their_images(loaded):
     batch = batch_of(loaded[0])
     with torch.no_grad():
         features = loaded[0].vision_model(batch["pixel_values"]).last_hidden_state
@@ -86,14 +82,15 @@ def test_features_stand_for_their_picture(loaded):
         )
 
 
-def test_transformers_own_generate_still_works(plain, loaded):
-    pixels = batch_of(plain)["pixel_values"]
-    captions = make_generation_config(plain, num_beams=3, max_new_tokens=8)
-    asked = {"pixel_values": pixels, "generation_config": captions}
-    assert torch.equal(loaded[0].generate(**asked), plain.generate(**asked))
+@pytest.mark.parametrize("model_code", ["fast", "plain"])
+def test_model_generate_returns_the_captions_of_transformers(plain, tiny_base, model_code):
+    model, _ = load_blip(str(tiny_base), model_code=model_code)
+    config = make_generation_config(plain, num_beams=3, max_new_tokens=8)
+    arguments = {"pixel_values": batch_of(plain)["pixel_values"], "generation_config": config}
+    assert torch.equal(model.eval().generate(**arguments), plain.generate(**arguments))
 
 
-def test_plain_and_fast_code_give_the_same_loss_gradient_and_captions(tiny_base):
+def test_plain_and_fast_code_have_the_same_loss_gradient_and_captions(tiny_base):
     results = []
     for model_code in ("fast", "plain"):
         model, processor = load_blip(str(tiny_base), model_code=model_code)
@@ -139,7 +136,7 @@ def test_unknown_keywords_are_errors(loaded):
             call()
 
 
-def test_the_attention_uses_the_cache_under_both_names(loaded):
+def test_attention_uses_the_cache_under_both_names(loaded):
     """transformers 5.24 renamed `past_key_values` to `cache`."""
     attention = loaded[0].text_decoder.bert.encoder.layer[0].attention.self
     states = torch.randn(1, 3, loaded[0].config.text_config.hidden_size)
@@ -151,12 +148,7 @@ def test_the_attention_uses_the_cache_under_both_names(loaded):
             torch.testing.assert_close(attention(states[:, 2:], **{name: past})[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_saved_adapter_does_not_name_medcap(blip, tmp_path):
-    add_lora(blip[0], targets="attention", r=4, alpha=8, dropout=0.0).save_pretrained(tmp_path)
-    assert "medcap" not in (tmp_path / "adapter_config.json").read_text()
-
-
-def test_another_size_sees_the_same_with_interpolated_positions(plain, tiny_base):
+def test_logits_at_another_size_equal_interpolate_pos_encoding(plain, tiny_base):
     resized, _ = load_blip(str(tiny_base), image_size=48)
     batch = {**batch_of(plain), "pixel_values": torch.randn(3, 3, 48, 48)}
     with torch.no_grad():
@@ -166,53 +158,52 @@ def test_another_size_sees_the_same_with_interpolated_positions(plain, tiny_base
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [4, 1000])
-def test_the_heads_loss_is_torchs(monkeypatch, smoothing, rows):
-    """Also where the tokens are more than one piece holds."""
+def test_head_loss_equals_torchs_cross_entropy(monkeypatch, smoothing, rows):
     monkeypatch.setattr(loss, "ROWS", rows)
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50).requires_grad_(False)
     labels, hidden = torch.randint(50, (11,)), torch.randn(11, 16)
     results = []
-    for cross_entropy in (head_loss, torchs_loss):
+    for cross_entropy in (head_loss, torch_loss):
         leaf = hidden.clone().requires_grad_()
-        made = cross_entropy(leaf, head, labels, smoothing)
-        (3 * made).backward()
-        results.append((made.detach(), leaf.grad))
+        summed = cross_entropy(leaf, head, labels, smoothing)
+        (3 * summed).backward()
+        results.append((summed.detach(), leaf.grad))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
 
 
-def torchs_loss(hidden, head, labels, smoothing):
+def torch_loss(hidden, head, labels, smoothing):
     return F.cross_entropy(head(hidden), labels, reduction="sum", label_smoothing=smoothing)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_bf16_and_its_gradient_are_torchs(masked):
-    """On a CPU it is another formula than in float32: to what bfloat16 rounds, they agree."""
+def test_attention_and_its_gradient_in_bf16_are_those_in_fp32(masked):
+    """On a CPU they have different formulas; they agree up to rounding."""
     torch.manual_seed(0)
-    parts = [torch.randn(2, 3, length, 16) for length in (5, 7, 7)]
+    inputs = [torch.randn(2, 3, length, 16) for length in (5, 7, 7)]
     mask = torch.zeros(2, 1, 5, 7).masked_fill(torch.rand(2, 1, 5, 7) < 0.3, -1e4) if masked else None
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        query, key, value = (part.to(dtype).requires_grad_() for part in parts)
-        made = attend(query, key, value, mask, 0.0)
-        results.append([made, *torch.autograd.grad(made.float().square().sum(), [query, key, value])])
+        query, key, value = (states.to(dtype).requires_grad_() for states in inputs)
+        context = attend(query, key, value, mask, 0.0)
+        results.append([context, *torch.autograd.grad(context.float().square().sum(), [query, key, value])])
     for exact, rounded in zip(*results, strict=True):
         assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
-def test_bits_drop_the_share_that_is_asked_for_and_keep_the_mean(p):
+def test_bit_dropout_drops_the_given_fraction(p):
     torch.manual_seed(0)
-    ones = torch.ones(400, 1001, dtype=torch.bfloat16)  # not a multiple of what a word decides
+    ones = torch.ones(400, 1001, dtype=torch.bfloat16)  # not a multiple of the elements per random number
     dropped = BitDropout(p)(ones)
     kept = dropped != 0
     assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.003)
-    assert kept.float().mean(1).std() < 0.03  # and not in stripes
+    assert kept.float().mean(1).std() < 0.03  # not in stripes
     assert kept.float().mean(0).std() < 0.03
     assert set(dropped[kept].tolist()) == {torch.tensor(1 / (1 - p)).bfloat16().item()}
 
 
-def test_bits_are_drawn_by_the_seed_and_anew_each_time():
+def test_bit_dropout_depends_on_the_seed_only():
     dropout, ones = BitDropout(0.5), torch.ones(64, 64, dtype=torch.bfloat16)
     torch.manual_seed(3)
     first, second = dropout(ones), dropout(ones)
@@ -221,16 +212,16 @@ def test_bits_are_drawn_by_the_seed_and_anew_each_time():
     assert not torch.equal(first, second)
 
 
-def test_dropout_in_float32_is_torchs_and_none_in_evaluation():
+def test_bit_dropout_in_fp32_is_torchs_and_off_in_evaluation():
     ones = torch.ones(8, 8)
     torch.manual_seed(3)
-    found = BitDropout(0.5)(ones)
+    dropped = BitDropout(0.5)(ones)
     torch.manual_seed(3)
-    assert torch.equal(found, torch.nn.Dropout(0.5)(ones))
+    assert torch.equal(dropped, torch.nn.Dropout(0.5)(ones))
     assert torch.equal(BitDropout(0.5).eval()(ones.bfloat16()), ones.bfloat16())
 
 
-def test_lora_drops_out_by_bits(blip):
+def test_adapters_use_bit_dropout(blip):
     adapted = add_lora(blip[0], targets="attention", r=4, alpha=8, dropout=0.1)
     kinds = {type(module) for name, module in adapted.named_modules() if name.endswith("lora_dropout.default")}
     assert kinds == {BitDropout}

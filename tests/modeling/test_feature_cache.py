@@ -1,7 +1,4 @@
-"""Features that were kept are those that would be made; a kill, a second process and a full disk spoil nothing.
-
-pytest tests/modeling/test_features.py
-"""
+"""The feature cache returns what the vision encoder computes, also after a kill, with two writers or a full disk."""
 
 import multiprocessing
 import os
@@ -36,8 +33,12 @@ def digest(number):
     return number.to_bytes(DIGEST_BYTES, "big")
 
 
-def values(*numbers):
+def constant_features(*numbers):
     return torch.stack([torch.full(SHAPE, float(number)) for number in numbers])
+
+
+def put(cache, *numbers):
+    cache.put([digest(number) for number in numbers], constant_features(*numbers))
 
 
 @pytest.fixture
@@ -46,55 +47,55 @@ def cache(tmp_path):
 
 
 def holds(cache, *numbers):
-    return all(torch.equal(cache.get(digest(number)), values(number)[0]) for number in numbers)
+    return all(torch.equal(cache.get(digest(number)), constant_features(number)[0]) for number in numbers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_was_put_is_got_bit_for_bit(tmp_path, dtype):
-    cache, made = FeatureCache(tmp_path, SHAPE, dtype), torch.randn(3, *SHAPE).to(dtype)
-    cache.put([digest(n) for n in range(3)], made)
+def test_features_are_stored_bit_for_bit(tmp_path, dtype):
+    cache, features = FeatureCache(tmp_path, SHAPE, dtype), torch.randn(3, *SHAPE).to(dtype)
+    cache.put([digest(n) for n in range(3)], features)
     cache.flush()
-    assert all(torch.equal(cache.get(digest(n)), made[n]) for n in range(3))
+    assert all(torch.equal(cache.get(digest(n)), features[n]) for n in range(3))
     assert cache.get(digest(3)) is None
     assert len(cache) == 3
     assert cache.slot_bytes == 20 * dtype.itemsize
 
 
-def test_what_comes_out_may_be_changed(cache):
-    cache.put([digest(1)], values(1))
+def test_get_returns_a_copy(cache):
+    put(cache, 1)
     cache.flush()
     cache.get(digest(1)).zero_()
     assert holds(cache, 1)
 
 
-def test_a_later_run_finds_what_an_earlier_one_kept(cache, tmp_path):
-    cache.put([digest(1), digest(2)], values(1, 2))
+def test_a_later_run_reads_the_features_of_an_earlier_one(cache, tmp_path):
+    put(cache, 1, 2)
     cache.flush()
     later = FeatureCache(tmp_path, SHAPE, torch.float32)
-    later.put([digest(3)], values(3))
+    put(later, 3)
     later.flush()
     assert holds(later, 1, 2, 3)
-    assert holds(cache, 1, 2, 3)  # and the earlier one what came after
+    assert holds(cache, 1, 2, 3)
 
 
 @pytest.mark.parametrize("left", [0, 1, 79, 80, 81])
-def test_a_kill_while_features_are_written_spoils_nothing(cache, tmp_path, left):
-    """Features without their index, and half of them, as a kill at any byte leaves them."""
-    cache.put([digest(1)], values(1))
+def test_features_without_an_index_entry_are_ignored(cache, tmp_path, left):
+    """A kill while features are written leaves any number of bytes."""
+    put(cache, 1)
     cache.flush()
     (part,) = tmp_path.glob("*.bin")
     with part.open("ab") as file:
         file.write(b"x" * left)
     later = FeatureCache(tmp_path, SHAPE, torch.float32)
-    later.put([digest(2)], values(2))
+    put(later, 2)
     later.flush()
     assert holds(later, 1, 2)
     assert len(later) == 2
 
 
 @pytest.mark.parametrize("left", range(1, DIGEST_BYTES))
-def test_a_kill_while_the_index_is_written_loses_that_image_alone(cache, tmp_path, left):
-    cache.put([digest(1), digest(2)], values(1, 2))
+def test_an_incomplete_digest_loses_only_its_image(cache, tmp_path, left):
+    put(cache, 1, 2)
     cache.flush()
     (index,) = tmp_path.glob("*.idx")
     os.truncate(index, DIGEST_BYTES + left)
@@ -103,8 +104,8 @@ def test_a_kill_while_the_index_is_written_loses_that_image_alone(cache, tmp_pat
     assert later.get(digest(2)) is None
 
 
-def test_what_is_not_yet_safely_written_is_not_in_the_index(cache, tmp_path):
-    cache.put([digest(1)], values(1))
+def test_features_are_not_in_the_index_before_flush(cache, tmp_path):
+    put(cache, 1)
     assert not list(tmp_path.glob("*.idx"))
     assert FeatureCache(tmp_path, SHAPE, torch.float32).get(digest(1)) is None
 
@@ -113,11 +114,11 @@ def fill(folder, first, barrier):
     cache = FeatureCache(folder, SHAPE, torch.float32)
     barrier.wait()
     for number in range(first, first + 200):
-        cache.put([digest(number)], values(number))
+        put(cache, number)
     cache.flush()
 
 
-def test_two_processes_fill_one_folder(tmp_path):
+def test_two_processes_write_to_one_folder(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     workers = [context.Process(target=fill, args=(tmp_path, first, barrier)) for first in (0, 100)]
@@ -130,19 +131,19 @@ def test_two_processes_fill_one_folder(tmp_path):
     assert holds(cache, *range(300))
 
 
-def test_a_copy_in_a_worker_reads_what_comes_later_and_writes_nothing(cache, tmp_path):
+def test_a_pickled_copy_reads_later_features_and_writes_nothing(cache, tmp_path):
     copy = pickle.loads(pickle.dumps(cache))
-    cache.put([digest(1)], values(1))
+    put(cache, 1)
     cache.flush()
     assert holds(copy, 1)
-    copy.put([digest(2)], values(2))
+    put(copy, 2)
     copy.flush()
     assert cache.get(digest(2)) is None
     assert len(list(tmp_path.glob("*.bin"))) == 1
 
 
-def test_a_full_disk_is_said_once_and_loses_nothing(cache, monkeypatch, caplog):
-    cache.put([digest(1)], values(1))
+def test_a_full_disk_is_reported_once(cache, monkeypatch, caplog):
+    put(cache, 1)
     cache.flush()
 
     @contextmanager
@@ -152,56 +153,54 @@ def test_a_full_disk_is_said_once_and_loses_nothing(cache, monkeypatch, caplog):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
-        cache.put([digest(2)], values(2))
-        cache.put([digest(3)], values(3))
+        put(cache, 2)
+        put(cache, 3)
     assert [record.message.count("No space left on device") for record in caplog.records] == [1]
     assert holds(cache, 1)
     assert cache.get(digest(2)) is None
 
 
-def test_a_disk_that_is_full_at_the_end_raises_nothing_and_shifts_no_index(cache, tmp_path, monkeypatch, caplog):
-    """Half a digest in the index, and features after it would be those of other images."""
-    cache.put([digest(1)], values(1))
+def test_nothing_is_stored_after_an_incomplete_digest(cache, tmp_path, monkeypatch, caplog):
+    """Later digests would belong to other features."""
+    put(cache, 1)
     cache.flush()
-    cache.put([digest(2), digest(3)], values(2, 3))
+    put(cache, 2, 3)
 
-    def torn(descriptor):
+    def fail(descriptor):
         (index,) = tmp_path.glob("*.idx")
-        if index.stat().st_size > DIGEST_BYTES:  # of the second flush, half of the first digest is on the disk
+        if index.stat().st_size > DIGEST_BYTES:  # the second flush wrote half of its first digest
             os.truncate(index, DIGEST_BYTES + DIGEST_BYTES // 2)
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", torn)
+        patch.setattr(os, "fsync", fail)
         cache.flush()
     assert caplog.text.count("No space left on device") == 1
-    cache.put([digest(4)], values(4))
+    put(cache, 4)
     cache.flush()
     later = FeatureCache(tmp_path, SHAPE, torch.float32)
     assert holds(later, 1)
     assert len(later) == 1
 
 
-def test_what_is_kept_of_an_image_does_not_depend_on_its_batch(tmp_path):
-    """A tower whose output tells the size of the batch: after a kill a batch has fewer images that are new."""
+def test_cached_features_do_not_depend_on_the_batch(tmp_path):
+    """In a resumed run, fewer images of a batch are new."""
 
-    class Tower(torch.nn.Module):
+    class BatchSizeEncoder(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, pixels):
-            told = pixels.mean((1, 2, 3)) + 100 * len(pixels)
-            return namedtuple("Output", "last_hidden_state")(told[:, None, None].expand(-1, *SHAPE))
+            values = pixels.mean((1, 2, 3)) + 100 * len(pixels)
+            return namedtuple("Output", "last_hidden_state")(values[:, None, None].expand(-1, *SHAPE))
 
-    pixels = values(*range(6))[:, None]
-    kept, alone = (FeatureEncoder(Tower(), FeatureCache(tmp_path / name, SHAPE, torch.float32)) for name in ("a", "b"))
-    whole = kept({"pixel_values": pixels})
-    assert torch.equal(whole, torch.cat([alone({"pixel_values": part}) for part in pixels.split((1, 2, 3))]))
-    assert whole[0, 0, 0] == 100
-
-
-# --- with a model ---
+    pixels = constant_features(*range(6))[:, None]
+    caches = (FeatureCache(tmp_path / name, SHAPE, torch.float32) for name in ("a", "b"))
+    first, second = (FeatureEncoder(BatchSizeEncoder(), cache) for cache in caches)
+    features = first({"pixel_values": pixels})
+    assert torch.equal(features, torch.cat([second({"pixel_values": part}) for part in pixels.split((1, 2, 3))]))
+    assert features[0, 0, 0] == 100
 
 
 def batches(model, processor, rows, cache):
@@ -211,8 +210,8 @@ def batches(model, processor, rows, cache):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_features_from_the_cache_are_those_of_the_tower(tiny_base, phantoms, tmp_path, dtype):
-    """Batches of known images, of new ones, and of both, each row in its place."""
+def test_features_equal_those_of_the_vision_encoder(tiny_base, phantoms, tmp_path, dtype):
+    """For batches of new, of cached, and of both kinds of images."""
     model, processor = load_blip(str(tiny_base), dtype=dtype)
     model.eval().requires_grad_(False)
     rows = load_data(phantoms, splits=["valid"])["valid"]
@@ -227,13 +226,13 @@ def test_features_from_the_cache_are_those_of_the_tower(tiny_base, phantoms, tmp
     for part, batch in zip(((0, 1, 2), (3, 1, 4), (0, 3, 5)), batches(model, processor, rows, cache), strict=True):
         torch.testing.assert_close(encode(batch), expected[list(part)], **close)
         cache.flush()
-    known = batches(model, processor, rows, cache)
-    assert not any("pixel_values" in batch for batch in known)
-    torch.testing.assert_close(encode(known[1]), expected[[3, 1, 4]], **close)
+    cached = batches(model, processor, rows, cache)
+    assert not any("pixel_values" in batch for batch in cached)
+    torch.testing.assert_close(encode(cached[1]), expected[[3, 1, 4]], **close)
     assert len(cache) == 6
 
 
-def test_images_are_known_by_their_bytes(tmp_path):
+def test_image_digest_depends_on_the_content_only(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"one")
     path = str(tmp_path / "a")
@@ -244,7 +243,7 @@ def test_images_are_known_by_their_bytes(tmp_path):
     assert image_digest(path) != image_digest(b"one")
 
 
-def test_whatever_changes_features_changes_their_key(tiny_base, monkeypatch):
+def test_feature_key_depends_on_everything_that_changes_features(tiny_base, monkeypatch):
     def key(size=32, dtype=torch.float32, change=None):
         model, processor = load_blip(str(tiny_base), image_size=size)
         if change:
@@ -265,14 +264,14 @@ def test_whatever_changes_features_changes_their_key(tiny_base, monkeypatch):
     assert key() == keys[0]
 
 
-def test_weights_of_the_decoder_do_not_change_the_key(blip):
+def test_feature_key_does_not_depend_on_the_decoder(blip):
     before = feature_key(*blip, torch.float32)
     with torch.no_grad():
         blip[0].text_decoder.cls.predictions.bias.add_(1)
     assert feature_key(*blip, torch.float32) == before
 
 
-def test_a_trained_vision_encoder_has_no_cache(blip, caplog, tmp_path):
+def test_a_trained_vision_encoder_prevents_caching(blip, caplog, tmp_path):
     adapted = add_lora(blip[0], targets="text-and-vision-attention", r=4, alpha=8, dropout=0.0)
     assert open_cache("auto", adapted.get_base_model(), blip[1], torch.float32, 9) is None
     assert caplog.messages == [
@@ -284,32 +283,31 @@ def test_a_trained_vision_encoder_has_no_cache(blip, caplog, tmp_path):
     assert caching_obstacle(adapted.get_base_model()) == "the adapter changes the vision encoder"
 
 
-def test_a_tower_that_drops_out_attention_has_no_cache(blip):
+def test_attention_dropout_prevents_caching(blip):
     blip[0].requires_grad_(False)
     assert caching_obstacle(blip[0]) == ""
     blip[0].config.vision_config.attention_dropout = 0.1
     assert caching_obstacle(blip[0]) == "the vision encoder uses attention dropout"
 
 
-def test_off_is_off(blip):
+def test_off_opens_no_cache(blip):
     assert open_cache("off", *blip, torch.float32, 9) is None
 
 
-def test_room_is_looked_for_first(blip, monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing is kept yet
+def test_features_must_fit_on_the_disk(blip, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     blip[0].requires_grad_(False)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**6))
-    need = 17 * 32 * 4  # bytes of an image's features
-    most = int(0.8 * 10**6 // need)
-    assert open_cache("auto", *blip, torch.float32, most) is not None
-    assert open_cache("auto", *blip, torch.float32, most + 1) is None
+    limit = int(0.8 * 10**6 // (17 * 32 * 4))  # images
+    assert open_cache("auto", *blip, torch.float32, limit) is not None
+    assert open_cache("auto", *blip, torch.float32, limit + 1) is None
     assert "images need 0.0 GB more" in caplog.text
     with pytest.raises(ValueError, match="set it to auto or off"):
-        open_cache(str(tmp_path), *blip, torch.float32, most + 1)
+        open_cache(str(tmp_path), *blip, torch.float32, limit + 1)
 
 
-def test_auto_keeps_features_in_the_users_cache(monkeypatch, tmp_path):
+def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "medcap" / "features"
     monkeypatch.delenv("XDG_CACHE_HOME")

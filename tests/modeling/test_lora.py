@@ -1,7 +1,4 @@
-"""Adapters sit on the layers that are meant, never on the head, and can be merged (traps 11, 12, 13, 15).
-
-pytest tests/modeling/test_lora.py
-"""
+"""LoRA adapters: target layers, trainable parameters, merging and saving."""
 
 import json
 
@@ -10,9 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from medcap.modeling.blip import load_blip
-from medcap.modeling.lora import TARGETS, add_lora, is_adapter, matching_layers, merged, trainable_summary
+from medcap.modeling.lora import TARGETS, add_lora, trainable_summary
 
-LAYERS = 2  # of the tiny base's decoder, and of its tower
+LAYERS = 2  # of the tiny base's text decoder, and of its vision encoder
 
 
 def text(*ends):
@@ -52,8 +49,8 @@ def adapted(blip, targets, **changes):
     return add_lora(blip[0], targets=targets, **{"r": 4, "alpha": 8, "dropout": 0.0, **changes})
 
 
-def wrapped(model):
-    """Names, as in the base, of the layers that have an adapter."""
+def adapted_layers(model):
+    """Return the names, as in the base, of the layers that have an adapter."""
     return {
         name.removeprefix("base_model.model.").removesuffix(".lora_A")
         for name, _ in model.named_modules()
@@ -61,8 +58,8 @@ def wrapped(model):
     }
 
 
-def randomised(model):
-    """The adapter as if it had been trained: a new one adds zero."""
+def randomized(model):
+    """Change the adapter as training would; a new one adds zero."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -78,95 +75,87 @@ def logits(model):
     return model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def test_every_target_set_is_written_out_here():
+def test_every_target_set_is_tested():
     assert TARGETS.keys() == EXPECTED.keys()
 
 
 @pytest.mark.parametrize("targets", EXPECTED)
-def test_a_target_set_wraps_exactly_these_layers(blip, targets):
-    assert wrapped(adapted(blip, targets)) == EXPECTED[targets]
+def test_a_target_set_adapts_exactly_these_layers(blip, targets):
+    assert adapted_layers(adapted(blip, targets)) == EXPECTED[targets]
 
 
 @pytest.mark.parametrize("targets", EXPECTED)
-def test_only_the_adapter_learns(blip, targets):
+def test_only_the_adapter_is_trainable(blip, targets):
     model = adapted(blip, targets)
-    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert learning == {
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trainable == {
         f"base_model.model.{name}.lora_{side}.default.weight" for name in EXPECTED[targets] for side in "AB"
     }
 
 
 @pytest.mark.parametrize("targets", EXPECTED)
-def test_the_head_is_never_wrapped(blip, targets):
+def test_the_head_has_no_adapter(blip, targets):
     model = adapted(blip, targets)
-    assert not [name for name in wrapped(model) if ".cls." in name]
+    assert not [name for name in adapted_layers(model) if ".cls." in name]
     tied = model.base_model.model.text_decoder
     assert tied.cls.predictions.decoder.weight is tied.bert.embeddings.word_embeddings.weight
 
 
 @pytest.mark.parametrize("targets", EXPECTED)
-def test_merged_logits_equal_the_adapters(blip, targets):
+def test_merging_keeps_the_logits(blip, targets):
     base = logits(blip[0])
-    model = randomised(adapted(blip, targets))
+    model = randomized(adapted(blip, targets))
     expected = logits(model)
     assert (expected - base).abs().max() > 0.01
-    torch.testing.assert_close(logits(merged(model)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_merged_model_is_a_plain_blip(blip):
-    model = merged(randomised(adapted(blip, "text-and-vision-attention")))
+    model = randomized(adapted(blip, "text-and-vision-attention")).merge_and_unload()
     assert type(model) is type(blip[0])
     assert not [name for name, _ in model.named_modules() if "lora" in name]
 
 
-def test_a_list_of_names_reaches_the_self_attention_only(blip):
-    """What the seed did: nothing that looks at the picture learns."""
+def test_a_list_of_names_adapts_the_self_attention_only(blip):
+    """The original project did this: its cross-attention was not trained."""
     config = LoraConfig(target_modules=["attention.self.query", "attention.self.key"])
-    found = wrapped(get_peft_model(blip[0], config))
-    assert found == text("attention.self.query", "attention.self.key")
-    assert EXPECTED["query-key"] - found == text("crossattention.self.query", "crossattention.self.key")
+    layers = adapted_layers(get_peft_model(blip[0], config))
+    assert layers == text("attention.self.query", "attention.self.key")
 
 
-def test_with_the_head_wrapped_merging_would_change_the_model(blip):
-    """Why add_lora refuses it: all-linear wraps the head, and merging writes into the embeddings."""
-    model = randomised(get_peft_model(blip[0], LoraConfig(target_modules="all-linear")))
+def test_merging_an_adapted_head_would_change_the_model(blip):
+    """PEFT's "all-linear" adapts the head, and merging would change the tied embeddings: `add_lora` refuses it."""
+    model = randomized(get_peft_model(blip[0], LoraConfig(target_modules="all-linear")))
     expected = logits(model)
-    assert "text_decoder.cls.predictions.decoder" in wrapped(model)
-    assert (logits(merged(model)) - expected).abs().max() > 0.1
+    assert "text_decoder.cls.predictions.decoder" in adapted_layers(model)
+    assert (logits(model.merge_and_unload()) - expected).abs().max() > 0.1
 
 
 REFUSED = {
     "nothing": ("", "matches no linear layer; use one of query-key, query-value, attention, text, "),
     "a name that does not exist": ("attentions", "matches no linear layer"),
-    "a part of a name": (r"crossattention\.self\.query", "matches no linear layer"),
+    "part of a name": (r"crossattention\.self\.query", "matches no linear layer"),
     "not linear": (r".*layer\.0\.attention", "matches no linear layer"),
-    "PEFT's own word": ("all-linear", "matches no linear layer"),
+    "PEFT's all-linear": ("all-linear", "matches no linear layer"),
     "the head": (r"text_decoder\.cls\.predictions\.decoder", "reaches text_decoder.cls.predictions.decoder, which"),
     "every dense": (r".*\.dense", "reaches text_decoder.cls.predictions.transform.dense, which is tied"),
     "no regular expression": ("text(", r"'text\(' is not a regular expression"),
 }
 
 
-@pytest.mark.parametrize(("targets", "said"), REFUSED.values(), ids=REFUSED)
-def test_targets_that_cannot_be_adapted_raises(blip, targets, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("targets", "message"), REFUSED.values(), ids=REFUSED)
+def test_wrong_targets_raise(blip, targets, message):
+    with pytest.raises(ValueError, match=message):
         adapted(blip, targets)
-    assert not wrapped(blip[0])
+    assert not adapted_layers(blip[0])
 
 
-def test_a_regular_expression_of_ones_own_is_a_target_set(blip):
+def test_targets_may_be_a_regular_expression(blip):
     model = adapted(blip, r".*layer\.1\.crossattention\.self\.value")
-    assert wrapped(model) == {"text_decoder.bert.encoder.layer.1.crossattention.self.value"}
+    assert adapted_layers(model) == {"text_decoder.bert.encoder.layer.1.crossattention.self.value"}
 
 
-def test_matching_layers_are_whole_names_of_linear_layers(blip):
-    assert matching_layers(blip[0], r"vision_model\.encoder\.layers\.0\.mlp\.fc.") == [
-        "vision_model.encoder.layers.0.mlp.fc1",
-        "vision_model.encoder.layers.0.mlp.fc2",
-    ]
-
-
-def test_the_saved_adapter_names_neither_a_task_nor_a_class_of_ours(blip, tmp_path):
+def test_a_saved_adapter_names_no_task_type_and_no_class_of_medcap(blip, tmp_path):
     adapted(blip, "attention", dropout=0.1).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["task_type"] is None
@@ -178,29 +167,22 @@ def test_the_saved_adapter_names_neither_a_task_nor_a_class_of_ours(blip, tmp_pa
 
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"])
-def test_with_a_task_type_blip_could_not_be_called(blip, task_type):
+def test_blip_cannot_be_called_with_a_task_type(blip, task_type):
     model = get_peft_model(blip[0], LoraConfig(task_type=task_type, target_modules=TARGETS["attention"]))
     with pytest.raises(TypeError, match="argument"):
         logits(model)
 
 
-def test_a_saved_adapter_gives_the_same_logits_again(tiny_base, blip, tmp_path):
-    model = randomised(adapted(blip, "text-and-vision-attention"))
+def test_a_saved_adapter_has_the_same_logits(tiny_base, blip, tmp_path):
+    model = randomized(adapted(blip, "text-and-vision-attention"))
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(load_blip(str(tiny_base))[0], tmp_path).eval()
     assert torch.equal(logits(again), logits(model))
 
 
-def test_an_adapter_is_a_folder_with_its_config(tmp_path):
-    assert not is_adapter(tmp_path / "nowhere")
-    assert not is_adapter(str(tmp_path))
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert is_adapter(str(tmp_path))
-
-
-def test_the_summary_says_how_much_learns(blip):
+def test_trainable_summary(blip):
     model = adapted(blip, "query-key")
     total = sum(weight.numel() for weight in model.parameters())
     assert trainable_summary(model) == (  # 8 layers of 32 x 32, with 4 x 32 and 32 x 4 each
-        f"2,048 of {total:,} weights learn ({2048 / total:.2%}), in 8 layers"
+        f"2,048 of {total:,} parameters are trainable ({2048 / total:.2%}), in 8 layers"
     )

@@ -7,9 +7,9 @@ import hashlib
 import json
 from pathlib import Path
 
-import httpx2
 import pandas as pd
 import pytest
+import requests
 from datasets import load_dataset
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -119,12 +119,12 @@ def test_upload_with_wrong_sha256_or_size_is_refused(hub, api):
     oid = hashlib.sha256(b"promised").hexdigest()
     headers = {"Authorization": f"Bearer {TOKEN}"}
     batch = f"{hub.url}/{REPO}.git/info/lfs/objects/batch"
-    response = httpx2.post(batch, json={"objects": [{"oid": oid, "size": 8}]}, headers=headers).json()
+    response = requests.post(batch, json={"objects": [{"oid": oid, "size": 8}]}, headers=headers).json()
     url = response["objects"][0]["actions"]["upload"]["href"]
-    assert [httpx2.put(url, content=content).status_code for content in (b"promises", b"short")] == [400, 403]
-    assert httpx2.put(url.split("?")[0], content=b"promised").status_code == 403
+    assert [requests.put(url, data=content).status_code for content in (b"promises", b"short")] == [400, 403]
+    assert requests.put(url.split("?")[0], data=b"promised").status_code == 403
     line = {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": oid, "size": 8}}
-    commit = httpx2.post(f"{hub.url}/api/models/{REPO}/commit/main", content=json.dumps(line), headers=headers)
+    commit = requests.post(f"{hub.url}/api/models/{REPO}/commit/main", data=json.dumps(line), headers=headers)
     assert commit.status_code == 400
     assert hub.lfs == {}
 
@@ -132,14 +132,14 @@ def test_upload_with_wrong_sha256_or_size_is_refused(hub, api):
 def test_resolve_returns_etag_commit_and_ranges(hub, api):
     repository = hub.add_repository(REPO, {"a.txt": b"0123456789", "b.safetensors": b"weights"})
     url = f"{hub.url}/{REPO}/resolve/main"
-    head = httpx2.head(f"{url}/b.safetensors")
+    head = requests.head(f"{url}/b.safetensors")
     assert head.headers["ETag"] == f'"{hashlib.sha256(b"weights").hexdigest()}"'
     assert head.headers["X-Repo-Commit"] == repository.branches["main"]
     assert (head.headers["Content-Length"], head.content) == ("7", b"")
-    part = httpx2.get(f"{url}/a.txt", headers={"Range": "bytes=3-5"})
+    part = requests.get(f"{url}/a.txt", headers={"Range": "bytes=3-5"})
     assert (part.status_code, part.content, part.headers["Content-Range"]) == (206, b"345", "bytes 3-5/10")
-    assert httpx2.get(f"{url}/a.txt", headers={"Range": "bytes=10-"}).status_code == 416
-    assert httpx2.get(f"{url}/none").headers["X-Error-Code"] == "EntryNotFound"
+    assert requests.get(f"{url}/a.txt", headers={"Range": "bytes=10-"}).status_code == 416
+    assert requests.get(f"{url}/none").headers["X-Error-Code"] == "EntryNotFound"
 
 
 def test_interrupted_download_is_resumed(hub, api, tmp_path, monkeypatch):

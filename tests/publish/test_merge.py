@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from medcap.cli import main
 from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.inference import caption_dataset, load_captioner
-from medcap.publish import merge as merging
 from medcap.publish.merge import NUM_CHECKED_IMAGES, check_captions, check_images, plain_captions, write_merged
 from medcap.publish.release import build_release
 
@@ -99,7 +99,7 @@ def test_different_captions_raise_an_error_of_one_line(model, trained_run, tmp_p
 
 
 def test_failed_check_leaves_no_files(trained_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(merging, "merged", lambda model: model.unload())  # the base without the adapter
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda model: model.unload(), raising=False)  # only the base
     with pytest.raises(SystemExit) as raised:
         main(["publish", str(trained_run.folder), "--merge", "--to", str(tmp_path / "out" / "model")])
     assert raised.value.code == 1
