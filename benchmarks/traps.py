@@ -97,8 +97,9 @@ def start_with_cls(script: Any) -> None:
     from transformers import BlipProcessor
 
     from medcap.phantom import TINY_BASE
+    from medcap.training import setup
 
-    script.first_token_id = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
+    setup.first_token_id = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
 
 
 def score_padding(script: Any) -> None:

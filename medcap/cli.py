@@ -1,4 +1,4 @@
-"""`medcap ...`: parses the command line, calls one function of the package and prints its result.
+"""The `medcap` command: parse the arguments, call one function of the package, print its result.
 
 The packages are imported when their command runs, so that `medcap --help` is fast.
 """

@@ -1,4 +1,4 @@
-"""Versions, device and commit of this process."""
+"""Package versions, device and git commit, for environment.json and bug reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "pycocoev
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and git commit (a dirty tree is written down) of this process."""
+    """Return the package versions, device, number of processes and git commit of this process."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     return {
         "medcap": __version__,
@@ -31,11 +31,11 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that medcap runs from, or None for an installed package."""
-    here = Path(__file__).parent
+    """Return the commit of the checkout that medcap runs from; None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL)
+        changes = subprocess.check_output([*git, "status", "--porcelain"], text=True, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + (" with uncommitted changes" if dirty.stdout.strip() else "")
+    return commit.strip() + (" with uncommitted changes" if changes else "")

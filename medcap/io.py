@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-PARTIAL = ".part"  # suffix of an incomplete file or folder; the next start removes it
+PARTIAL = ".part"  # suffix of an incomplete file or folder, which the next attempt removes
 
 
 @contextmanager
 def atomic_file(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a text file that appears under the name `path` at the end of the block, and not at all after an error."""
+    """Open a text file that is renamed to `path` at the end of the block, and removed after an error."""
     part = path.with_name(path.name + PARTIAL)
     try:
         with part.open("w", encoding="utf-8", newline=newline) as file:
@@ -38,8 +38,16 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises ValueError, with the path, for another format."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically, with a newline at the end of each row."""
+    """Write a CSV file atomically; each row ends with a newline."""
     with atomic_file(path, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -47,7 +55,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def staging_folder(folder: Path) -> Path:
-    """Create an empty folder next to `folder` to write into, for `commit_folder`."""
+    """Create an empty folder next to `folder`, to be written and passed to `commit_folder`."""
     part = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -55,8 +63,8 @@ def staging_folder(folder: Path) -> Path:
 
 
 def commit_folder(part: Path, folder: Path) -> None:
-    """Write `part` and its content through to the disk and rename it to `folder`, replacing an earlier one."""
-    for path in (*part.rglob("*"), part):  # all content is on the disk before the name appears
+    """Flush `part` and its content to the disk and rename it to `folder`, which is replaced if it exists."""
+    for path in (*part.rglob("*"), part):
         fsync(path)
     remove_folder(folder)
     part.rename(folder)
@@ -73,7 +81,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)  # the only way to open a folder
     os.fsync(descriptor)
     os.close(descriptor)
@@ -87,7 +95,7 @@ def new_folder(to: Path) -> Iterator[Path]:
         FileExistsError: `to` exists and is not an empty folder.
     """
     target = Path(os.path.abspath(to))
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{to} exists and is never overwritten; name another folder")
     part = staging_folder(target)
     try:

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-TOKEN = re.compile("hf_[A-Za-z0-9]{30,}")  # a Hub token; libraries may quote the header of a request
+TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may quote the headers of a request
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages need no type
 ADVICE = "run again with --debug for the traceback"
 
 
 def configure_logging() -> None:
-    """Hide the messages that libraries print on import and at work; errors and the messages of medcap remain."""
+    """Silence libraries except for errors; the messages of medcap remain."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry of a request is logged twice
@@ -41,7 +41,7 @@ def configure_logging() -> None:
 def report_errors(debug: bool = False) -> Iterator[None]:
     """Exit with one line and a status instead of a traceback: 2 for a RecipeError, 1 for any other error.
 
-    Of several processes only the first one to fail prints its error; the others usually fail as a consequence.
+    Of several processes, only the first one to fail prints its error: the others usually fail as a consequence.
     """
     try:
         yield
@@ -51,14 +51,14 @@ def report_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        if _fails_first():
+        if _is_first_failure():
             advice = "" if isinstance(error, _USER_ERRORS) and str(error) else f" ({ADVICE})"
             sys.stderr.write(f"medcap: error: {error_line(error)}{advice}\n")
         sys.exit(2 if type(error).__name__ == "RecipeError" else 1)
 
 
-def _fails_first() -> bool:
-    """Return whether no other process of this launch has failed; failures are counted in the launcher's store."""
+def _is_first_failure() -> bool:
+    """Whether no other process of this launch has failed; the launcher's store counts the failures."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     from torch.distributed import TCPStore
@@ -104,9 +104,9 @@ def named_errors(source: object, *unchanged: type[Exception]) -> Iterator[None]:
 
 
 def token_pattern() -> re.Pattern[str]:
-    """Return a pattern of the Hub token in use, in any form, and of every text that looks like a Hub token."""
+    """Return a pattern that matches the Hub token in use, whatever its format, and all texts that look like one."""
     from huggingface_hub import get_token
 
     given = {os.environ.get(name) or "" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token() or ""}
     known = [re.escape(token) for token in sorted(given) if len(token) > 7]
-    return re.compile("|".join([*known, TOKEN.pattern]))  # a known token first: the general form may match only a part
+    return re.compile("|".join([*known, TOKEN]))  # the general pattern may match only a part

@@ -1,7 +1,6 @@
 """The private names of other libraries that medcap needs, and a check that they still exist.
 
-A private name may disappear in any release. Where that would switch a guard off silently, the check stops training
-with one clear line instead.
+A private name may disappear in any release and silently disable a check. Training then stops with a one-line error.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class MissingHookError(ImportError):
 
 @dataclass(frozen=True)
 class Hook:
-    """A private name: of `owner` (a module, or a class in one), or, if `on_instance`, of its instances only."""
+    """A private name of `owner`, a module or class; with `on_instance`, an attribute that only instances have."""
 
     owner: str
     name: str
@@ -47,7 +46,6 @@ HOOKS = (
     Hook("torch.cpu", "_is_avx512_bf16_supported", *CPU_BF16),
     Hook("torch.cpu", "_is_amx_tile_supported", *CPU_BF16),
     Hook("torch.utils._python_dispatch", "TorchDispatchMode", "the memory estimate", "when its module is public"),
-    Hook("torch.utils._pytree", "tree_leaves", "the memory estimate", "when its module is public"),
     Hook("pydicom.filereader", "_read_file_meta_info", *DICOM),
     Hook("pydicom.filereader", "_read_command_set_elements", *DICOM),
 )
@@ -76,7 +74,7 @@ def check_hooks(library: str, instance: object | None = None) -> None:
 def _import(owner: str) -> object:
     try:
         return importlib.import_module(owner)
-    except ModuleNotFoundError:  # a class, or a module that is gone: no name is found in None
+    except ModuleNotFoundError:  # a class, or a module that was removed: None has none of the names
         module, _, name = owner.rpartition(".")
         return getattr(importlib.import_module(module), name, None)
 

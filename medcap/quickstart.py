@@ -18,6 +18,7 @@ from medcap.evaluation.compare import compare
 from medcap.evaluation.evaluate import evaluate
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
+from medcap.io import read_json
 from medcap.launch import launch_command, shipped_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
@@ -48,9 +49,10 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     """Run the end-to-end demo.
 
     Args:
-        out: new or empty folder, or that of an earlier quickstart, which is replaced. It receives data/, base/,
-            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and release/.
-        short: use few images and one epoch.
+        out: New or empty folder, or the folder of an earlier quickstart, which is replaced. It will contain data/,
+            base/, run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and
+            release/.
+        short: Use few images and train for one epoch.
     """
     started, sizes = time.monotonic(), SHORT if short else Sizes()
     _prepare_folder(out)
@@ -79,18 +81,16 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     curves = {name: read_curve(_folder(out, "run", name) / "metrics.jsonl") for name in RECIPES}
     if figure := plot_curves(curves):
         write_png(out / "curves.png", figure)
-    write_sample_sheet(
-        out / "samples.png", split.rows, {"reference": split.references, **{name: captions[name] for name in captions}}
-    )
+    write_sample_sheet(out / "samples.png", split.rows, {"reference": split.references, **captions})
     print(f"\n{text_table(comparison.systems)}\n\n{differences_text(comparison.tests)}\n")
     if short:
-        print("--short: both adapters were trained for one epoch on few images; the names are those of the full demo")
-    print("modality ... finding: fraction of test images whose caption states it correctly; phantoms have known facts")
-    print("(the base names sides as seen by the viewer; radiology names the side of the patient)")
-    print(f"release/: plain transformers and peft generate the same {checked} captions as the evaluation")
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes. See {out / 'report.html'}, {out / 'samples.png'} and")
-    print(f"  {release / 'README.md'}\nNext, caption an image of your own:")
-    print(f"  medcap caption IMAGE --model {out / 'release'}")
+        print("--short trains both adapters for one epoch on few images; they have the names of the full demo.")
+    print("Modality, side, level, finding: fraction of test images whose caption states the fact correctly.")
+    print("The base names the side as seen by the viewer; radiology names the side of the patient.")
+    print(f"Without medcap, transformers and peft generate the same captions from release/ ({checked} images).")
+    print(f"\nFinished in {(time.monotonic() - started) / 60:.1f} minutes. Read the results in")
+    print(f"  {out / 'report.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
+    print(f"Caption an image of your own with\n  medcap caption IMAGE --model {out / 'release'}")
 
 
 def _prepare_folder(out: Path) -> None:
@@ -112,16 +112,14 @@ def _folder(out: Path, kind: str, name: str) -> Path:
 
 def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
     """Run scripts/train.py through accelerate, with its output on stderr."""
-    arguments = ["--config", str(shipped_folder("recipes") / "phantom" / recipe), "--data_dir", str(out / "data")]
-    arguments += [
-        "--model_name_or_path",
-        str(out / "base"),
-        "--output_dir",
-        str(_folder(out, "run", name)),
-        "--feature_cache",
-        str(out / "features"),
-        *sizes.overrides,
-    ]
+    options = {
+        "config": shipped_folder("recipes") / "phantom" / recipe,
+        "data_dir": out / "data",
+        "model_name_or_path": out / "base",
+        "output_dir": _folder(out, "run", name),
+        "feature_cache": out / "features",
+    }
+    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))] + [*sizes.overrides]
     command = "accelerate launch scripts/train.py " + " ".join(arguments)
     sys.stderr.write(f"$ {command}\n")
     if subprocess.run(launch_command(arguments, "cpu"), stdout=sys.stderr, check=False).returncode:
@@ -130,36 +128,36 @@ def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
 
 def _evaluate(out: Path, name: str, split: Split, *, baselines: bool) -> list[str]:
     """Evaluate one system with the generation settings of the recipes and return its captions."""
-    saved = json.loads((_folder(out, "run", list(RECIPES)[-1]) / "adapter" / "generation_config.json").read_text())
+    saved = read_json(_folder(out, "run", list(RECIPES)[-1]) / "adapter" / "generation_config.json")
     settings = {key: saved[key] for key in ("num_beams", "max_new_tokens", "no_repeat_ngram_size")}
     model = out / "base" if name == BASE_NAME else _folder(out, "run", name) / "adapter"
     captioner = load_captioner(str(model), generation=settings)
     captioner = captioner.with_cache(str(out / "features"), len(split.rows) + split.training_images)
     folder = _folder(out, "eval", name)
-    done = evaluate(captioner, split, folder, name=name, batch_size=50, baselines=baselines)
-    write_page(folder / "report.html", done, split.rows)
-    return done.captions
+    evaluation = evaluate(captioner, split, folder, name=name, batch_size=50, baselines=baselines)
+    write_page(folder / "report.html", evaluation, split.rows)
+    return evaluation.captions
 
 
 def check_release(base: Path, release: Path, split: Split, captions: Sequence[str], count: int = 48) -> int:
     """Caption test images with the release in a process that cannot import medcap, and compare the captions.
 
     Args:
-        base: folder of the base model.
-        release: folder of the release.
-        split: the evaluated split.
-        captions: its captions in the evaluation.
-        count: number of images to caption.
+        base: Folder of the base model.
+        release: Folder of the release.
+        split: The evaluated split.
+        captions: The evaluated captions of the split.
+        count: Number of images to caption.
 
     Returns:
         The number of compared captions.
 
     Raises:
-        RuntimeError: the release cannot be loaded, or a caption differs.
+        RuntimeError: The release cannot be loaded, or a caption differs.
     """
     rows = range(min(count, len(split.rows)))
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows:  # as 8-bit RGB: Pillow alone converts 16 bits in another way
+        for row in rows:  # as 8-bit RGB: Pillow converts 16-bit images differently
             load_image(split.rows[row]["image"]).save(Path(folder) / f"{row:06d}.png")
         command = [sys.executable, "-c", PLAIN_SCRIPT, str(base.resolve()), str(release.resolve()), folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
@@ -174,7 +172,7 @@ def check_release(base: Path, release: Path, split: Split, captions: Sequence[st
     return len(generated)
 
 
-# Captions images with transformers and peft alone.
+# captions images with transformers and peft only
 PLAIN_SCRIPT = """
 import json, sys
 from pathlib import Path

@@ -23,10 +23,8 @@ from medcap.logs import configure_logging, report_errors
 
 configure_logging()  # before the imports, some of which print messages
 
-import torch
 from datasets import DatasetDict
-from peft import PeftModel
-from transformers import BlipProcessor, GenerationConfig, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from medcap.data.captions import TokenizedCaptions
 from medcap.evaluation.scoring import signature_pairs
@@ -42,10 +40,19 @@ from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dr
 from medcap.training.memory import MemoryReport
 from medcap.training.plan import Schedule, describe_plan, feature_disk_space, run_disk_space
 from medcap.training.preemption import PreemptionCallback
-from medcap.training.reader_errors import reader_errors
-from medcap.training.resume import checkpoint_to_resume, is_finished, recipe_changes, refuse_changes
-from medcap.training.run_folder import record_time, remove_leftovers, save_adapter, start_run
+from medcap.training.rows import reader_errors
+from medcap.training.run_folder import (
+    checkpoint_to_resume,
+    is_finished,
+    recipe_changes,
+    record_time,
+    refuse_changes,
+    remove_leftovers,
+    save_adapter,
+    start_run,
+)
 from medcap.training.setup import (
+    AdaptedModel,
     check_devices,
     load_checked_splits,
     load_splits,
@@ -81,16 +88,15 @@ def train(recipe: Recipe) -> None:
     checkpoint = checkpoint_to_resume(recipe)
     destination = push_destination(recipe)
     set_seed(recipe.training.seed)
-    dtype = resolve_precision(recipe)
-    model, processor, generation_config = make_model(recipe, dtype)
+    adapted = make_model(recipe, resolve_precision(recipe))
     if recipe.training.dry_run:
-        dry_run(recipe, model, processor, generation_config, dtype, checkpoint)
+        dry_run(recipe, adapted, checkpoint)
         return
     data = load_checked_splits(recipe)  # after the model: a wrong size or target fails before images are decoded
-    captions = tokenize_captions(recipe, data, processor)
+    captions = tokenize_captions(recipe, data, adapted.processor)
     if recipe.training.process_index == 0:
-        print_summary(recipe, data, model, captions)
-    trainer, pushes = fit(recipe, data, captions, model, processor, generation_config, dtype, checkpoint, destination)
+        print_summary(recipe, data, adapted.model, captions)
+    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination)
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         print(f"{run / 'adapter'}: {describe_best(trainer)}")
@@ -104,51 +110,31 @@ def fit(
     recipe: Recipe,
     data: DatasetDict,
     captions: TokenizedCaptions,
-    model: PeftModel,
-    processor: BlipProcessor,
-    generation_config: GenerationConfig,
-    dtype: torch.dtype,
+    adapted: AdaptedModel,
     checkpoint: str | None = None,
     destination: Destination | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[CaptionTrainer, EpochReleaseCallback | None]:
-    """Train all epochs and write the folder of the run.
+    """Train all epochs and write the folder of the run; with a destination, push a release after each epoch.
 
-    Args:
-        recipe: The recipe.
-        data: Checked training and validation splits.
-        captions: Tokens of the training captions.
-        model: The base model with its adapter.
-        processor: The base model's.
-        generation_config: How captions are generated.
-        dtype: The resolved precision.
-        checkpoint: The checkpoint to resume from.
-        destination: Where the release of each epoch is pushed.
-        callbacks: Further callbacks.
-
-    Returns:
-        The trainer, and the pushes if there is a destination.
+    `data` holds the checked training and validation splits, `captions` the tokens of the training captions. Returns
+    the trainer, and the pushes if there is a destination.
     """
     run, is_main, pushes = Path(recipe.training.output_dir), recipe.training.process_index == 0, None
-    save = functools.partial(
-        save_adapter, model=model, processor=processor, generation_config=generation_config, recipe=recipe
-    )
+    save, valid = functools.partial(save_adapter, adapted=adapted, recipe=recipe), data["valid"]
     if is_main:
-        start_run(recipe, data, precision_name(dtype), model, checkpoint)
-    cache = open_feature_cache(recipe, data, model, processor, dtype)
+        start_run(recipe, data, adapted, checkpoint)
+    cache = open_feature_cache(recipe, data, adapted)
     with Meteor() if is_main else contextlib.nullcontext() as meteor:  # the main process scores
-        pairs = signature_pairs("valid", data["valid"], generation_config, precision_name(dtype))
-        scores = CaptionMetrics(processor.tokenizer, data["valid"]["caption"], recipe.data.prompt, meteor, pairs)
-        trainer = make_trainer(
-            recipe, data, captions, model, processor, generation_config, scores, cache, write_sample_sheet
-        )
+        pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
+        scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], recipe.data.prompt, meteor, pairs)
+        trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
         if destination is not None:
-            pushes = EpochReleaseCallback(run, destination, save, scores, data["valid"]["image_id"])
+            pushes = EpochReleaseCallback(run, destination, save, scores, valid["image_id"])
             trainer.add_callback(pushes)
-        for callback in callbacks:
-            trainer.add_callback(callback)
         preemption = PreemptionCallback(trainer)
-        trainer.add_callback(preemption)
+        for callback in (*callbacks, preemption):
+            trainer.add_callback(callback)
         with preemption.handling_signals(), reader_errors():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds = trainer.monitor.seconds
@@ -159,36 +145,29 @@ def fit(
     return trainer, pushes
 
 
-def dry_run(
-    recipe: Recipe,
-    model: PeftModel,
-    processor: BlipProcessor,
-    generation_config: GenerationConfig,
-    dtype: torch.dtype,
-    checkpoint: str | None,
-) -> None:
+def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> None:
     """Train four steps on a few images in a temporary folder, and print the plan of the full run on stdout."""
     args, splits = recipe.training, load_splits(recipe)
     check_reporters(args)
     schedule = Schedule.of(args, len(splits["train"]))
-    data, decoded = dry_run_data(recipe, splits, processor.tokenizer, schedule.batch)
+    data, decoded = dry_run_data(recipe, splits, adapted.processor.tokenizer, schedule.batch)
     timer = StepTimer()
     with dry_run_recipe(recipe) as short:
-        captions = tokenize_captions(recipe, data, processor)
-        trainer, _ = fit(short, data, captions, model, processor, generation_config, dtype, callbacks=[timer])
+        captions = tokenize_captions(recipe, data, adapted.processor)
+        trainer, _ = fit(short, data, captions, adapted, callbacks=[timer])
         disk = run_disk_space(args, Path(short.training.output_dir), schedule)
     disk.check()
-    features = feature_disk_space(recipe, sum(map(len, splits.values())), model, dtype)
+    features = feature_disk_space(recipe, sum(map(len, splits.values())), adapted.model, adapted.dtype)
     if features is not None and recipe.model.feature_cache != "auto":  # "auto" works without a cache on a full disk
         features.check()
     if args.process_index == 0:
-        (memory,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, MemoryReport))
+        (memory,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, MemoryReport))
         plan = {
             "dry run": f"no errors; its files were removed from {args.output_dir}",
             "start": f"from {checkpoint}" if checkpoint else "from scratch",
             "data": f"{len(splits['train']):,} training and {len(splits['valid']):,} validation images from "
             f"{recipe.data.data_dir}; {decoded:,} were decoded as a sample, the run decodes all",
-            **describe_plan(model, schedule, dtype),
+            **describe_plan(adapted.model, schedule, adapted.dtype),
             "memory": memory.outcome().removeprefix("memory: "),
             "disk": str(disk),
             "features": str(features or "not cached"),

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny BLIP that was never trained, a tiny phantom data set, and one run made from the two."""
+"""Shared fixtures: a tiny untrained BLIP, a tiny phantom data set, and one training run on both."""
 
 import contextlib
 import copy
@@ -15,12 +15,12 @@ from typing import Any
 
 from hub_server import HubServer
 
-_CACHE = tempfile.TemporaryDirectory(prefix="medcap-tests-")  # what tests decode is not remembered in one's home
-HUB = HubServer().start()  # the Hub of all tests: no request leaves this machine
-os.environ["HF_DATASETS_CACHE"] = _CACHE.name
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
-# read by huggingface_hub when it is imported, which the next lines do
-os.environ.update(HF_ENDPOINT=HUB.url, HF_HUB_DISABLE_XET="1", HF_HOME=_CACHE.name, HF_HUB_DISABLE_PROGRESS_BARS="1")
+CACHE = tempfile.TemporaryDirectory(prefix="medcap-tests-")  # keeps the caches of tests out of the home folder
+HUB = HubServer().start()  # a local server: no request leaves this machine
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
+os.environ["XDG_CACHE_HOME"] = CACHE.name
+# huggingface_hub reads these variables when it is imported below
+os.environ.update(HF_ENDPOINT=HUB.url, HF_HUB_DISABLE_XET="1", HF_HOME=CACHE.name, HF_HUB_DISABLE_PROGRESS_BARS="1")
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
     os.environ.pop(name, None)
 
@@ -34,7 +34,7 @@ from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
 
 ROOT = Path(__file__).parents[1]
-SIZE, PATCH, WIDTH = 32, 8, 32  # pixels a side, pixels a patch, width of every layer
+SIZE, PATCH, WIDTH = 32, 8, 32  # image size in pixels, patch size in pixels, hidden size
 WORDS = """
     a abdomen abscess an angiogram angiography arrow axial branch calcification chest cm computed crescent ct
     cyst cystic demonstrating digital enhanced enhancing field findings hematoma hemisphere image in kidney
@@ -46,16 +46,16 @@ WORDS = """
 
 
 def tiny_tokenizer(folder: Path) -> BertTokenizer:
-    """WordPiece as the Hub's BLIP has it, with [CLS] and [SEP] but no [DEC] and [ENC]; other words are spelt."""
+    """Return a WordPiece tokenizer like BLIP's on the Hub: without [DEC] and [ENC]; unknown words become letters."""
     letters = [*string.ascii_lowercase, *string.digits]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = dict.fromkeys([*special, *WORDS.split(), *string.punctuation, *letters, *(f"##{c}" for c in letters)])
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    vocab = dict.fromkeys([*special, *WORDS.split(), *string.punctuation, *letters, *(f"##{c}" for c in letters)])
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     return BertTokenizer(str(folder / "vocab.txt"), model_max_length=512)
 
 
 def tiny_blip(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
-    """BLIP in all its parts, with [DEC] and [ENC] behind the tokenizer's last token, as in the Hub's."""
+    """Return an untrained BLIP whose [DEC] and [ENC] ids follow the tokenizer's last token, as on the Hub."""
     shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
     text = {
         **shape, "vocab_size": len(tokenizer) + 2, "encoder_hidden_size": WIDTH, "projection_dim": WIDTH,
@@ -66,16 +66,14 @@ def tiny_blip(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
     }  # fmt: skip
     vision = {
         **shape, "image_size": SIZE, "patch_size": PATCH, "projection_dim": WIDTH,
-        "initializer_range": 0.02,  # the default, 1e-10, makes a tower that sees nothing (trap 18)
+        "initializer_range": 0.02,  # with the default, 1e-10, all images have the same features (trap 18)
     }  # fmt: skip
     torch.manual_seed(0)
     model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
-    words = model.text_decoder.bert.embeddings
-    with (
-        torch.no_grad()
-    ):  # long vectors, so that 32 numbers can be sure of a word: they are the head's too, and frozen
-        words.word_embeddings.weight.mul_(10)
-        words.position_embeddings.weight.mul_(10)
+    embeddings = model.text_decoder.bert.embeddings
+    with torch.no_grad():  # larger (tied, frozen) embeddings allow confident predictions with 32 dimensions
+        embeddings.word_embeddings.weight.mul_(10)
+        embeddings.position_embeddings.weight.mul_(10)
     return model
 
 
@@ -84,15 +82,15 @@ START_METEOR, END_METEOR = Meteor.__enter__, Meteor.__exit__
 
 @pytest.fixture
 def own_meteor(monkeypatch) -> None:
-    """Start and end a Java process for every `with Meteor()` of this test."""
+    """Let every `with Meteor()` of a test start and end its own Java process."""
     monkeypatch.setattr(Meteor, "__enter__", START_METEOR)
     monkeypatch.setattr(Meteor, "__exit__", END_METEOR)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_meteor() -> Iterator[None]:
-    """Every `with Meteor()` of the session reuses an idle Java process: reading its tables takes ten seconds."""
-    idle: list[dict[str, Any]] = []  # the state of a Meteor that has been left and whose process still runs
+    """Let every `with Meteor()` of the session reuse an idle Java process, because a start takes ten seconds."""
+    idle: list[dict[str, Any]] = []  # state of the Meteor objects whose process is not in use
 
     def enter(self: Meteor) -> Meteor:
         if not idle:
@@ -111,14 +109,14 @@ def shared_meteor() -> Iterator[None]:
         patch.setattr(Meteor, "__exit__", leave)
         yield
     for state in idle:
-        left = Meteor()
-        left.__dict__ = state
-        left.__exit__()  # the real one again
+        meteor = Meteor()
+        meteor.__dict__ = state
+        meteor.__exit__()  # ends the process
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """A checkpoint folder as it would come from the Hub."""
+    """A checkpoint folder of the tiny BLIP, as downloaded from the Hub; read-only."""
     folder = tmp_path_factory.mktemp("tiny-base")
     tokenizer = tiny_tokenizer(folder)
     tiny_blip(tokenizer).save_pretrained(folder)
@@ -128,7 +126,7 @@ def tiny_base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
-    """A data folder with 12 + 6 + 6 images; not to be written to."""
+    """A data folder with 12 training, 6 validation and 6 test images; read-only."""
     folder = tmp_path_factory.mktemp("phantoms") / "data"
     write_phantom(folder, train=12, valid=6, test=6, seed=0)
     return folder
@@ -136,20 +134,20 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(tiny_base) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """The tiny base and its processor; not to be changed."""
+    """The tiny base and its processor; read-only."""
     model, processor = load_blip(str(tiny_base))
     return model.eval(), processor
 
 
 @pytest.fixture
 def blip(loaded) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """The tiny base and its processor, which the test may change."""
+    """A copy of the tiny base and its processor, which a test may change."""
     return copy.deepcopy(loaded)
 
 
 @pytest.fixture(scope="session")
 def train_script() -> ModuleType:
-    """scripts/train.py as a module, to be run in this process."""
+    """scripts/train.py as a module."""
     spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -158,7 +156,7 @@ def train_script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
-    """A Hub with nothing in it but what this module's tests put there."""
+    """An empty Hub, reset before and after a test module."""
     HUB.reset()
     yield HUB
     HUB.reset()
@@ -166,7 +164,7 @@ def hub() -> Iterator[HubServer]:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the recipe that made it, and what it said."""
+    """A finished run: its folder, recipe and output."""
 
     folder: Path
     recipe: Path
@@ -175,14 +173,14 @@ class Run:
 
 
 def write_recipe(path: Path, **keys: Any) -> Path:
-    """A YAML file of `keys`; returns its path."""
+    """Write `keys` to a YAML file and return its path."""
     path.write_text(yaml.safe_dump(keys), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="session")
 def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
-    """Two epochs of three steps at another size than the base's, evaluated by generation; not to be written to."""
+    """Two epochs of three steps at 48 px on a base for 32 px, evaluated by generation; read-only."""
     folder = tmp_path_factory.mktemp("trained")
     recipe = write_recipe(
         folder / "recipe.yaml",
@@ -192,7 +190,7 @@ def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
         image_size=48,
         lora_target_modules="text",
         lora_r=8,
-        lora_dropout=0.1,  # so that a resumed run is only the same with the same random numbers
+        lora_dropout=0.1,  # a resumed run is identical only if the random state is restored
         num_train_epochs=2,
         precision="fp32",
         per_device_train_batch_size=4,
@@ -200,10 +198,10 @@ def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
         learning_rate=0.02,
         logging_steps=1,
         num_beams=2,
-        max_new_tokens=24,  # more than generate's own 20
+        max_new_tokens=24,  # more than the default of generate, 20
         no_repeat_ngram_size=3,
         metric_for_best_model="loss",
-        greater_is_better=True,  # the worse loss: so the first epoch wins, and the last is not taken in its place
+        greater_is_better=True,  # selects the epoch with the higher loss, the first one, not the last one
         use_cpu=True,
         seed=5,
     )

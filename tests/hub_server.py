@@ -62,7 +62,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults.append(Fault(kind, where, times, **more))
 
     def fail_randomly(self, rate, seed=0):
-        """Let requests fail at this rate, 0 to 1, in one of four ways."""
+        """Let requests fail at a rate of 0 to 1, with one of four faults."""
         self.failure_rate, self.random = rate, random.Random(seed)
 
     def fault_for(self, request):
@@ -98,12 +98,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         self.body, self.corrupt = self.read_body(), fault is not None and fault.kind == "sha"
         if fault is not None and isinstance(fault.kind, int):
-            answer = self.error(HubError(fault.kind, fault.message), fault.headers)
+            response = self.error(HubError(fault.kind, fault.message), fault.headers)
         else:
-            answer = self.answer(path)
+            response = self.route(path)
         if fault is not None and fault.kind == "late":
             threading.Event().wait(fault.seconds)
-        return self.hang_up() if fault is not None and fault.kind == "lost" else self.send(*answer)
+        return self.hang_up() if fault is not None and fault.kind == "lost" else self.send(*response)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815
 
@@ -117,14 +117,14 @@ class Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def answer(self, path):
+    def route(self, path):
         try:
             with self.server.lock:
                 for method, pattern, serve in ROUTES:
                     if method in (self.command, "GET" if self.command == "HEAD" else "") and (
-                        found := re.fullmatch(pattern, path)
+                        matched := re.fullmatch(pattern, path)
                     ):
-                        return serve(self, **{key: value or "" for key, value in found.groupdict().items()})
+                        return serve(self, **{key: value or "" for key, value in matched.groupdict().items()})
             raise HubError(404, f"{self.command} {path} is not served")
         except HubError as error:
             return self.error(error)
@@ -146,9 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
 
     def error(self, error, headers=()):
-        own = {"X-Error-Message": error.message, **({"X-Error-Code": error.code} if error.code else {})}
+        details = {"X-Error-Message": error.message, **({"X-Error-Code": error.code} if error.code else {})}
         status, base, content = self.json({"error": error.message}, error.status)
-        return status, {**base, **own, **dict(headers)}, content
+        return status, {**base, **details, **dict(headers)}, content
 
     def account(self):
         """Return the sender's account, or None without a token; HubError 401 for an unknown token."""
@@ -161,10 +161,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def repository(self, kind, name):
         """Return a repository that the sender may read; a private one does not exist for other users."""
-        account, found = self.account(), self.server.repositories.get((kind or "model", name))
-        if found is None or (found.private and (account is None or account["name"] != name.split("/")[0])):
+        account, repository = self.account(), self.server.repositories.get((kind or "model", name))
+        if repository is None or (repository.private and (account is None or account["name"] != name.split("/")[0])):
             raise HubError(401 if account is None else 404, "Repository not found", "RepoNotFound")
-        return found
+        return repository
 
     def check_write(self, name):
         account = self.account()
@@ -176,9 +176,9 @@ class Handler(BaseHTTPRequestHandler):
         return account
 
     def writable(self, kind, name):
-        found = self.repository(kind, name)
+        repository = self.repository(kind, name)
         self.check_write(name)
-        return found
+        return repository
 
     # accounts and repositories
 
@@ -222,15 +222,15 @@ class Handler(BaseHTTPRequestHandler):
     # uploads
 
     def preupload(self, kind, name, revision):
-        commit, answers = self.writable(kind, name).resolve(revision), []
+        commit, entries = self.writable(kind, name).resolve(revision), []
         for requested in json.loads(self.body)["files"]:
             path = requested["path"]
             oid = commit.files[path].etag if path in commit.files else None
             if self.corrupt:  # claims that a file within its sample exists already
                 oid = git_oid(base64.b64decode(requested["sample"]))
             mode = "lfs" if path.endswith(LFS_SUFFIXES) or requested["size"] > 10_000_000 else "regular"
-            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        return self.json({"files": answers, "commitOid": commit.oid})
+            entries.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return self.json({"files": entries, "commitOid": commit.oid})
 
     def lfs_batch(self, kind, name):
         self.writable(kind, name)
@@ -250,9 +250,9 @@ class Handler(BaseHTTPRequestHandler):
     def lfs_put(self, oid):
         if self.server.uploads.get(self.query.get("grant")) != (oid, len(self.body)):
             raise HubError(403, "this upload was not granted, or has another size")
-        found = hashlib.sha256(self.body).hexdigest()
-        if found != oid or self.corrupt:
-            raise HubError(400, f"XAmzContentSHA256Mismatch: received {found}, expected {oid}")
+        digest = hashlib.sha256(self.body).hexdigest()
+        if digest != oid or self.corrupt:
+            raise HubError(400, f"XAmzContentSHA256Mismatch: received {digest}, expected {oid}")
         self.server.lfs[oid] = self.body
         return 200, {"ETag": f'"{oid}"'}, b""
 
@@ -289,7 +289,7 @@ class Handler(BaseHTTPRequestHandler):
             "hookOutput": "", "pullRequestUrl": None,
         })  # fmt: skip
 
-    # branches, tags, and what is in them
+    # branches, tags and files
 
     def add_branch(self, kind, name, branch):
         repository = self.writable(kind, name)
@@ -322,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
             "converts": [],
         }
         keys = ("name", "ref", "targetCommit")
-        return self.json({key: [dict(zip(keys, one, strict=True)) for one in ones] for key, ones in listed.items()})
+        return self.json({key: [dict(zip(keys, ref, strict=True)) for ref in refs] for key, refs in listed.items()})
 
     def commits(self, kind, name, revision):
         return self.json(self.repository(kind, name).log(revision))
@@ -341,9 +341,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             requested = parse_qs(self.body.decode()).get("paths", [])
         files = self.repository(kind, name).resolve(revision).files
-        found = [files[path].entry(path) for path in requested if path in files]
-        under = {path for path in requested if any(name.startswith(f"{path}/") for name in files)}
-        return self.json(found + [folder_entry(path) for path in sorted(under)])
+        entries = [files[path].entry(path) for path in requested if path in files]
+        folders = {path for path in requested if any(name.startswith(f"{path}/") for name in files)}
+        return self.json(entries + [folder_entry(path) for path in sorted(folders)])
 
     def resolve(self, kind, name, revision, path):
         commit = self.repository(kind, name).resolve(revision)
@@ -354,9 +354,9 @@ class Handler(BaseHTTPRequestHandler):
             "ETag": f'"{file.etag}"', "X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }  # fmt: skip
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            size, start = len(file.content), int(asked[1])
-            end = min(int(asked[2] or size - 1), size - 1)
+        if byte_range := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            size, start = len(file.content), int(byte_range[1])
+            end = min(int(byte_range[2] or size - 1), size - 1)
             if start >= size:
                 return 416, {**headers, "Content-Range": f"bytes */{size}"}, b""
             return 206, {**headers, "Content-Range": f"bytes {start}-{end}/{size}"}, file.content[start : end + 1]

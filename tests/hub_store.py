@@ -102,10 +102,10 @@ class Repository:
     def resolve(self, revision):
         """Return the commit of a branch, tag, oid or the first 7 characters of an oid."""
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
-        found = [commit for known, commit in self.commits.items() if known == oid or known[:7] == oid]
-        if not found:
+        commits = [commit for known, commit in self.commits.items() if known == oid or known[:7] == oid]
+        if not commits:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found[0]
+        return commits[0]
 
     def commit(self, branch, title, added, deleted=(), parent=None):
         """Commit added (bytes or File) and deleted files to a branch; return the new oid."""
@@ -174,9 +174,9 @@ def read_front_matter(text):
     if not text.startswith("---\n"):
         return {}
     try:
-        found = yaml.safe_load(text.split("---\n")[1])
+        metadata = yaml.safe_load(text.split("---\n")[1])
     except yaml.YAMLError as error:
         raise HubError(400, f"not YAML: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(metadata, dict):
         raise HubError(400, "the front matter is not a mapping")
-    return found
+    return metadata

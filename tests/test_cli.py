@@ -1,4 +1,4 @@
-"""The command line: results on stdout, one line for what is wrong, and the status that goes with it."""
+"""The command line: results on stdout, errors of one line, and the exit status."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ from medcap.launch import launch_command, shipped_folder
 from medcap.phantom import TINY_BASE
 
 
-def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Status, stdout and stderr of `medcap words`."""
+def run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run `medcap` with the arguments and return status, stdout and stderr."""
     status = 0
     try:
-        main(words)
-    except SystemExit as end:
-        status = int(end.code or 0)
+        main(argv)
+    except SystemExit as error:
+        status = int(error.code or 0)
     return status, *capsys.readouterr()
 
 
@@ -28,7 +28,7 @@ def write_csv(path: Path, rows: dict[str, str]) -> Path:
 
 
 BASE = str(TINY_BASE)
-WRONG = {
+ERRORS = {
     "no command": ([], 2, "required: COMMAND"),
     "unknown command": (["fly"], 2, "invalid choice: 'fly'"),
     "missing option": (["evaluate", "--model", "m"], 2, "required: --data, --out"),
@@ -38,33 +38,31 @@ WRONG = {
     "a folder without model": (["caption", "x.png", "--model", "/"], 1, "/ holds no model"),
     "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "has no metrics.json"),
     "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
-    "publish where": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
-    "publish what": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
-    "unknown accelerate": (["train", "--accelerate", "tpu"], 2, "known names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
-    "nothing to make public": (["publish", "run", "--to", "release", "--public"], 2, "--public applies to a Hub"),
-    "nothing to overwrite": (
-        ["publish", "run", "--to", "release", "--overwrite"],
-        2,
-        "--overwrite applies to a Hub repository",
+    "publish without destination": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
+    "publish of a missing run": (["publish", "/nowhere/run", "--to", "/nowhere/release"], 1, "/nowhere/run"),
+    "unknown accelerate name": (["train", "--accelerate", "tpu"], 2, "names are cpu, cpu-ddp, ddp, fsdp2, zero2"),
+    "public folder": (["publish", "run", "--to", "release", "--public"], 2, "--public applies to a Hub"),
+    "overwritten folder": (
+        ["publish", "run", "--to", "release", "--overwrite"], 2, "--overwrite applies to a Hub repository",
     ),
-    "a Space is no adapter": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "use --to DIR"),
-}
+    "Space on the Hub": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "use --to DIR"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "status", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_one_line_and_a_status(words, status, message, capsys, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(("argv", "expected", "message"), ERRORS.values(), ids=ERRORS)
+def test_error_is_one_line_and_a_status(argv, expected, message, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    got, out, err = run(words, capsys)
-    assert (got, out) == (status, "")
+    status, out, err = run(argv, capsys)
+    assert (status, out) == (expected, "")
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_works_in_one_process_says_so(capsys, tmp_path, monkeypatch) -> None:
+def test_evaluate_refuses_several_processes(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    words = ["evaluate", "--model", BASE, "--data", str(tmp_path), "--out", str(tmp_path / "eval")]
-    status, out, err = run(words, capsys)
+    argv = ["evaluate", "--model", BASE, "--data", str(tmp_path), "--out", str(tmp_path / "eval")]
+    status, out, err = run(argv, capsys)
     assert (status, out) == (2, "")
     assert err == "medcap: error: medcap evaluate runs in one process: start it without accelerate launch\n"
 
@@ -78,20 +76,20 @@ def test_debug_shows_the_traceback(capsys) -> None:
         main(["compare", "/nowhere/eval", "--out", "o", "--debug"])
 
 
-def test_train_hands_every_word_to_accelerate_launch() -> None:
-    words = launch_command(["--config", "r.yaml", "--lora_r", "4"], "cpu")
-    assert words[1:3] == ["-m", "medcap.launch"]
-    assert words[-5:] == [str(shipped_folder("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
-    assert Path(words[4]).name == "cpu.yaml"
+def test_train_passes_all_arguments_to_accelerate_launch() -> None:
+    command = launch_command(["--config", "r.yaml", "--lora_r", "4"], "cpu")
+    assert command[1:3] == ["-m", "medcap.launch"]
+    assert command[-5:] == [str(shipped_folder("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
+    assert Path(command[4]).name == "cpu.yaml"
     assert launch_command(["--config", "r.yaml"], "ddp", "4")[5:7] == ["--num_processes", "4"]
 
 
-def test_score_pairs_by_id_and_not_by_line(capsys, tmp_path) -> None:
-    said = {"a": "a mass in the left lung (arrow)", "b": "normal chest x-ray", "c": "a cyst, 3.5 cm, in the liver"}
-    references = write_csv(tmp_path / "r.csv", said)
-    predictions = write_csv(tmp_path / "p.csv", dict(reversed(said.items())))
-    words = ["score", "--predictions", str(predictions), "--references", str(references)]
-    status, out, _ = run([*words, "--out", str(tmp_path / "m.json")], capsys)
+def test_score_pairs_captions_by_id(capsys, tmp_path) -> None:
+    captions = {"a": "a mass in the left lung (arrow)", "b": "normal chest x-ray", "c": "a cyst, 3.5 cm, in the liver"}
+    references = write_csv(tmp_path / "r.csv", captions)
+    predictions = write_csv(tmp_path / "p.csv", dict(reversed(captions.items())))
+    argv = ["score", "--predictions", str(predictions), "--references", str(references)]
+    status, out, _ = run([*argv, "--out", str(tmp_path / "m.json")], capsys)
     result = json.loads(out)
     assert status == 0
     assert result["metrics"]["bleu_1"] == pytest.approx(1)
@@ -100,38 +98,38 @@ def test_score_pairs_by_id_and_not_by_line(capsys, tmp_path) -> None:
     assert json.loads((tmp_path / "m.json").read_text()) == result
 
 
-def test_score_with_an_id_on_one_side_only_names_it(capsys, tmp_path) -> None:
+def test_score_reports_a_missing_id(capsys, tmp_path) -> None:
     predictions = write_csv(tmp_path / "p.csv", {"a": "one"})
     references = write_csv(tmp_path / "r.csv", {"a": "one", "b": "two"})
-    words = ["score", "--predictions", str(predictions), "--references", str(references)]
-    status, _, err = run(words, capsys)
+    argv = ["score", "--predictions", str(predictions), "--references", str(references)]
+    status, _, err = run(argv, capsys)
     assert (status, "p.csv: 1 ids are missing, b the first" in err) == (1, True)
 
 
-def test_caption_writes_a_json_line_for_each_image_of_files_and_folders(capsys, tmp_path, tiny_base) -> None:
+def test_caption_writes_a_json_line_per_image(capsys, tmp_path, tiny_base) -> None:
     (tmp_path / "folder").mkdir()
     for name, grey in (("one.png", 40), ("folder/two.png", 200), ("folder/three.jpg", 90)):
         Image.new("L", (50, 40), grey).save(tmp_path / name)
-    words = ["caption", str(tmp_path / "one.png"), str(tmp_path / "folder"), "--model", str(tiny_base)]
-    status, out, _ = run([*words, "--max_new_tokens", "5", "--num_beams", "1"], capsys)
+    argv = ["caption", str(tmp_path / "one.png"), str(tmp_path / "folder"), "--model", str(tiny_base)]
+    status, out, _ = run([*argv, "--max_new_tokens", "5", "--num_beams", "1"], capsys)
     lines = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert [Path(line["image"]).name for line in lines] == ["one.png", "three.jpg", "two.png"]
     assert all(set(line) == {"image", "caption"} for line in lines)
 
 
-def test_caption_leaves_no_half_file_when_an_image_is_broken(capsys, tmp_path, tiny_base) -> None:
+def test_caption_writes_no_file_after_an_unreadable_image(capsys, tmp_path, tiny_base) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    words = ["caption", str(tmp_path / "broken.png"), "--model", str(tiny_base), "--out", str(tmp_path / "c.jsonl")]
-    status, _, err = run(words, capsys)
+    argv = ["caption", str(tmp_path / "broken.png"), "--model", str(tiny_base), "--out", str(tmp_path / "c.jsonl")]
+    status, _, err = run(argv, capsys)
     assert status == 1
     assert "broken.png" in err.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png"]
 
 
-def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_base, phantoms) -> None:
-    words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    status, out, _ = run([*words, "--num_beams", "1", "--max_new_tokens", "6", "--name", "a <q>"], capsys)
+def test_evaluate_writes_metrics_predictions_and_a_report(capsys, tmp_path, tiny_base, phantoms) -> None:
+    argv = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
+    status, out, _ = run([*argv, "--num_beams", "1", "--max_new_tokens", "6", "--name", "a <q>"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     page = (tmp_path / "eval" / "report.html").read_text()
     assert status == 0
@@ -148,27 +146,18 @@ def test_evaluate_leaves_metrics_predictions_and_a_page(capsys, tmp_path, tiny_b
     assert "decoding:beams-1,max-6,ngram-0" in result["signature"]
     assert "a &lt;q&gt;" in page
     assert "<q>" not in page
-    assert page.count("<img") == 3 * 6  # best, worst and at random
+    assert page.count("<img") == 3 * 6  # best, worst and random images
     rows = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()
     assert rows[0] == "ID,Caption"
     assert len(rows) == 7
     assert (tmp_path / "eval" / "baselines" / "nearest" / "scores.csv").is_file()
 
 
-def test_evaluate_without_detokenization_prints_both_scores(capsys, tmp_path, tiny_base, phantoms) -> None:
-    words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    words += [
-        "--num_beams",
-        "1",
-        "--max_new_tokens",
-        "6",
-        "--nearest",
-        "0",
-        "--no-detokenize",
-        "--max_eval_samples",
-        "3",
-    ]
-    status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
+def test_evaluate_without_detokenization_reports_both_scores(capsys, tmp_path, tiny_base, phantoms) -> None:
+    argv = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
+    argv += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0", "--no-detokenize"]
+    argv += ["--max_eval_samples", "3"]
+    status, out, _ = run([*argv, "--protocol", "imageclef"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]
     assert status == 0
@@ -181,11 +170,12 @@ def test_evaluate_without_detokenization_prints_both_scores(capsys, tmp_path, ti
     assert result["imageclef"]["submission"] == "valid"
 
 
-def test_score_with_imageclefs_protocol_says_what_is_no_submission(capsys, tmp_path) -> None:
-    made = write_csv(tmp_path / "made.csv", {"i1": "a mass", "i2": ""})
-    said = write_csv(tmp_path / "said.csv", {"i1": "A mass.", "i2": "normal"})
-    words = ["score", "--predictions", str(made), "--references", str(said), "--out", str(tmp_path / "m.json")]
-    status, out, _ = run([*words, "--protocol", "imageclef"], capsys)
+def test_imageclef_protocol_reports_an_invalid_submission(capsys, tmp_path) -> None:
+    predictions = write_csv(tmp_path / "p.csv", {"i1": "a mass", "i2": ""})
+    references = write_csv(tmp_path / "r.csv", {"i1": "A mass.", "i2": "normal"})
+    argv = ["score", "--predictions", str(predictions), "--references", str(references)]
+    argv += ["--out", str(tmp_path / "m.json")]
+    status, out, _ = run([*argv, "--protocol", "imageclef"], capsys)
     result = json.loads((tmp_path / "m.json").read_text())
     assert status == 0
     assert result["imageclef"]["metrics"] == {"rouge_1": 0.5}
@@ -194,7 +184,7 @@ def test_score_with_imageclefs_protocol_says_what_is_no_submission(capsys, tmp_p
     assert "1 captions are blank" in out
 
 
-def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys, tmp_path, tiny_base, caplog) -> None:
+def test_caption_skips_and_names_unreadable_files_of_a_folder(capsys, tmp_path, tiny_base, caplog) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     frames = [Image.new("L", (40, 40), level) for level in (0, 200)]
     frames[0].save(tmp_path / "several.tif", save_all=True, append_images=frames[1:])
@@ -210,9 +200,9 @@ def test_a_folder_is_captioned_without_what_cannot_be_read_which_is_named(capsys
     assert "there is no frame 2: it has 2, counted from 0" in err
 
 
-def test_the_precision_that_is_asked_for_is_used(capsys, tmp_path, tiny_base, phantoms) -> None:
-    words = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
-    words += ["--num_beams", "1", "--max_new_tokens", "4", "--nearest", "0", "--max_eval_samples", "2"]
-    status, out, _ = run([*words, "--precision", "bf16"], capsys)
+def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phantoms) -> None:
+    argv = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
+    argv += ["--num_beams", "1", "--max_new_tokens", "4", "--nearest", "0", "--max_eval_samples", "2"]
+    status, out, _ = run([*argv, "--precision", "bf16"], capsys)
     assert status == 0
     assert "|precision:bf16|" in out

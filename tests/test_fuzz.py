@@ -1,71 +1,70 @@
-"""A few hundredths of what `python tests/fuzz.py` makes: no traceback, no hang, nothing outside the folder."""
+"""A sample of the inputs of `python tests/fuzz.py`, and the faults that it detects."""
 
 from pathlib import Path
 
 import conftest
 import pytest
-from fuzz import WATCH, Case, fuzz, run
-from fuzz_inputs import MAKERS, Seeds
+from fuzz import MONITOR, Case, fuzz, run
+from fuzz_inputs import MAKERS, Sources
 
 COUNTS = {"recipes": 25, "tables": 20, "images": 25, "captions": 15, "checkpoints": 15}
-SLOW = ("score", "evaluate")  # they start Java for METEOR: left to the whole run
+SKIPPED = ("score", "evaluate")  # they start Java for METEOR; python tests/fuzz.py runs them
 
 
 @pytest.fixture
 def shared() -> Path:
-    return Path(conftest._CACHE.name)
+    return Path(conftest.CACHE.name)
 
 
 @pytest.mark.parametrize(("kind", "count"), COUNTS.items(), ids=COUNTS)
-def test_hostile_input_ends_in_a_status_and_at_most_a_line(
+def test_malformed_input_gives_a_status_and_at_most_one_error(
     kind, count, trained_run, tiny_base, phantoms, shared, tmp_path
 ):
-    seeds = Seeds(tiny_base, phantoms, trained_run.folder)
-    ended = list(fuzz(kind, range(count), 1, tmp_path, shared, seeds, skip=SLOW))
-    assert [f"{case.number}: {ending.fault}" for case, ending in ended if ending.fault] == []
-    assert len(ended) > count / 2
+    sources = Sources(tiny_base, phantoms, trained_run.folder)
+    results = list(fuzz(kind, range(count), 1, tmp_path, shared, sources, skip=SKIPPED))
+    assert [f"{case.number}: {outcome.fault}" for case, outcome in results if outcome.fault] == []
+    assert len(results) > count / 2
 
 
-def test_every_kind_is_tried():
+def test_every_kind_is_sampled():
     assert COUNTS.keys() == MAKERS.keys()
 
 
-def _fails(words):
+def raise_error(argv):
     raise KeyError("x")
 
 
-def _shows(words):
+def print_traceback(argv):
     print("Traceback (most recent call last)")
 
 
-def _tells_twice(words):
+def print_two_errors(argv):
     print("medcap: error: a\nmedcap: error: b")
     raise SystemExit(1)
 
 
-def _says_nothing(words):
+def print_error_without_cause(argv):
     print("medcap: error: KeyError: 'x' (run again with --debug for the traceback)")
     raise SystemExit(1)
 
 
-def _writes_outside(words):
-    Path(words[0]).write_text("x")
+def write_outside(argv):
+    Path(argv[0]).write_text("x")
 
 
-def _ends_oddly(words):
+def exit_with_7(argv):
     raise SystemExit(7)
 
 
 FAULTS = {
-    "raises": (_fails, "raised:"), "traceback": (_shows, "a traceback"), "twice": (_tells_twice, "status 1 with 2"),
-    "no word": (_says_nothing, "an error that says"), "elsewhere": (_writes_outside, "wrote outside"),
-    "status": (_ends_oddly, "status 7"),
+    raise_error: "raised:", print_traceback: "a traceback", print_two_errors: "status 1 with 2",
+    print_error_without_cause: "an error without a cause", write_outside: "wrote outside", exit_with_7: "status 7",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "fault"), FAULTS.values(), ids=FAULTS)
-def test_what_is_a_fault_is_seen(command, fault, shared, tmp_path):
+@pytest.mark.parametrize(("command", "fault"), FAULTS.items(), ids=[command.__name__ for command in FAULTS])
+def test_fault_is_detected(command, fault, shared, tmp_path):
     (tmp_path / "own").mkdir()
-    ending = run(Case("", 0, [str(tmp_path / "elsewhere.txt")], command), tmp_path / "own", shared)
-    assert ending.fault.startswith(fault)
-    assert not WATCH.is_on
+    outcome = run(Case("", 0, [str(tmp_path / "elsewhere.txt")], command), tmp_path / "own", shared)
+    assert outcome.fault.startswith(fault)
+    assert not MONITOR.is_active

@@ -234,8 +234,8 @@ def test_base_is_loaded_at_the_revision_of_training(hub, train_script, tiny_base
     base.commit("main", "other weights", {"model.safetensors": save({n: w + 1 for n, w in weights.items()})})
     keys = {"data_dir": "data", "model_name_or_path": "someone/base", "model_revision": first, "use_cpu": True}
     recipe = write_recipe(tmp_path / "recipe.yaml", **keys, output_dir=str(tmp_path / "run"))
-    adapted, processor, captions = train_script.make_model(read_recipe(["--config", str(recipe)]), torch.float32)
-    save_adapter(tmp_path / "adapter", adapted, processor, captions, read_recipe(["--config", str(recipe)]))
+    adapted = train_script.make_model(read_recipe(["--config", str(recipe)]), torch.float32)
+    save_adapter(tmp_path / "adapter", adapted, read_recipe(["--config", str(recipe)]))
     name = "text_decoder.cls.predictions.bias"
     again = load_captioner(str(tmp_path / "adapter"), precision="fp32").blip.state_dict()[name]
     assert torch.equal(again, weights[name])

@@ -12,28 +12,28 @@ from medcap.recipe import read_recipe
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="was not made by quickstart"):
         _prepare_folder(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_an_earlier_quickstart_is_replaced(tmp_path: Path) -> None:
+def test_folder_of_an_earlier_quickstart_is_replaced(tmp_path: Path) -> None:
     _prepare_folder(tmp_path / "out")
     (tmp_path / "out" / "old.json").write_text("{}")
     _prepare_folder(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
 
 
-def test_the_two_recipes_differ_only_in_epochs_and_folder() -> None:
+def test_recipes_differ_only_in_epochs_and_output_folder() -> None:
     four, six = (
         read_recipe(["--config", str(ROOT / "recipes/phantom" / name)]).as_dict() for name in RECIPES.values()
     )
     assert {key for key in six if six[key] != four[key]} == {"num_train_epochs", "output_dir"}
 
 
-def test_a_release_gives_the_same_captions_without_medcap(trained_run, tiny_base, phantoms) -> None:
+def test_release_generates_the_same_captions_without_medcap(trained_run, tiny_base, phantoms) -> None:
     split = load_split(str(phantoms), "test", max_eval_samples=2)
     adapter = trained_run.folder / "adapter"
     captions, _ = caption_dataset(load_captioner(str(adapter)), split.rows)

@@ -86,7 +86,7 @@ def with_existing_recipe(argv: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_readme_imports_only_public_names() -> None:
+def test_readme_imports_only_public_names() -> None:
     imports = re.findall(r"^from medcap import (.+)$", (ROOT / "README.md").read_text(), re.M)
     names = {name for line in imports for name in line.split(", ")}
     assert names
@@ -101,7 +101,7 @@ def test_every_named_file_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_to_a_file_and_heading(path: Path) -> None:
+def test_every_link_has_a_target(path: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if not link.startswith("http")]
     for target, _, anchor in (link.partition("#") for link in links):
         file = path.parent / target if target else path

@@ -1,4 +1,4 @@
-"""A recipe is read exactly, or refused with one line before anything is started (traps 16, 23, 24, 26, 27).
+"""A recipe is read exactly, or refused with a one-line error before anything is started (traps 16, 23, 24, 26, 27).
 
 pytest tests/test_recipe.py
 """
@@ -10,18 +10,9 @@ import pytest
 import yaml
 
 from medcap.modeling.blip import load_blip
-from medcap.recipe import (
-    RANGES,
-    REPLACED,
-    REQUIRED,
-    DataArguments,
-    GenerationArguments,
-    LoraArguments,
-    ModelArguments,
-    RecipeError,
-    read_recipe,
-    recipe_help,
-)
+from medcap.recipe import GROUPS, REQUIRED, RecipeError, read_recipe
+from medcap.recipe.arguments import RANGES, REPLACED
+from medcap.recipe.help import recipe_help
 from medcap.recipe.values import key_types
 
 SMALLEST = {"data_dir": "data", "model_name_or_path": "base", "output_dir": "run", "use_cpu": True}
@@ -56,11 +47,6 @@ def test_every_key_of_every_recipe_is_known_and_its_value_allowed(path):
     recipe = read_recipe(["--config", str(path), "--use_cpu", "true"])  # bf16 is refused where there is no GPU
     keys = yaml.safe_load(path.read_text(encoding="utf-8")).keys()
     assert {"precision" if key in ("bf16", "fp16") else key for key in keys} <= recipe.given
-
-
-@pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
-def test_no_recipe_sets_an_attention_implementation(path):
-    assert "attn_implementation" not in path.read_text(encoding="utf-8")
 
 
 def test_attn_implementation_is_an_unknown_key(recipe_file):
@@ -112,7 +98,7 @@ STRAY = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), STRAY.values(), ids=STRAY)
-def test_an_argument_without_a_key_and_a_key_without_a_value_are_refused(recipe_file, arguments, message):
+def test_argument_without_key_and_key_without_value_are_refused(recipe_file, arguments, message):
     config = ["--config", recipe_file()]
     extra = [*config, *arguments] if arguments[0] != "stray" else [*arguments, *config]
     assert error_message(extra).startswith(f"command line: {message}")
@@ -126,13 +112,13 @@ def test_a_removed_key_is_refused_with_its_replacement(recipe_file, key):
 
 
 @pytest.mark.parametrize("key", ["warmup_ratio", "overwrite_output_dir", "logging_dir"])
-def test_the_removed_keys_include_those_of_transformers_5(key):
+def test_removed_keys_include_those_that_transformers_5_removed(key):
     assert key in REPLACED
     assert key not in key_types()
 
 
-def test_the_replacements_exist():
-    known = key_types().keys() | {"group_by_length"}  # a value
+def test_replacements_are_known_keys():
+    known = key_types().keys() | {"group_by_length"}  # the latter is a value
     for key, advice in REPLACED.items():
         named = {word for word in advice.replace(":", " ").replace(",", " ").split() if "_" in word and word.islower()}
         assert named <= known, f"{key}: {named - known}"
@@ -160,7 +146,7 @@ NOT_RECIPES = {
 
 
 @pytest.mark.parametrize(("content", "message"), NOT_RECIPES.values(), ids=NOT_RECIPES)
-def test_a_file_that_is_not_a_recipe_is_named(tmp_path, content, message):
+def test_file_that_is_not_a_recipe_is_named(tmp_path, content, message):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     assert str(path) in error_message(["--config", str(path)])
@@ -209,7 +195,7 @@ def test_a_wrong_value_is_named(recipe_file, keys, message):
 
 
 @pytest.mark.parametrize(("key", "lowest", "highest"), [(key, *ends) for key, ends in RANGES.items()])
-def test_a_value_out_of_range_is_named(recipe_file, key, lowest, highest):
+def test_value_out_of_range_is_named(recipe_file, key, lowest, highest):
     for outside in [lowest - 1, *([highest + 1] if highest != float("inf") else [])]:
         path = recipe_file(**{key: outside})
         message = error_message(["--config", path])
@@ -226,7 +212,7 @@ WRONG_OPTIONS = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
-def test_a_wrong_option_is_blamed_on_the_command_line(recipe_file, arguments, message):
+def test_error_of_a_wrong_option_names_the_command_line(recipe_file, arguments, message):
     assert error_message(["--config", recipe_file(lora_r=4), *arguments]).startswith(f"command line: {message}")
 
 
@@ -252,14 +238,14 @@ def test_bf16_and_fp16_set_the_precision(recipe_file, tmp_path, keys, precision)
     assert read_recipe(["--config", str(tmp_path / "saved.yaml")]).model.precision == precision
 
 
-def test_the_parts_of_a_recipe_are_frozen(recipe_file):
+def test_recipe_is_frozen(recipe_file):
     recipe = read_recipe(["--config", recipe_file()])
-    for part in (recipe, recipe.data, recipe.model, recipe.lora, recipe.generation):
+    for frozen in (recipe, recipe.data, recipe.model, recipe.lora, recipe.generation):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            part.prompt = "x"
+            frozen.prompt = "x"
 
 
-def test_the_command_line_wins_over_the_file(recipe_file):
+def test_command_line_overrides_the_file(recipe_file):
     recipe = read_recipe(["--learning_rate", "3e-4", "--config", recipe_file(learning_rate=1e-4, lora_r=4)])
     assert (recipe.training.learning_rate, recipe.lora.lora_r) == (3e-4, 4)
 
@@ -270,11 +256,11 @@ def test_a_number_that_yaml_reads_as_text_is_converted(recipe_file):
     assert read_recipe(["--config", path]).training.learning_rate == 1e-4
 
 
-def test_null_stands_for_the_default(recipe_file):
+def test_null_means_the_default(recipe_file):
     assert read_recipe(["--config", recipe_file(image_size=None)]).model.image_size is None
 
 
-def test_the_defaults_suit_captioning(recipe_file):
+def test_defaults_suit_captioning(recipe_file):
     training = read_recipe(["--config", recipe_file()]).training
     assert training.remove_unused_columns is False
     assert training.logging_nan_inf_filter is False
@@ -282,7 +268,7 @@ def test_the_defaults_suit_captioning(recipe_file):
     assert (training.metric_for_best_model, training.greater_is_better) == ("cider", True)
 
 
-KINDS = {
+SAVED_KEYS = {
     "no other keys": {},
     "text": {"prompt": "an image of", "lora_target_modules": r"text_decoder\..*\.(query|value)"},
     "text with quotes and a colon": {"prompt": "it's \"a\": b # c"},
@@ -302,7 +288,7 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("keys", SAVED_KEYS.values(), ids=SAVED_KEYS)
 def test_a_saved_recipe_reads_as_the_same_recipe(recipe_file, tmp_path, keys):
     recipe = read_recipe(["--config", recipe_file(**keys)])
     recipe.save(tmp_path / "saved.yaml")
@@ -350,11 +336,7 @@ def test_help_fits_on_two_screens_and_shows_the_keys_of_medcap():
     assert max(map(len, text.splitlines())) <= 100
     assert text.startswith("usage: medcap train ")
     options = ["--config", "--accelerate", "--num_processes", "--help, --help-all", "--dry_run", "--learning_rate"]
-    own = [
-        field.name
-        for part in (DataArguments, ModelArguments, LoraArguments, GenerationArguments)
-        for field in dataclasses.fields(part)
-    ]
+    own = [key.name for name, group in GROUPS.items() if name != "training" for key in dataclasses.fields(group)]
     assert [name for name in [*options, *(f"--{key}" for key in own)] if f"  {name} " not in text] == []
 
 

@@ -57,8 +57,7 @@ class MedcapLoop:
         argv += ["--train_fraction", 1, "--num_train_epochs", 1, "--eval_strategy", "no", "--save_strategy", "no"]
         argv += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
         self.recipe = read_recipe(list(map(str, argv)))
-        self.dtype = self.script.resolve_precision(self.recipe)
-        self.model, self.processor, self.captions = self.script.make_model(self.recipe, self.dtype)
+        self.adapted = self.script.make_model(self.recipe, self.script.resolve_precision(self.recipe))
         self.data = self.script.load_checked_splits(self.recipe)
         self.count = 0
 
@@ -67,7 +66,7 @@ class MedcapLoop:
         self.count += 1
         model = replace(self.recipe.model, feature_cache=str(self.out / f"features-{self.count}"))
         self.recipe = replace(self.recipe, model=model)
-        cache = self.script.open_feature_cache(self.recipe, self.data, self.model, self.processor, self.dtype)
+        cache = self.script.open_feature_cache(self.recipe, self.data, self.adapted)
         assert cache is not None
         return cache
 
@@ -75,18 +74,10 @@ class MedcapLoop:
         """Train one epoch and return the seconds of every step."""
         self.timer.seconds = []
         # without METEOR, whose Java process would use the same cores
-        scores = CaptionMetrics(self.processor.tokenizer, self.data["valid"]["caption"])
-        captions = self.script.tokenize_captions(self.recipe, self.data, self.processor)
+        scores = CaptionMetrics(self.adapted.processor.tokenizer, self.data["valid"]["caption"])
+        captions = self.script.tokenize_captions(self.recipe, self.data, self.adapted.processor)
         trainer = self.script.make_trainer(
-            self.recipe,
-            self.data,
-            captions,
-            self.model,
-            self.processor,
-            self.captions,
-            scores,
-            cache,
-            self.script.write_sample_sheet,
+            self.recipe, self.data, captions, self.adapted, scores, cache, self.script.write_sample_sheet
         )
         trainer.add_callback(self.timer)
         trainer.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -31,14 +32,9 @@ def _caption(args: argparse.Namespace) -> None:
     from medcap.inference import caption_files
 
     captions = caption_files(captioner_from_args(args), args.images, batch_size=args.batch_size, frame=args.frame)
-    lines = (json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
-    if args.out is not None:
-        with atomic_file(args.out) as file:
-            file.writelines(lines)
-        return
-    for line in lines:
-        sys.stdout.write(line)
-        sys.stdout.flush()
+    with contextlib.nullcontext(sys.stdout) if args.out is None else atomic_file(args.out) as file:
+        for caption in captions:
+            print(json.dumps(caption, ensure_ascii=False), file=file, flush=True)
 
 
 def _demo(args: argparse.Namespace) -> None:

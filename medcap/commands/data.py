@@ -13,9 +13,7 @@ def add_commands(commands: Any) -> None:
     """Add `quickstart`, and `data` with `phantom`, `download` and `audit`."""
     quickstart = add_command(commands, "quickstart", _quickstart, "run the end-to-end demo offline on phantom images")
     quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
-    quickstart.add_argument(
-        "--short", action="store_true", help="use few images and one epoch: checks that it runs, not how well"
-    )
+    quickstart.add_argument("--short", action="store_true", help="few images and one epoch, to check that it runs")
 
     data = add_command(commands, "data", None, "create, download and audit data sets").add_subparsers(
         required=True, metavar="WHAT"
@@ -24,42 +22,22 @@ def add_commands(commands: Any) -> None:
     phantom.add_argument("--out", type=Path, required=True, help="new or empty folder")
     for split, count in (("train", 2000), ("valid", 200), ("test", 300)):
         phantom.add_argument(f"--{split}", type=int, default=count, help=f"images (default: {count})")
-    phantom.add_argument(
-        "--seed", type=int, default=0, help="random seed; the same seed gives the same files (default: 0)"
-    )
+    phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default: 0)")
 
     download = add_command(data, "download", _download, "download ROCOv2, resuming a partial download, and verify it")
+    download.add_argument("--source", choices=("zenodo", "hub"), required=True, help="zenodo: zip; hub: parquet files")
+    download.add_argument("--out", type=Path, required=True, help="folder; complete files are not downloaded again")
     download.add_argument(
-        "--source",
-        choices=("zenodo", "hub"),
-        required=True,
-        help="zenodo: zip files; hub: parquet files of the mirror",
-    )
-    download.add_argument(
-        "--out", type=Path, required=True, help="folder for the files; complete files are not downloaded again"
-    )
-    download.add_argument(
-        "--splits",
-        nargs="+",
-        default=["train", "valid", "test"],
-        metavar="SPLIT",
-        help="splits to download (default: all)",
+        "--splits", nargs="+", default=["train", "valid", "test"], metavar="SPLIT", help="default: all"
     )
 
     audit = add_command(data, "audit", _audit, "report broken files, duplicates, leaks between splits and licenses")
     audit.add_argument("data", metavar="DIR", help="a folder, a CSV file, or a data set's name on the Hub")
     audit.add_argument(
-        "--out",
-        type=Path,
-        default=Path("report.json"),
-        help="JSON file; the HTML page is written next to it (default: report.json)",
+        "--out", type=Path, default=Path("report.json"), help="JSON file, HTML page next to it (default: report.json)"
     )
-    audit.add_argument(
-        "--tokenizer", help="folder or Hub name of the base whose tokenizer counts tokens (default: that of BLIP)"
-    )
-    audit.add_argument(
-        "--max_caption_tokens", type=int, nargs="+", help="limits for which truncated captions are counted"
-    )
+    audit.add_argument("--tokenizer", help="folder or Hub name of the base that counts tokens (default: BLIP)")
+    audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="limits to count truncated captions for")
     audit.add_argument("--num_proc", type=int, help="number of processes that decode images (default: one per core)")
     layout_options(audit, "named as in a recipe; needed if the data is not in the layout of ROCOv2")
 

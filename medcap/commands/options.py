@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ LAYOUT_OPTIONS = {
     "image_column": str, "caption_column": str, "group_column": str,
     "valid_fraction": float, "test_fraction": float, "split_seed": int,
 }  # fmt: skip
+GENERATION_OPTIONS = {"num_beams": int, "max_new_tokens": int, "no_repeat_ngram_size": int, "length_penalty": float}
 
 
 def add_command(
@@ -54,40 +55,36 @@ def layout_options(parser: argparse.ArgumentParser, text: str) -> None:
 def generation_options(parser: argparse.ArgumentParser) -> None:
     """Add options for loading a model and generating captions."""
     group = parser.add_argument_group("generation", "defaults: the settings of the adapter")
-    for name, kind in (
-        ("num_beams", int), ("max_new_tokens", int), ("no_repeat_ngram_size", int), ("length_penalty", float),
-    ):  # fmt: skip
+    for name, kind in GENERATION_OPTIONS.items():
         group.add_argument(f"--{name}", type=kind)
     group.add_argument("--revision", help="branch, tag or commit of a --model on the Hub, such as epoch-3")
     group.add_argument("--base", help="base of the adapter, if its recorded name cannot be loaded")
     group.add_argument("--image_size", type=int, help="side of the image in pixels")
-    group.add_argument(
-        "--batch_size", type=int, help="images per batch (default: 16 on a CPU, the largest that fits on a GPU)"
-    )
+    group.add_argument("--batch_size", type=int, help="images per batch (default: CPU 16, GPU as many as fit)")
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         help="precision of the computation (default: that of the adapter's recipe; auto for a base)",
     )
-    group.add_argument(
-        "--no_detokenize", "--no-detokenize", action="store_true", help="keep the raw text of the decoder"
-    )
+    group.add_argument("--no_detokenize", "--no-detokenize", action="store_true", help="write the decoder's raw text")
 
 
 def captioner_from_args(args: argparse.Namespace) -> Captioner:
     """Load the captioner that --model and `generation_options` describe."""
     from medcap.inference import load_captioner
 
-    names = ("num_beams", "max_new_tokens", "no_repeat_ngram_size", "length_penalty")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return load_captioner(
         _local_model(args.model, args.revision),
         base=args.base,
         image_size=args.image_size,
-        generation=given,
+        generation=_given(args, GENERATION_OPTIONS),
         precision=args.precision,
         detokenize=not args.no_detokenize,
     )
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _local_model(model: str, revision: str | None) -> str:
@@ -100,11 +97,9 @@ def _local_model(model: str, revision: str | None) -> str:
 
 
 def layout_from_args(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> DataLayout:
-    """Return the data layout: that of an adapter's recipe unless overridden; its training images are not tested."""
+    """Return the data layout, by default that of an adapter's recipe, so that its training images are not tested."""
     from medcap.data.layout import DataLayout
 
     names = ("data_format", *LAYOUT_OPTIONS)
     trained = {name: recipe[name] for name in names if recipe and name in recipe}
-    return DataLayout(
-        **{**trained, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}}
-    )
+    return DataLayout(**{**trained, **_given(args, names)})

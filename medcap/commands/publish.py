@@ -13,28 +13,30 @@ if TYPE_CHECKING:
     from medcap.publish.release import Writer
 
 
+FORMATS = {
+    "merge": "write a full model with the adapter merged into its base",
+    "onnx": "export encoder and decoder to ONNX (extra: onnx)",
+    "space": "write a Gradio app for Hugging Face Spaces",
+}
+
+
 def add_commands(commands: Any) -> None:
     """Add `publish`."""
     publish = add_command(commands, "publish", _publish, "build a release folder, or push it to the Hub")
     publish.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a training run")
-    where = publish.add_mutually_exclusive_group(required=True)
-    where.add_argument("--to", type=Path, help="new folder for the release")
-    where.add_argument("--repo-id", "--repo_id", help="NAMESPACE/NAME on the Hub")
-    seen = publish.add_mutually_exclusive_group()
-    seen.add_argument("--private", action="store_true", help="make the repository private (default)")
-    seen.add_argument("--public", action="store_true", help="make the repository public")
+    destination = publish.add_mutually_exclusive_group(required=True)
+    destination.add_argument("--to", type=Path, help="new folder for the release")
+    destination.add_argument("--repo-id", "--repo_id", help="NAMESPACE/NAME on the Hub")
+    visibility = publish.add_mutually_exclusive_group()
+    visibility.add_argument("--private", action="store_true", help="make the repository private (default)")
+    visibility.add_argument("--public", action="store_true", help="make the repository public")
     publish.add_argument("--overwrite", action="store_true", help="replace a repository that was not made by medcap")
     publish.add_argument("--evaluation", type=Path, help="output folder of medcap evaluate (default: RUN_DIR/eval)")
     publish.add_argument("--comparison", type=Path, help="comparison.json of medcap compare")
     publish.add_argument("--base", help="Hub name of the base, if training read it from a folder")
-    kind = publish.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--merge", action="store_true", help="with --to: write a full model with the adapter merged into its base"
-    )
-    kind.add_argument(
-        "--onnx", action="store_true", help="with --to: export encoder and decoder to ONNX (extra: onnx)"
-    )
-    kind.add_argument("--space", action="store_true", help="with --to: write a Gradio app for Hugging Face Spaces")
+    formats = publish.add_mutually_exclusive_group()
+    for name, text in FORMATS.items():
+        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=f"with --to: {text}")
 
 
 def _publish(args: argparse.Namespace) -> None:
@@ -64,7 +66,7 @@ def _check(args: argparse.Namespace) -> None:
     """Raise RecipeError for options that would have no effect."""
     from medcap.recipe import RecipeError
 
-    if args.to is None and (args.merge or args.onnx or args.space):
+    if args.to is None and args.format:
         raise RecipeError("--merge, --onnx and --space write a folder: use --to DIR, not --repo-id")
     for name in ("private", "public", "overwrite"):
         if args.to is not None and getattr(args, name):
@@ -77,5 +79,4 @@ def _writer(args: argparse.Namespace) -> Writer | None:
     from medcap.publish.onnx_export import write_onnx
     from medcap.publish.space import write_space
 
-    asked = {write_merged: args.merge, write_onnx: args.onnx, write_space: args.space}
-    return next((write for write, wanted in asked.items() if wanted), None)
+    return {"merge": write_merged, "onnx": write_onnx, "space": write_space}.get(args.format)

@@ -14,7 +14,7 @@ from medcap.launch import launch_command
 def train(arguments: list[str]) -> int:
     """Run `medcap train --config X.yaml [--accelerate ddp [--num_processes 4]] ...` and return its exit status."""
     if {"-h", "--help", "--help-all"} & set(arguments):
-        from medcap.recipe import recipe_help
+        from medcap.recipe.help import recipe_help
 
         print(recipe_help(every_key="--help-all" in arguments))
         return 0
@@ -27,7 +27,7 @@ def train(arguments: list[str]) -> int:
     except FileNotFoundError as error:
         sys.stderr.write(f"medcap: error: {error}\n")
         return 2
-    # The launcher inherits this and waits too; training handles both signals and exits with a checkpoint
+    # the launcher inherits this and waits too; training handles both signals and exits with a checkpoint
     earlier = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         return subprocess.run(command, check=False).returncode

@@ -7,22 +7,20 @@ captions come from a data set or a model and may contain Markdown or HTML.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, StrictUndefined
 
+from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.metrics.coco import METRICS
 from medcap.publish import card_sections as sections
 from medcap.publish.card_data import ROCOV2, CardData, last_part
-from medcap.publish.markdown import code, escape
+from medcap.publish.markdown import cell, code, escape
 from medcap.reporting.tables import TITLES
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-BASELINES = ("constant", "shuffled", "nearest")
 TAGS = ["lora", "blip", "radiology", "image-captioning", "medcap"]
 # names in https://huggingface.co/metrics, which has a single BLEU and a single ROUGE
 HUB_METRICS = {**{name: name for name in METRICS}, **dict.fromkeys(METRICS[:4], "bleu"), "rouge_l": "rouge"}
@@ -38,41 +36,14 @@ def render_card(card_data: CardData) -> str:
         ValueError: huggingface_hub reads other values from the front matter than were written.
     """
     jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    jinja.filters.update(text=escape, code=code, literal=lambda text: json.dumps(text, ensure_ascii=False))
-    body = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(_content(card_data))
+    jinja.filters.update(text=escape, code=code, cell=cell, literal=lambda text: json.dumps(text, ensure_ascii=False))
+    template = jinja.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    body = template.render(card=card_data, sections=sections, lateralities=LATERALITIES, rocov2=ROCOV2)
     front = card_metadata(card_data)
     card = f"---\n{front.to_yaml()}\n---\n\n{body}"
     if (parsed := ModelCard(card).data.to_dict()) != front.to_dict():
         raise ValueError(f"the card's front matter is read as {parsed} instead of {front.to_dict()}")
     return card
-
-
-def _content(card_data: CardData) -> dict[str, Any]:
-    """Return the variables of the template."""
-    environment, evaluation, systems = card_data.environment or {}, card_data.evaluation, card_data.systems
-    return {
-        "card": card_data,
-        "recipe": card_data.recipe,
-        "evaluation": evaluation,
-        "medcap": environment.get("medcap"),
-        "systems": [row.scores for row in systems],
-        "results": sections.scores_table(systems),
-        "findings": sections.findings_table(systems),
-        "baselines": {row.scores.name: row.scores for row in systems if row.scores.name in BASELINES},
-        "not_above": sections.not_above,
-        "differences": sections.differences(card_data),
-        "modalities": sections.breakdown_table(evaluation, "modality"),
-        "lengths": sections.breakdown_table(evaluation, "length"),
-        "facts": sections.facts_table(evaluation),
-        "sides": sections.laterality_table(evaluation),
-        "failures": evaluation.failures if evaluation else {},
-        "splits": sections.splits_table(card_data),
-        "settings": sections.recipe_table(card_data.recipe),
-        "curve": sections.curve_table(card_data),
-        "selected_by": sections.selection_metric(card_data.recipe),
-        "versions": sections.versions_table(environment),
-        "mirror": ROCOV2,
-    }
 
 
 def card_metadata(card_data: CardData) -> ModelCardData:
@@ -102,29 +73,25 @@ def hub_results(card_data: CardData) -> str | None:
         return None
     entries = [
         EvalResultEntry(ROCOV2, task_id=key, value=score, notes=str(card_data.evaluation.signature))
-        for key, score in _scores(card_data)
+        for key, score in card_data.evaluation.metrics.items()
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
-
-
-def _scores(card_data: CardData) -> Sequence[tuple[str, float]]:
-    measured = card_data.evaluation.metrics if card_data.evaluation else {}
-    return [(key, measured[key]) for key in METRICS if key in measured]
 
 
 def _eval_results(card_data: CardData) -> list[EvalResult] | None:
     if card_data.evaluation is None:
         return None
+    data_set = last_part(card_data.data)
     return [
         EvalResult(
             task_type=TASK,
             task_name="Image captioning",
-            dataset_type=ROCOV2 if card_data.is_rocov2 else last_part(card_data.data),
-            dataset_name="ROCOv2" if card_data.is_rocov2 else last_part(card_data.data),
+            dataset_type=ROCOV2 if card_data.is_rocov2 else data_set,
+            dataset_name="ROCOv2" if card_data.is_rocov2 else data_set,
             dataset_split=card_data.evaluation.split,
             metric_type=HUB_METRICS[key],
             metric_name=TITLES[key],
             metric_value=score,
         )
-        for key, score in _scores(card_data)
+        for key, score in card_data.evaluation.metrics.items()
     ]

@@ -26,7 +26,7 @@ class CardData:
 
     Attributes:
         base: Name of the base on the Hub, or of its folder if `base_is_local`.
-        base_image_size: Pixels per side that the base's position embeddings are made for.
+        base_image_size: Image size of the base's position embeddings, in pixels per side.
         recipe: The resolved recipe, without paths of this machine.
         environment: Content of environment.json.
         curve: Lines of metrics.jsonl.
@@ -75,7 +75,7 @@ class CardData:
 
     @property
     def interpolates(self) -> bool:
-        """Whether inference must interpolate position embeddings; a merged model has them at its own size."""
+        """Whether inference must interpolate position embeddings; those of a merged model have been resized."""
         size = self.recipe.get("image_size")
         return self.format == "adapter" and size is not None and size != self.base_image_size
 
@@ -91,12 +91,8 @@ def system_rows(evaluation: EvaluationResult | None, comparison: Comparison | No
         rows = comparison.systems
     else:
         rows = [] if evaluation is None else [evaluation, *evaluation.baselines.values()]
-    return [SystemRow(row, evaluation is not None and is_same_system(row, evaluation)) for row in rows]
-
-
-def is_same_system(row: SystemScores, evaluation: EvaluationResult) -> bool:
-    """Whether a row of a comparison is the evaluated system, by name and scores."""
-    return row.name == evaluation.name and row.metrics == evaluation.metrics
+    ours = (evaluation.name, evaluation.metrics) if evaluation else None
+    return [SystemRow(row, (row.name, row.metrics) == ours) for row in rows]
 
 
 def last_part(path: str) -> str:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
-from medcap.evaluation.result import EvaluationResult, PairedDifference, PartScores, SystemScores
-from medcap.metrics.clinical.accuracy import LATERALITIES
+from medcap.evaluation.result import EvaluationResult, PartScores, SystemScores
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData, SystemRow
 from medcap.publish.markdown import cell, code, escape, measured_table, table
-from medcap.recipe import (
-    REQUIRED,
-    CaptionTrainingArguments,
-    DataArguments,
-    GenerationArguments,
-    LoraArguments,
-    ModelArguments,
-)
+from medcap.recipe import GROUPS, REQUIRED
 from medcap.reporting.tables import TITLES, differences_text
 
 SPLIT_COLUMNS = {
@@ -30,8 +22,8 @@ SPLIT_COLUMNS = {
     "outside_fraction": "outside the chosen fraction",
     "missing": "images missing",
     "undecodable": "images unreadable",
-    "leaked_image": "images of a later split",
-    "leaked_group": "articles or patients of a later split",
+    "leaked_image": "images also in a later split",
+    "leaked_group": "articles or patients also in a later split",
     "duplicate": "near-duplicate images",
     "fingerprint": "fingerprint",
 }
@@ -42,24 +34,24 @@ CURVE_COLUMNS = {
     "eval_loss": "validation loss",
     **{f"eval_{name}": title for name, title in TITLES.items()},
 }
+ENVIRONMENT_TITLES = {"base": "base weights (SHA-256)", "training_seconds": "training time (s)"}
 MAIN_METRICS = {name: TITLES[name] for name in ("bleu_4", "meteor", "rouge_l", "cider")}
-FACT_COLUMNS = {
-    "precision": "precision", "recall": "recall", "f1": "F1", "predicted": "in the captions",
-    "reference": "in the references",
-}  # fmt: skip
-_ARGUMENTS = (DataArguments, ModelArguments, LoraArguments, GenerationArguments, CaptionTrainingArguments)
-DEFAULTS = {field.name: field.default for arguments in _ARGUMENTS for field in fields(arguments)}
+DEFAULTS = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
 
 
 def scores_table(systems: Sequence[SystemRow]) -> str:
-    """Return one row per system and one column per metric, with 95 % intervals where they were computed."""
+    """Return one row per system and one column per metric, with 95% intervals where they were computed."""
     rows = [(_name(row), *_scores(row.scores, TITLES)) for row in systems if row.scores.metrics]
     return table(("", *TITLES.values()), rows) if rows else ""
 
 
 def findings_table(systems: Sequence[SystemRow]) -> str:
     """Return the fraction of images whose caption states each fact of a phantom correctly."""
-    rows = [(_name(row), *_percentages(row.scores.findings)) for row in systems if row.scores.findings]
+    rows = [
+        (_name(row), *(f"{findings[fact]:.1%}" if fact in findings else "" for fact in FACTS))
+        for row in systems
+        if (findings := row.scores.findings)
+    ]
     return table(("", *FACTS), rows) if rows else ""
 
 
@@ -68,10 +60,6 @@ def _scores(row: SystemScores | PartScores, metrics: Iterable[str]) -> list[str]
     cells = {key: f"{score:.4f}" for key, score in row.metrics.items()}
     intervals = {key: f" ({low:.3f} to {high:.3f})" for key, (low, high) in row.intervals.items()}
     return [cells.get(key, "") + intervals.get(key, "") for key in metrics]
-
-
-def _percentages(findings: Mapping[str, float]) -> list[str]:
-    return [f"{findings[fact]:.1%}" if fact in findings else "" for fact in FACTS]
 
 
 def _name(row: SystemRow) -> str:
@@ -84,17 +72,14 @@ def differences(card_data: CardData) -> list[str]:
     name = next((row.scores.name for row in card_data.systems if row.is_ours), None)
     if card_data.comparison is None or name is None:
         return []
-    tests = card_data.comparison.tests
-    reversed_tests = [_reversed(test) for test in tests if test.second == name]
-    own_tests = [*reversed_tests, *(test for test in tests if test.first == name)]
-    escaped = [replace(test, first=escape(test.first), second=escape(test.second)) for test in own_tests]
-    return differences_text(escaped).splitlines()
-
-
-def _reversed(test: PairedDifference) -> PairedDifference:
-    return replace(
-        test, first=test.second, second=test.first, difference=-test.difference, low=-test.high, high=-test.low
-    )
+    lines = [
+        test if test.first == name else replace(test, first=name, second=test.first, difference=-test.difference)
+        for test in card_data.comparison.tests
+        if name in (test.first, test.second)
+    ]
+    return differences_text(
+        [replace(line, first=escape(name), second=escape(line.second)) for line in lines]
+    ).splitlines()
 
 
 def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
@@ -104,28 +89,8 @@ def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
     return table((kind, "images", *MAIN_METRICS.values()), rows) if rows else ""
 
 
-def facts_table(evaluation: EvaluationResult | None) -> str:
-    """Return precision and recall of the extracted facts by kind."""
-    if evaluation is None or evaluation.facts is None:
-        return ""
-    kinds = evaluation.facts.kinds.items()
-    rows = [{"kind": kind, **asdict(scores)} for kind, scores in kinds if scores.predicted or scores.reference]
-    return measured_table({"kind": "", **FACT_COLUMNS}, rows)
-
-
-def laterality_table(evaluation: EvaluationResult | None) -> str:
-    """Return the confusion matrix of sides: references in rows, captions in columns."""
-    sides = evaluation.facts.sides if evaluation and evaluation.facts else {}
-    rows = [
-        (f"reference: {row}", *(cell(sides[row][column]) for column in LATERALITIES))
-        for row in LATERALITIES
-        if row in sides
-    ]
-    return table(("", *(f"caption: {side}" for side in LATERALITIES)), rows) if rows else ""
-
-
 def splits_table(card_data: CardData) -> str:
-    """Return the numbers of rows read, left out and used per split; a reason without rows has no column."""
+    """Return the number of rows read, excluded and used in each split; a reason without rows has no column."""
     splits = dict((card_data.environment or {}).get("data", {}))
     evaluation = card_data.evaluation
     if evaluation and evaluation.data:
@@ -133,23 +98,16 @@ def splits_table(card_data: CardData) -> str:
         splits.setdefault(evaluation.split, {**evaluation.data, "rows": evaluation.n, "fingerprint": fingerprint})
     rows = [{"split": name, **counts} for name, counts in splits.items()]
     always = ("split", "rows", "read", "fingerprint")
-    shown = [key for key in SPLIT_COLUMNS if key in always or any(row.get(key) for row in rows)]
-    return measured_table({key: SPLIT_COLUMNS[key] for key in shown}, rows)
+    keys = [key for key in SPLIT_COLUMNS if key in always or any(row.get(key) for row in rows)]
+    return measured_table({key: SPLIT_COLUMNS[key] for key in keys}, rows)
 
 
-def recipe_table(recipe: Mapping[str, Any]) -> str:
-    """Return every key and value, and medcap's default where it differs."""
-    rows = [(code(key), code(value), _differing_default(key, value)) for key, value in recipe.items()]
-    return table(("key", "value", "medcap's default, if different"), rows, "---")
-
-
-def _differing_default(key: str, value: Any) -> str:
-    if key in REQUIRED or key not in DEFAULTS:
+def differing_default(key: str, value: Any) -> str:
+    """Return medcap's default of a recipe's key as code; blank if it is `value` or there is none."""
+    default = getattr(DEFAULTS.get(key), "value", DEFAULTS.get(key))  # of an enum
+    if key in REQUIRED or key not in DEFAULTS or default == value or default is MISSING:
         return ""
-    default = getattr(DEFAULTS[key], "value", DEFAULTS[key])
-    if not isinstance(default, (str, int, float, bool, type(None))):  # a default factory
-        return ""
-    return "" if default == value else code(default)
+    return code(default)
 
 
 def curve_table(card_data: CardData) -> str:
@@ -157,19 +115,10 @@ def curve_table(card_data: CardData) -> str:
     return measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in card_data.curve])
 
 
-def selection_metric(recipe: Mapping[str, Any]) -> str | None:
-    """Return the validation metric that selected the released epoch; None if it is the last epoch."""
-    if not recipe.get("load_best_model_at_end", DEFAULTS["load_best_model_at_end"]):
-        return None
-    return str(recipe.get("metric_for_best_model", DEFAULTS["metric_for_best_model"]))
-
-
-def versions_table(environment: Mapping[str, Any]) -> str:
-    """Return the content of environment.json except the data."""
-    single = {key: value for key, value in environment.items() if key not in ("data", "packages")}
-    known = {**single, **environment.get("packages", {})}
-    rows = [(escape(key), escape(value)) for key, value in known.items() if value is not None]
-    return table(("", "value"), rows, "---") if rows else ""
+def versions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of environment.json by title, without the data sets."""
+    values = {**environment, **environment.get("packages", {})}
+    return {ENVIRONMENT_TITLES.get(key, key): values[key] for key in values if key not in ("data", "packages")}
 
 
 def not_above(evaluation: EvaluationResult, baseline: SystemScores) -> list[str]:

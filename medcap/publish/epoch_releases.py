@@ -1,7 +1,7 @@
 """Releases of every epoch, written into the run folder and pushed to the Hub during training.
 
-The folders RUN/pushes/epoch-N are the only state; the Hub is asked which of them it already holds. A resumed run or
-`medcap publish RUN` therefore pushes only what is missing.
+The folders RUN/pushes/epoch-N are the only state, and every push compares a folder with the Hub first. A resumed run
+or `medcap publish RUN` therefore pushes only what is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,7 +24,7 @@ from medcap.metrics.diversity import describe_captions
 from medcap.metrics.signature import Signature
 from medcap.publish.hub_client import MAIN, Destination, push_release
 from medcap.publish.release import build_release
-from medcap.publish.run_paths import EPOCHS, WEIGHTS, epoch_number, epoch_releases, next_release, releases
+from medcap.publish.run_paths import EPOCHS, epoch_number, epoch_releases, have_same_weights, next_release, releases
 from medcap.training.caption_metrics import CaptionMetrics
 
 logger = logging.getLogger(__name__)
@@ -133,19 +132,16 @@ class EpochReleaseCallback(TrainerCallback):
         return url
 
 
-def push_run(
-    run: Path, release: Path, to: Destination, *, pushed: Collection[str] = (), api: HfApi | None = None
-) -> str:
+def push_run(run: Path, release: Path, to: Destination, *, pushed: Collection[str] = ()) -> str:
     """Push every epoch of `run` that is not in `pushed` as its own revision, and `release` as main; return its URL.
 
     Raises:
         OSError: A push failed; the message lists the missing revisions and the command that completes them.
     """
-    pending = {path.name: path for path in epoch_releases(run) if path.name not in pushed}
-    pending[MAIN] = release
+    pending = {path.name: path for path in epoch_releases(run) if path.name not in pushed} | {MAIN: release}
     for revision, folder in list(pending.items()):
         try:
-            url = push_release(folder, to, revision=revision, api=api)
+            url = push_release(folder, to, revision=revision)
         except OSError as error:
             options = " --public" * (not to.private) + " --overwrite" * to.overwrite
             command = f"medcap publish {run} --repo-id {to.repo_id}{options}"
@@ -157,6 +153,6 @@ def push_run(
 def run_release(run: Path, to: Destination) -> Path:
     """Return the latest release of the run's adapter; build one for `to` if the adapter has none."""
     existing = releases(run)
-    if existing and (existing[-1] / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes():
+    if existing and have_same_weights(existing[-1], run / "adapter"):
         return existing[-1]
     return build_release(run, next_release(run), repo_id=to.repo_id)

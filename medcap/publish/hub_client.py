@@ -6,13 +6,12 @@ verify an upload. Each step is therefore retried here, and the files on the Hub 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,10 +43,6 @@ class HubUnreachableError(OSError):
     """The Hub is unreachable or returns server errors; a later attempt may succeed."""
 
 
-class _VerificationError(ConnectionError):
-    """The files on the Hub differ from the uploaded files."""
-
-
 @dataclass(frozen=True)
 class Destination:
     """A repository on the Hub. With `overwrite`, files that medcap did not write are replaced too."""
@@ -57,7 +52,7 @@ class Destination:
     overwrite: bool = False
 
 
-def check_access(to: Destination, api: HfApi | None = None) -> str:
+def check_access(to: Destination) -> str:
     """Check before training that `to` can be pushed to; create the repository if it does not exist.
 
     Returns:
@@ -67,7 +62,7 @@ def check_access(to: Destination, api: HfApi | None = None) -> str:
         OSError: There is no token, the token cannot write there, or the repository was not made by medcap.
         HubUnreachableError: The Hub did not answer; access is not known.
     """
-    api = api or HfApi()
+    api = HfApi()
     try:
         _check_role(retry(api.whoami))
         return retry(lambda: _open_repository(api, to))
@@ -87,13 +82,13 @@ def push_destination(recipe: Recipe) -> Destination | None:
     name = training.hub_model_id or Path(training.output_dir).name
     to = Destination(name, private=training.hub_private_repo is not False, overwrite=training.hub_overwrite)
     try:
-        return dataclasses.replace(to, repo_id=check_access(to)) if training.process_index == 0 else to
+        return replace(to, repo_id=check_access(to)) if training.process_index == 0 else to
     except HubUnreachableError as error:
         logger.warning("%s. Training continues; the push is retried later", error)
         return to
 
 
-def push_release(release: Path, to: Destination, *, revision: str = MAIN, api: HfApi | None = None) -> str:
+def push_release(release: Path, to: Destination, *, revision: str = MAIN) -> str:
     """Upload `release` to the branch `revision` in one commit, unless the branch already holds the same files.
 
     Repository and branch are created if they do not exist. Files of earlier releases are deleted; other files are
@@ -108,7 +103,7 @@ def push_release(release: Path, to: Destination, *, revision: str = MAIN, api: H
         HubUnreachableError: The Hub is unreachable; a later attempt may succeed.
     """
     check_release(release)
-    api = api or HfApi()
+    api = HfApi()
     try:
         name = retry(lambda: _open_repository(api, to))
         if revision != MAIN:
@@ -218,7 +213,7 @@ def _upload(api: HfApi, release: Path, name: str, revision: str, overwrite: bool
         delete_patterns="*" if overwrite else sorted(RELEASE_FILES),
     )
     if differing := _differences(api, release, name, revision, overwrite):
-        raise _VerificationError(f"{differing[0]} on the Hub differs from the uploaded file")
+        raise ConnectionError(f"{differing[0]} on the Hub differs from the uploaded file")  # is retried
 
 
 def _differences(api: HfApi, release: Path, name: str, revision: str, overwrite: bool) -> list[str]:

@@ -14,7 +14,7 @@ def escape(value: object) -> str:
     Entities are used because CommonMark (6.2) treats them as text everywhere, table cells included.
     """
     line = " ".join(str(value).split())
-    return re.sub(r"[&<>|`*\[\]\\~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)", lambda found: f"&#{ord(found[0])};", line)
+    return re.sub(r"[&<>|`*\[\]\\~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)", lambda match: f"&#{ord(match[0])};", line)
 
 
 def code(value: object) -> str:
@@ -25,9 +25,9 @@ def code(value: object) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
-    """Return a Markdown table of escaped cells; `align` applies to all columns but the first."""
-    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of escaped cells; all columns but the first are right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,26 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from medcap.modeling.blip import decode_captions, prompt_ids
-from medcap.publish.card_data import CardData
-from medcap.publish.merge import check_captions, check_images, merge
-from medcap.publish.release import RELEASE_FILES, check_files, write_card, write_files
-from medcap.publish.run_paths import WEIGHTS
+from medcap.publish.merge import complete_release, merge
+from medcap.publish.run_reader import ReleaseSource
 
 MODELS = ("encoder.onnx", "decoder.onnx")
-ONNX_FILES = (RELEASE_FILES - {WEIGHTS, "adapter_config.json"}) | set(MODELS)
-NEEDED = (*MODELS, "generation_config.json", "processor_config.json", "README.md")
 
 
-def write_onnx(
-    folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]
-) -> None:
+def write_onnx(folder: Path, source: ReleaseSource) -> None:
     """Write encoder.onnx, decoder.onnx and the other files of a release into `folder`.
 
-    Beam search with onnxruntime must generate exactly the adapter's captions for a few images. This is a `Writer` for
-    `build_release`.
+    This is a `Writer` for `build_release`.
 
     Raises:
-        ValueError: A caption differs, or the extra `onnx` is not installed.
+        ValueError: Beam search with onnxruntime generates another caption than the adapter, or the extra `onnx` is
+            not installed.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ValueError(f"{missing[0]} is not installed: pip install 'medcap[onnx]'")
-    adapter, card_data = run / "adapter", replace(card_data, format="onnx")
-    model = merge(adapter)
+    model = merge(source.adapter)
     export(model, folder)
-    write_files(folder, adapter, evaluation, card_data)
-    images, source = check_images(adapter)
-    captions = onnx_captions(folder, model, images, card_data.recipe.get("prompt", ""))
-    check_captions("the ONNX model", captions, adapter, images)
-    sys.stderr.write(f"the captions of {len(images)} images ({source}) are identical to the adapter's\n")
-    write_card(folder, card_data)
-    check_files(folder, NEEDED, ONNX_FILES, local_paths)
+    complete_release(folder, source, "onnx", MODELS, partial(onnx_captions, folder, model))
 
 
 class _Encoder(nn.Module):
@@ -102,7 +88,7 @@ def _write(module: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, An
 
 
 def onnx_captions(
-    folder: Path, model: BlipForConditionalGeneration, images: Sequence[Image.Image], prompt: str = ""
+    folder: Path, model: BlipForConditionalGeneration, images: Sequence[Image.Image], prompt: str
 ) -> list[str]:
     """Caption with transformers' beam search over onnxruntime; the captions are not detokenized.
 

@@ -16,19 +16,18 @@ from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from safetensors import SafetensorError, safe_open
 
 from medcap.evaluation.result import Comparison, EvaluationResult
-from medcap.io import new_folder, write_json
+from medcap.io import new_folder, read_json, write_json
 from medcap.logs import error_line, named_errors, token_pattern
 from medcap.publish.card import hub_results, render_card
 from medcap.publish.card_data import CardData, SystemRow, system_rows
 from medcap.publish.plots import check_plot, write_plots
 from medcap.publish.run_paths import WEIGHTS, find_evaluation
-from medcap.publish.run_reader import NEEDED, read_json, read_run
+from medcap.publish.run_reader import NEEDED, ReleaseSource, read_run
 from medcap.reporting.plots import read_curve
 
 logger = logging.getLogger(__name__)
 
-# writes a release: (folder, run, evaluation folder or None, card data, local paths that must not be published)
-Writer = Callable[[Path, Path, "Path | None", CardData, Collection[str]], None]
+Writer = Callable[[Path, ReleaseSource], None]  # writes a release into an empty folder, and checks it
 HUB_RESULTS = f"{EVAL_RESULTS_FOLDER}/rocov2.yaml"
 # the only files that are published: no optimizer state, no images of the data set, no card written by PEFT
 FROM_ADAPTER = (
@@ -57,7 +56,7 @@ def build_release(
 
     Args:
         run: Folder of a finished training run.
-        to: New or empty folder; after an error nothing is left there.
+        to: New or empty folder; no files remain after an error.
         evaluation: Folder of `medcap evaluate`; default: see `find_evaluation`.
         comparison: comparison.json of `medcap compare`.
         base: Hub name of the base, if the run read it from a folder.
@@ -70,25 +69,22 @@ def build_release(
         ValueError: The run contains something that must not be published.
     """
     with new_folder(to) as part, named_errors(run):
-        evaluation = evaluation or find_evaluation(run)
-        card_data, local_paths = read_run(run, evaluation, comparison, base, repo_id)
-        if card_data.base_is_local and write is None:
+        source = read_run(run, evaluation or find_evaluation(run), comparison, base, repo_id)
+        if source.card_data.base_is_local and write is None:
             logger.warning(
-                f"the base {card_data.base} is a local folder: users of this adapter need a copy of it "
+                f"the base model {source.card_data.base!r} is a local folder: users of this adapter need a copy of it "
                 "(or name a base on the Hub with --base)"
             )
-        (write or write_release)(part, run, evaluation, card_data, local_paths)
+        (write or write_release)(part, source)
     return to
 
 
-def write_release(
-    folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]
-) -> None:
+def write_release(folder: Path, source: ReleaseSource) -> None:
     """Write the release of the run's adapter into `folder`, and check it. This is the default `Writer`."""
-    write_files(folder, run / "adapter", evaluation, card_data)
-    write_json(folder / "adapter_config.json", _adapter_config(run / "adapter", card_data))
-    write_card(folder, card_data)
-    check_release(folder, local_paths)
+    write_files(folder, source)
+    write_json(folder / "adapter_config.json", _adapter_config(source.adapter, source.card_data))
+    write_card(folder, source.card_data)
+    check_release(folder, source.local_paths)
 
 
 def write_card(folder: Path, card_data: CardData) -> None:
@@ -111,18 +107,17 @@ def check_files(
     release: Path, needed: Collection[str], allowed: Collection[str], local_paths: Collection[str]
 ) -> None:
     """Check a folder as `check_release` does, with its own lists of `needed` and `allowed` files."""
-    paths = sorted(release.rglob("*")) if release.is_dir() else []
-    files = [path for path in paths if not _is_parent(path, release, allowed)]
-    found = {path.relative_to(release).as_posix(): path for path in files}
-    if missing := [name for name in needed if name not in found]:
+    paths = [path for path in sorted(release.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    files = {path.relative_to(release).as_posix(): path for path in paths}
+    if missing := [name for name in needed if name not in files]:
         raise ValueError(f"{release} is not a complete release: {missing[0]} is missing")
-    for name, path in found.items():
+    for name, path in files.items():
         if name not in allowed or not path.is_file():
             raise ValueError(f"{path} is not part of a release; remove it")
-        if path.name not in PLOTS:
+        if path.name in PLOTS:
+            check_plot(path, read_curve(path.with_name("metrics.jsonl")), _read_systems(path.parent))
+        else:
             _check_text(name, _text(path), local_paths)
-    for name in (name for name in PLOTS if name in found):
-        check_plot(found[name], read_curve(release / "metrics.jsonl"), _read_systems(release))
 
 
 def _check_text(name: str, text: str, local_paths: Collection[str]) -> None:
@@ -144,19 +139,13 @@ def _read_systems(release: Path) -> list[SystemRow]:
     )
 
 
-def _is_parent(path: Path, release: Path, allowed: Collection[str]) -> bool:
-    """Whether `path` is a folder that contains allowed files."""
-    is_folder = path.is_dir() and not path.is_symlink()
-    return is_folder and any(name.startswith(f"{path.relative_to(release)}/") for name in allowed)
-
-
-def write_files(folder: Path, adapter: Path, evaluation: Path | None, card_data: CardData) -> None:
+def write_files(folder: Path, source: ReleaseSource) -> None:
     """Write all files of a release except adapter_config.json, the plots and the card."""
+    card_data = source.card_data
     for name in FROM_ADAPTER:
-        if (adapter / name).is_file() and (card_data.format == "adapter" or name != WEIGHTS):
-            shutil.copyfile(
-                adapter / name, folder / name
-            )  # not the mode: safetensors files are readable by owner only
+        if (source.adapter / name).is_file() and (card_data.format == "adapter" or name != WEIGHTS):
+            # without the mode: safetensors files are readable by their owner only
+            shutil.copyfile(source.adapter / name, folder / name)
     recipe = yaml.safe_dump(dict(card_data.recipe), sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     if card_data.environment is not None:
@@ -169,18 +158,16 @@ def write_files(folder: Path, adapter: Path, evaluation: Path | None, card_data:
     if (results := hub_results(card_data)) is not None:
         (folder / HUB_RESULTS).parent.mkdir()
         (folder / HUB_RESULTS).write_text(results, encoding="utf-8")
-    if evaluation is not None and card_data.evaluation is not None:
+    if source.evaluation is not None and card_data.evaluation is not None:
         card_data.evaluation.write(folder / "metrics.json")
-        shutil.copyfile(evaluation / "predictions.csv", folder / "predictions.csv")
+        shutil.copyfile(source.evaluation / "predictions.csv", folder / "predictions.csv")
 
 
 def _adapter_config(adapter: Path, card_data: CardData) -> dict[str, Any]:
     """Return the adapter's config without local paths; raise ValueError if loading would need medcap."""
     config = read_json(adapter / "adapter_config.json")
     if "medcap" in json.dumps(config.get("auto_mapping")):
-        raise ValueError(
-            f"{adapter}: auto_mapping names a class of medcap, so the adapter cannot be loaded without it"
-        )
+        raise ValueError(f"{adapter}: auto_mapping names a class of medcap; loading the adapter would need medcap")
     revision = None if card_data.base_is_local else card_data.recipe.get("model_revision")
     return {**config, "base_model_name_or_path": card_data.base, "revision": revision, "inference_mode": True}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 from pathlib import Path
 
@@ -24,11 +25,13 @@ def find_evaluation(run: Path) -> Path | None:
     """Return the folder with the adapter's scores: RUN/eval, else the release of the epoch with the same weights."""
     if (run / "eval" / "metrics.json").is_file():
         return run / "eval"
-    adapter = run / "adapter" / WEIGHTS
-    if not adapter.is_file():
-        return None
-    weights = adapter.read_bytes()
-    return next((path for path in epoch_releases(run) if (path / WEIGHTS).read_bytes() == weights), None)
+    return next((path for path in epoch_releases(run) if have_same_weights(path, run / "adapter")), None)
+
+
+def have_same_weights(*folders: Path) -> bool:
+    """Whether two folders contain the same adapter weights."""
+    first, second = (folder / WEIGHTS for folder in folders)
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def releases(run: Path) -> list[Path]:
@@ -43,5 +46,5 @@ def next_release(run: Path) -> Path:
 
 
 def _numbered(folder: Path, prefix: str) -> list[Path]:
-    found = (path for path in folder.glob(f"{prefix}-*") if re.fullmatch(rf"{prefix}-\d+", path.name))
-    return sorted(found, key=epoch_number)
+    paths = (path for path in folder.glob(f"{prefix}-*") if re.fullmatch(rf"{prefix}-\d+", path.name))
+    return sorted(paths, key=epoch_number)

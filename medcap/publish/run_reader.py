@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from medcap.evaluation.result import Comparison, EvaluationResult
-from medcap.publish.card_data import CardData, is_same_system, last_part
-from medcap.publish.run_paths import WEIGHTS
+from medcap.io import read_json
+from medcap.publish.card_data import CardData, last_part
+from medcap.publish.run_paths import WEIGHTS, have_same_weights
 from medcap.recipe import read_yaml
 from medcap.reporting.plots import read_curve
 
@@ -25,10 +25,32 @@ PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _LOCAL_PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # the start of an absolute or relative path
 
 
+@dataclass(frozen=True)
+class ReleaseSource:
+    """What a release is written from.
+
+    Attributes:
+        run: Folder of a finished training run.
+        evaluation: Folder of its evaluation, if there is one.
+        card_data: Content of its card.
+        local_paths: Paths of this machine, which no file of the release may contain.
+    """
+
+    run: Path
+    evaluation: Path | None
+    card_data: CardData
+    local_paths: Collection[str]
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the adapter."""
+        return self.run / "adapter"
+
+
 def read_run(
     run: Path, evaluation: Path | None, comparison: Path | None, base: str | None, repo_id: str | None
-) -> tuple[CardData, set[str]]:
-    """Return the card data of a run, and the local paths that were removed from it.
+) -> ReleaseSource:
+    """Read the files of a run.
 
     Args:
         run: Folder of a finished training run.
@@ -41,17 +63,15 @@ def read_run(
         FileNotFoundError: A file is missing in the run.
         ValueError: The run contains a pickle, or the scores are another adapter's.
     """
-    adapter = run / "adapter"
+    adapter, environment = run / "adapter", run / "environment.json"
     _check_adapter(adapter)
     if repo_id is not None:
         validate_repo_id(repo_id)
     recipe = read_yaml(adapter / "recipe.yaml")
     recipe.pop("resume_from_checkpoint", None)  # a local path without influence on the result
-    trained_base = (
-        read_json(adapter / "adapter_config.json")["base_model_name_or_path"] or recipe["model_name_or_path"]
-    )
+    config = read_json(adapter / "adapter_config.json")
+    trained_base = config["base_model_name_or_path"] or recipe["model_name_or_path"]
     published_base, is_local = _published_base(trained_base, base)
-    environment = run / "environment.json"
     card_data = CardData(
         base=published_base,
         base_is_local=is_local,
@@ -64,8 +84,11 @@ def read_run(
         comparison=Comparison.read(comparison) if comparison else None,
         repo_id=repo_id,
     )
-    _check_comparison(card_data, comparison, evaluation)
-    return card_data, _local_paths(run, trained_base, recipe)
+    if card_data.evaluation and card_data.comparison and not any(row.is_ours for row in card_data.systems):
+        raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
+    values = (str(run.resolve()), trained_base, *recipe.values())
+    local_paths = {value for value in values if isinstance(value, str) and os.path.isabs(value)}
+    return ReleaseSource(run, evaluation, card_data, local_paths)
 
 
 def _check_adapter(adapter: Path) -> None:
@@ -76,25 +99,11 @@ def _check_adapter(adapter: Path) -> None:
             raise FileNotFoundError(f"{adapter / name} is missing; publish needs a run whose training has finished")
 
 
-def _check_comparison(card_data: CardData, comparison: Path | None, evaluation: Path | None) -> None:
-    """Raise ValueError for a comparison that does not include the evaluation."""
-    if card_data.evaluation is None or card_data.comparison is None:
-        return
-    if not any(is_same_system(row, card_data.evaluation) for row in card_data.comparison.systems):
-        raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
-
-
-def _local_paths(run: Path, base: str, recipe: Mapping[str, Any]) -> set[str]:
-    values = {str(run.resolve()), base, *(value for value in recipe.values() if isinstance(value, str))}
-    return {value for value in values if os.path.isabs(value)}
-
-
 def _read_energy(path: Path) -> dict[str, float] | None:
     """Return the sums of codecarbon's emissions.csv (`report_to: codecarbon`), or None."""
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))  # a resumed run has several
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))  # a resumed run has several
     return {key: sum(float(row[key]) for row in rows) for key in ("duration", "energy_consumed", "emissions")}
 
 
@@ -120,19 +129,9 @@ def _read_evaluation(folder: Path, adapter: Path) -> EvaluationResult:
     """Read metrics.json; raise ValueError if the scores are known to be another model's."""
     result = EvaluationResult.read(folder / "metrics.json")
     model = Path(result.model or adapter)
-    weights = model / WEIGHTS if (model / WEIGHTS).is_file() else None
-    is_other = model.is_dir() and (weights is None or weights.read_bytes() != (adapter / WEIGHTS).read_bytes())
-    if is_other or str(model) == result.base:
+    if (model.is_dir() and not have_same_weights(model, adapter)) or str(model) == result.base:
         raise ValueError(f"{folder} holds the scores of {model}, not of {adapter}")
     return replace(result, model=_without_local_paths(result.model), base=_without_local_paths(result.base))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ValueError, with the path, for another format."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _without_local_paths(value: Any) -> Any:

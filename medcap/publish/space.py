@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from medcap.io import write_json
 from medcap.publish.card import card_metadata
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.release import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
+from medcap.publish.run_reader import ReleaseSource
 
 APP_FOLDER = Path(__file__).parent / "space_app"
 GRADIO = "6.31.0"  # the tested version
@@ -29,9 +29,7 @@ SPACE_FILES = frozenset(
 )
 
 
-def write_space(
-    folder: Path, run: Path, evaluation: Path | None, card_data: CardData, local_paths: Collection[str]
-) -> None:
+def write_space(folder: Path, source: ReleaseSource) -> None:
     """Write a Space that contains the release of the run's adapter into `folder`.
 
     A local base is copied into the Space; a base on the Hub is downloaded by the app. This is a `Writer` for
@@ -40,10 +38,11 @@ def write_space(
     Raises:
         FileNotFoundError: A local base has no weights.
     """
+    card_data = source.card_data
     (folder / "adapter").mkdir()
-    write_release(folder / "adapter", run, evaluation, card_data, local_paths)
+    write_release(folder / "adapter", source)
     if card_data.base_is_local:
-        _copy_base(Path(PeftConfig.from_pretrained(run / "adapter").base_model_name_or_path or ""), folder / "base")
+        _copy_base(Path(PeftConfig.from_pretrained(source.adapter).base_model_name_or_path or ""), folder / "base")
     for name in ("app.py", "page.py"):
         shutil.copyfile(APP_FOLDER / name, folder / name)
     (folder / "truecasing.py").write_text(inspect.getsource(truecasing), encoding="utf-8")
@@ -51,7 +50,7 @@ def write_space(
     write_json(folder / "settings.json", _settings(card_data))
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
     (folder / "README.md").write_text(_readme(card_data), encoding="utf-8")
-    check_files(folder, OWN_FILES, SPACE_FILES, local_paths)
+    check_files(folder, OWN_FILES, SPACE_FILES, source.local_paths)
 
 
 def _detokenize_source() -> str:
@@ -63,9 +62,7 @@ def _detokenize_source() -> str:
 
 def _copy_base(base: Path, to: Path) -> None:
     if not (base / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{base} contains no model.safetensors to copy into the Space; name a base on the Hub with --base"
-        )
+        raise FileNotFoundError(f"{base} contains no model.safetensors to copy; name a base on the Hub with --base")
     to.mkdir()
     for name in BASE_FILES:
         if (base / name).is_file():

@@ -5,33 +5,25 @@ Command-line options have the names of the keys and override the file. The train
 """
 
 from medcap.recipe.arguments import (
-    RANGES,
-    REPLACED,
+    GROUPS,
     CaptionTrainingArguments,
     DataArguments,
     GenerationArguments,
-    LoraArguments,
-    ModelArguments,
     Recipe,
     RecipeError,
     check_ranges,
 )
-from medcap.recipe.help import recipe_help
 from medcap.recipe.reader import REQUIRED, read_recipe, read_yaml
 
 __all__ = [
-    "RANGES",
-    "REPLACED",
+    "GROUPS",
     "REQUIRED",
     "CaptionTrainingArguments",
     "DataArguments",
     "GenerationArguments",
-    "LoraArguments",
-    "ModelArguments",
     "Recipe",
     "RecipeError",
     "check_ranges",
     "read_recipe",
     "read_yaml",
-    "recipe_help",
 ]

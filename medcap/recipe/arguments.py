@@ -1,11 +1,12 @@
 """The keys of a recipe, their types, defaults and ranges."""
+# ruff: noqa: RUF009  `_key` returns a new field at each call
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,121 +22,95 @@ class RecipeError(ValueError):
     """The recipe or its overrides are wrong. Nothing was started, and the command line exits with status 2."""
 
 
+def _key(default: Any, text: str, allowed: tuple[float, float] | None = None) -> Any:
+    """Return a field with its default, its help text, and the range of its values (ends included)."""
+    return field(default=default, metadata={"help": text, "range": allowed})
+
+
 @dataclass(frozen=True)
 class DataArguments:
     """The data set, its layout and the selection of images."""
 
-    data_dir: str = field(default="", metadata={"help": "folder, CSV file or Hub name of the data set"})
-    data_format: Literal["auto", "rocov2", "imagefolder", "csv", "hub"] = field(
-        default="auto", metadata={"help": "layout of the data"}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "column of the images (file_name; Hub: image)"})
-    caption_column: str | None = field(default=None, metadata={"help": "column of the captions (caption)"})
-    group_column: str | None = field(
-        default=None, metadata={"help": "patient or study: generated splits never divide a group"}
-    )
-    valid_fraction: float = field(default=0.1, metadata={"help": "fraction for validation if there are no splits"})
-    test_fraction: float = field(default=0.1, metadata={"help": "fraction for testing if there are no splits"})
-    split_seed: int = field(default=0, metadata={"help": "seed of the generated splits"})
-    license_filter: Literal["any", "commercial"] = field(default="any", metadata={"help": "allowed use of the images"})
-    dedupe: bool = field(default=False, metadata={"help": "use only the first of near-duplicate images"})
-    exclude_leaks: bool = field(
-        default=False, metadata={"help": "train without images and patients of valid and test"}
-    )
-    train_fraction: float = field(default=1.0, metadata={"help": "fraction of the training split to use"})
-    fraction_seed: int = field(default=0, metadata={"help": "seed of train_fraction"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "maximum number of training images"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "maximum number of validation images"})
-    max_broken: float = field(default=0.001, metadata={"help": "stop above this fraction of unreadable images"})
-    max_caption_tokens: int = field(default=96, metadata={"help": "maximum caption length, special tokens included"})
-    prompt: str = field(default="", metadata={"help": "text before every caption; it has no loss"})
+    data_dir: str = _key("", "folder, CSV file or Hub name of the data set")
+    data_format: Literal["auto", "rocov2", "imagefolder", "csv", "hub"] = _key("auto", "layout of the data")
+    image_column: str | None = _key(None, "column of the images (file_name; Hub: image)")
+    caption_column: str | None = _key(None, "column of the captions (caption)")
+    group_column: str | None = _key(None, "patient or study: generated splits never divide a group")
+    valid_fraction: float = _key(0.1, "fraction for validation if there are no splits", (0, 1))
+    test_fraction: float = _key(0.1, "fraction for testing if there are no splits", (0, 1))
+    split_seed: int = _key(0, "seed of the generated splits")
+    license_filter: Literal["any", "commercial"] = _key("any", "allowed use of the images")
+    dedupe: bool = _key(False, "use only the first of near-duplicate images")
+    exclude_leaks: bool = _key(False, "train without images and patients of valid and test")
+    train_fraction: float = _key(1.0, "fraction of the training split to use")
+    fraction_seed: int = _key(0, "seed of train_fraction")
+    max_train_samples: int | None = _key(None, "maximum number of training images", (1, math.inf))
+    max_eval_samples: int | None = _key(None, "maximum number of validation images", (1, math.inf))
+    max_broken: float = _key(0.001, "stop above this fraction of unreadable images", (0, 1))
+    max_caption_tokens: int = _key(96, "maximum caption length, special tokens included", (3, 512))
+    prompt: str = _key("", "text before every caption; it has no loss")
 
 
 @dataclass(frozen=True)
 class ModelArguments:
     """The base model, its image size and precision, and the feature cache."""
 
-    model_name_or_path: str = field(default="", metadata={"help": "Hub name or folder of a BLIP captioner"})
-    model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the base on the Hub"})
-    image_size: int | None = field(default=None, metadata={"help": "side of the image in pixels (that of the base)"})
-    quantization: Literal["none", "8bit", "4bit"] = field(
-        default="none", metadata={"help": "quantization of the frozen text decoder"}
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
-        default="auto", metadata={"help": "precision of the computation"}
-    )
-    model_code: Literal["fast", "plain"] = field(
-        default="fast", metadata={"help": "BLIP modules: medcap's faster ones, or those of transformers"}
-    )
-    feature_cache: str = field(default="auto", metadata={"help": "cache of encoder features: auto, off, or a folder"})
+    model_name_or_path: str = _key("", "Hub name or folder of a BLIP captioner")
+    model_revision: str | None = _key(None, "branch, tag or commit of the base on the Hub")
+    image_size: int | None = _key(None, "side of the image in pixels (that of the base)", (16, 4096))
+    quantization: Literal["none", "8bit", "4bit"] = _key("none", "quantization of the frozen text decoder")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _key("auto", "precision of the computation")
+    model_code: Literal["fast", "plain"] = _key("fast", "BLIP modules: medcap's faster ones, or those of transformers")
+    feature_cache: str = _key("auto", "cache of encoder features: auto, off, or a folder")
 
 
 @dataclass(frozen=True)
 class LoraArguments:
     """The adapter (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models")."""
 
-    lora_r: int = field(default=16, metadata={"help": "rank"})
-    lora_alpha: float = field(default=32, metadata={"help": "scale: updates are multiplied by alpha / r"})
-    lora_dropout: float = field(default=0.05, metadata={"help": "dropout before the adapter, 0 to 1"})
-    lora_target_modules: str = field(
-        default="attention", metadata={"help": "a name in medcap.modeling.lora, or a regex"}
-    )
+    lora_r: int = _key(16, "rank", (1, 1024))
+    lora_alpha: float = _key(32, "scale: updates are multiplied by alpha / r")
+    lora_dropout: float = _key(0.05, "dropout before the adapter, 0 to 1", (0, 1))
+    lora_target_modules: str = _key("attention", "a name in medcap.modeling.lora, or a regex")
 
 
 @dataclass(frozen=True)
 class GenerationArguments:
     """How captions are generated, named as in `transformers.GenerationConfig`."""
 
-    num_beams: int = field(default=4, metadata={"help": "number of beams; 1 is greedy search"})
-    max_new_tokens: int = field(default=64, metadata={"help": "maximum number of generated tokens"})
-    no_repeat_ngram_size: int = field(default=0, metadata={"help": "never repeat an n-gram of this size; 0: no limit"})
-    length_penalty: float = field(default=1.0, metadata={"help": "beam search: above 0 favours long captions"})
+    num_beams: int = _key(4, "number of beams; 1 is greedy search", (1, 64))
+    max_new_tokens: int = _key(64, "maximum number of generated tokens", (1, 511))
+    no_repeat_ngram_size: int = _key(0, "never repeat an n-gram of this size; 0: no limit", (0, 64))
+    length_penalty: float = _key(1.0, "beam search: above 0 favours long captions")
 
 
 @dataclass
 class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the defaults that captioning needs."""
 
-    output_dir: str = field(default="", metadata={"help": "folder of the run"})
-    eval_strategy: IntervalStrategy | str = field(
-        default="epoch", metadata={"help": "when to generate and score validation captions"}
+    output_dir: str = _key("", "folder of the run")
+    eval_strategy: IntervalStrategy | str = _key("epoch", "when to generate and score validation captions")
+    save_strategy: IntervalStrategy | str = _key("epoch", "when to write a checkpoint")
+    load_best_model_at_end: bool = _key(True, "save the adapter of the best epoch")
+    metric_for_best_model: str | None = _key("cider", "a caption metric, or loss")
+    report_to: str | list[str] | None = _key("none", "none, tensorboard, wandb, trackio, ...")
+    logging_steps: float = _key(10, "steps between log lines")
+    remove_unused_columns: bool = _key(False, "must be false: the transform needs the image column")
+    predict_with_generate: bool = _key(True, "evaluate by generating captions")
+    disable_tqdm: bool | None = _key(False, "hide the progress bar")
+    early_stopping_patience: int | None = _key(
+        None, "stop after this many evaluations without improvement", (1, math.inf)
     )
-    save_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "when to write a checkpoint"})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "save the adapter of the best epoch"})
-    metric_for_best_model: str | None = field(default="cider", metadata={"help": "a caption metric, or loss"})
-    report_to: str | list[str] | None = field(
-        default="none", metadata={"help": "none, tensorboard, wandb, trackio, ..."}
+    train_sampling_strategy: str = _key("group_by_length", "random, or batches of captions of similar length")
+    dataloader_num_workers: int = _key(-1, "processes that read images; -1: up to 8 with a GPU, none on a CPU")
+    ddp_find_unused_parameters: bool | None = _key(
+        False, "search for unused parameters after each step; every adapter is used"
     )
-    logging_steps: float = field(default=10, metadata={"help": "steps between log lines"})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "must be false: the transform needs the image column"}
-    )
-    predict_with_generate: bool = field(default=True, metadata={"help": "evaluate by generating captions"})
-    disable_tqdm: bool | None = field(default=False, metadata={"help": "hide the progress bar"})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without improvement"}
-    )
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "random, or batches of captions of similar length"}
-    )
-    dataloader_num_workers: int = field(
-        default=-1, metadata={"help": "processes that read images; -1: up to 8 with a GPU, none on a CPU"}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "search for unused parameters after each step; every adapter is used"}
-    )
-    hub_overwrite: bool = field(
-        default=False, metadata={"help": "push_to_hub may replace a repository not made by medcap"}
-    )
-    allow_changes: bool = field(default=False, metadata={"help": "resume although the recipe, data or base changed"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "hide a non-finite loss; it stops the run"})
-    ddp_broadcast_buffers: bool | None = field(
-        default=False,
-        metadata={"help": "synchronize buffers; those of BLIP are constant"},
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "try every step on a few images, print the plan, save nothing"}
-    )
+    hub_overwrite: bool = _key(False, "push_to_hub may replace a repository not made by medcap")
+    allow_changes: bool = _key(False, "resume although the recipe, data or base changed")
+    logging_nan_inf_filter: bool = _key(False, "hide a non-finite loss; it stops the run")
+    ddp_broadcast_buffers: bool | None = _key(False, "synchronize buffers; those of BLIP are constant")
+    dry_run: bool = _key(False, "try every step on a few images, print the plan, save nothing")
 
     def __post_init__(self) -> None:
         """Choose the device of processes without a GPU and the number of workers, which persist between epochs."""
@@ -148,11 +123,15 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
 
-MEDCAP_GROUPS = {  # the attributes of a Recipe and their classes, without the Trainer's
+GROUPS = {  # the attributes of a Recipe
     "data": DataArguments,
     "model": ModelArguments,
     "lora": LoraArguments,
     "generation": GenerationArguments,
+    "training": CaptionTrainingArguments,
+}
+RANGES = {
+    key.name: key.metadata["range"] for group in GROUPS.values() for key in fields(group) if key.metadata.get("range")
 }
 # keys that were removed or never supported, and their replacement in transformers 5 or medcap
 REPLACED = {
@@ -189,14 +168,14 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return a flat recipe: all keys of medcap, and those keys of the Trainer that were given."""
-        own = {key: value for group in MEDCAP_GROUPS for key, value in vars(getattr(self, group)).items()}
+        own = {**vars(self.data), **vars(self.model), **vars(self.lora), **vars(self.generation)}
         trainer = {key: getattr(self.training, key) for key in sorted(self.given - own.keys() - _TRANSIENT)}
         return {key: _plain(value) for key, value in {**own, **trainer}.items() if value is not None}
 
     def value(self, key: str) -> Any:
-        """Return the value of any key, in the form that YAML holds."""
-        groups = (self.data, self.model, self.lora, self.generation, self.training)
-        return _plain(next(getattr(group, key) for group in groups if hasattr(group, key)))
+        """Return the value of any key as YAML holds it."""
+        settings = {name: value for group in GROUPS for name, value in vars(getattr(self, group)).items()}
+        return _plain(settings[key])
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe atomically; it can be run again."""
@@ -205,29 +184,12 @@ class Recipe:
 
 def _plain(value: Any) -> Any:
     """Convert enums and other objects to values that YAML holds and `read_recipe` reads as the same value."""
-    if value == []:  # the Trainer's form of report_to: none
+    if value == []:  # how the Trainer stores report_to: none
         return "none"
     if isinstance(value, list):
         return [_plain(item) for item in value]
     value = value.to_dict() if hasattr(value, "to_dict") else getattr(value, "value", value)
     return value if isinstance(value, (str, int, float, bool, dict)) else str(value)
-
-
-RANGES = {
-    "valid_fraction": (0, 1),
-    "test_fraction": (0, 1),
-    "max_broken": (0, 1),
-    "max_caption_tokens": (3, 512),
-    "max_train_samples": (1, math.inf),
-    "max_eval_samples": (1, math.inf),
-    "image_size": (16, 4096),
-    "lora_r": (1, 1024),
-    "lora_dropout": (0, 1),
-    "num_beams": (1, 64),
-    "max_new_tokens": (1, 511),
-    "no_repeat_ngram_size": (0, 64),
-    "early_stopping_patience": (1, math.inf),
-}
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:

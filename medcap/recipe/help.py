@@ -7,7 +7,7 @@ import textwrap
 import typing
 from typing import Any
 
-from medcap.recipe.arguments import MEDCAP_GROUPS, REPLACED, CaptionTrainingArguments
+from medcap.recipe.arguments import GROUPS, REPLACED
 from medcap.recipe.values import describe, key_types
 
 WIDTH, COLUMN = 100, 34
@@ -22,7 +22,6 @@ COMMAND = {
     "--debug": "show the traceback of an error",
     "--help, --help-all": "show the main keys, or every key, and exit",
 }
-TITLES = {"data": "data", "model": "model", "lora": "adapter", "generation": "generation"}
 TRAINING = {  # the training keys of the short help; "" stands for the help of medcap's own field
     "output_dir": "",
     "num_train_epochs": "number of epochs",
@@ -39,21 +38,17 @@ TRAINING = {  # the training keys of the short help; "" stands for the help of m
 }
 
 
-def help_requested(arguments: list[str]) -> bool:
-    """Return whether the arguments ask for the help."""
-    return any(argument in ("-h", "--help", "--help-all") for argument in arguments)
-
-
 def recipe_help(every_key: bool = False) -> str:
     """Return the help: the keys of medcap and the main keys of training, or with `every_key` all keys."""
-    lines = [USAGE, *(line for option, text in COMMAND.items() for line in _entry(option, text))]
-    for group, arguments in MEDCAP_GROUPS.items():
-        lines += [f"{TITLES[group]}:", *(line for field in dataclasses.fields(arguments) for line in _key(field))]
-    training = {field.name: field for field in dataclasses.fields(CaptionTrainingArguments) if field.init}
     hidden = REPLACED.keys() | {"bf16", "fp16"}  # precision is their replacement
-    shown = {key: "" for key in training if key not in hidden} if every_key else TRAINING
-    title = "training:" if every_key else "training (other keys of transformers.Seq2SeqTrainingArguments: --help-all):"
-    return "\n".join([*lines, title, *(line for key, text in shown.items() for line in _key(training[key], text))])
+    lines = [USAGE, *(line for option, text in COMMAND.items() for line in _entry(option, text))]
+    for group, arguments in GROUPS.items():
+        keys = {field.name: field for field in dataclasses.fields(arguments) if field.init}
+        shown = {key: "" for key in keys if key not in hidden}
+        if group == "training" and not every_key:
+            group, shown = "training (other keys of transformers.Seq2SeqTrainingArguments: --help-all)", TRAINING
+        lines += [f"{group}:", *(line for key, text in shown.items() for line in _key(keys[key], text))]
+    return "\n".join(lines)
 
 
 def _key(field: dataclasses.Field[Any], text: str = "") -> list[str]:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
 from medcap.logs import error_line
-from medcap.recipe.arguments import (
-    MEDCAP_GROUPS,
-    REPLACED,
-    CaptionTrainingArguments,
-    Recipe,
-    RecipeError,
-    check_ranges,
-)
-from medcap.recipe.help import help_requested, recipe_help
+from medcap.recipe.arguments import GROUPS, REPLACED, CaptionTrainingArguments, Recipe, RecipeError, check_ranges
+from medcap.recipe.help import recipe_help
 from medcap.recipe.values import convert, key_types
 
 COMMAND_LINE = "command line"
@@ -36,20 +30,32 @@ def read_recipe(overrides: list[str]) -> Recipe:
     Raises:
         RecipeError: one line with the source (the file or the command line), the key, its value and what is allowed.
     """
-    if help_requested(overrides):
+    if {"-h", "--help", "--help-all"} & set(overrides):
         print(recipe_help(every_key="--help-all" in overrides))
         raise SystemExit(0)
-    options = _read_options(overrides)
+    with _error_source(COMMAND_LINE):
+        options = _read_options(overrides)
     config = options.pop("config", None)
     content = {} if config is None else read_yaml(Path(config))
-    for key in content:
-        _check_known(key, config)
     sources = {**dict.fromkeys(content, str(config)), **dict.fromkeys(options, COMMAND_LINE)}
-    merged = {**content, **options}
-    values = {key: _converted(key, value, sources[key]) for key, value in merged.items() if value is not None}
+    values = {}
+    for key, value in {**content, **options}.items():
+        with _error_source(sources[key]):
+            _check_known(key)
+            if value is not None:
+                values[key] = convert(key, value)
     _merge_precision(values, sources)
     _check_values(values, sources)
     return _build(values, sources)
+
+
+@contextmanager
+def _error_source(source: str) -> Iterator[None]:
+    """Add the source of a key to the message of a RecipeError."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise RecipeError(f"{path}: not a recipe: more than {MAX_BRACKETS:,} brackets")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: write the value where it is used")
+            raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: repeat the value instead")
         content = yaml.safe_load(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
@@ -81,71 +87,55 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _read_options(arguments: list[str]) -> dict[str, Any]:
     """Return {key: text, list of texts, or bool} from `--key value ...`, `--key=value`, `--key` and `--no_key`."""
     options: dict[str, list[str] | bool] = {}
-    words: list[str] | None = None  # of the last option
+    texts: list[str] | None = None  # values of the last option; None if it takes no more
     for argument in arguments:
-        if argument.startswith("--"):
-            name, has_value, text = argument[2:].partition("=")
-            key = name.replace("-", "_")
-            if key not in key_types() and bool in key_types().get(key.removeprefix("no_"), ()) and not has_value:
-                options[key.removeprefix("no_")], words = False, None
-                continue
-            if key != "config":
-                _check_known(key, COMMAND_LINE)
-            words = [text] if has_value else []
-            options[key] = words
-            words = None if has_value else words
-        elif words is None:
-            raise RecipeError(f"{COMMAND_LINE}: unexpected argument {argument!r}; write --key value")
-        else:
-            words.append(argument)
-    return {key: _option_value(key, words) for key, words in options.items()}
+        if not argument.startswith("--"):
+            if texts is None:
+                raise RecipeError(f"unexpected argument {argument!r}; write --key value")
+            texts.append(argument)
+            continue
+        name, has_value, text = argument[2:].partition("=")
+        key = name.replace("-", "_")
+        negated = key.removeprefix("no_")
+        if key not in key_types() and bool in key_types().get(negated, ()) and not has_value:
+            options[negated], texts = False, None
+            continue
+        if key != "config":
+            _check_known(key)
+        texts = None if has_value else []
+        options[key] = [text] if texts is None else texts
+    return {key: value if isinstance(value, bool) else _option_value(key, value) for key, value in options.items()}
 
 
-def _option_value(key: str, words: list[str] | bool) -> str | list[str] | bool:
-    if isinstance(words, bool):
-        return words
+def _option_value(key: str, texts: list[str]) -> str | list[str] | bool:
     allowed = key_types().get(key, (str,))
-    if not words and bool in allowed:
+    if not texts and bool in allowed:
         return True
-    if not words:
-        raise RecipeError(f"{COMMAND_LINE}: --{key} needs a value")
-    if len(words) > 1 and not any(getattr(kind, "__origin__", None) is list for kind in allowed):
-        raise RecipeError(
-            f"{COMMAND_LINE}: unexpected argument {words[1]!r} after --{key} {words[0]}; quote the value"
-        )
-    return words if len(words) > 1 else words[0]
+    if not texts:
+        raise RecipeError(f"--{key} needs a value")
+    if len(texts) > 1 and not any(get_origin(kind) is list for kind in allowed):
+        raise RecipeError(f"unexpected argument {texts[1]!r} after --{key} {texts[0]}; quote the value")
+    return texts if len(texts) > 1 else texts[0]
 
 
-def _check_known(key: str, source: str) -> None:
+def _check_known(key: str) -> None:
     if key in REPLACED:
-        raise RecipeError(f"{source}: there is no key {key!r}; use {REPLACED[key]}")
+        raise RecipeError(f"there is no key {key!r}; use {REPLACED[key]}")
     if key not in key_types():
         known = sorted(key_types().keys() - REPLACED.keys())
-        raise RecipeError(
-            f"{source}: unknown key {key!r}; did you mean {difflib.get_close_matches(key, known, 1, 0)[0]!r}?"
-        )
-
-
-def _converted(key: str, value: Any, source: str) -> Any:
-    try:
-        return convert(key, value)
-    except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from None
+        raise RecipeError(f"unknown key {key!r}; did you mean {difflib.get_close_matches(key, known, 1, 0)[0]!r}?")
 
 
 def _merge_precision(values: dict[str, Any], sources: dict[str, str]) -> None:
     """Replace the Trainer's bf16 and fp16 by `precision`."""
     flags = [key for key in ("bf16", "fp16") if key in values]
-    if not flags:
-        return
-    if "precision" in values:
+    if flags and "precision" in values:
         raise RecipeError(f"{sources[flags[0]]}: {flags[0]} and precision set the same thing: remove {flags[0]}")
     enabled = [key for key in flags if values.pop(key)]
     if len(enabled) > 1:
         raise RecipeError(f"{sources['bf16']}: bf16 and fp16 are both true; set precision to one of them")
-    values["precision"], sources["precision"] = (*enabled, "fp32")[0], sources[flags[0]]
     for key in flags:
-        del sources[key]
+        values["precision"], sources["precision"] = (*enabled, "fp32")[0], sources.pop(key)
 
 
 def _check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
@@ -153,39 +143,31 @@ def _check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None
     for key in REQUIRED:
         if not values.get(key):
             raise RecipeError(f"{key} is missing: write it into the recipe or give --{key}")
-    for key in values:
-        try:
-            check_ranges({key: values[key]})
-        except RecipeError as error:
-            raise RecipeError(f"{sources[key]}: {error}") from None
-    fraction = values.get("train_fraction", 1)
-    if not 0 < fraction <= 1:
-        raise RecipeError(f"{sources['train_fraction']}: train_fraction is {fraction}; allowed is above 0, at most 1")
-    if values.get("remove_unused_columns"):
-        raise RecipeError(
-            f"{sources['remove_unused_columns']}: remove_unused_columns must be false: "
-            "the collator needs the image column"
-        )
+    for key, value in values.items():
+        with _error_source(sources[key]):
+            check_ranges({key: value})
+            if key == "train_fraction" and not 0 < value <= 1:
+                raise RecipeError(f"train_fraction is {value}; allowed is above 0, at most 1")
+            if key == "remove_unused_columns" and value:
+                raise RecipeError("remove_unused_columns must be false: the collator needs the image column")
 
 
 def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Recipe:
-    groups = {
-        name: arguments(**{field.name: values[field.name] for field in fields(arguments) if field.name in values})
-        for name, arguments in MEDCAP_GROUPS.items()
-    }
-    own = {field.name for arguments in MEDCAP_GROUPS.values() for field in fields(arguments)}
     try:
-        training = CaptionTrainingArguments(**{key: value for key, value in values.items() if key not in own})
+        groups: dict[str, Any] = {
+            name: group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
+            for name, group in GROUPS.items()
+        }
     except Exception as error:  # Seq2SeqTrainingArguments raises errors of many types
         raise RecipeError(f"{_files(sources)}: {error_line(error)}") from error
-    recipe = Recipe(**groups, training=training, given=frozenset(sources))
+    recipe = Recipe(**groups, given=frozenset(sources))
     held_out = recipe.data.valid_fraction + recipe.data.test_fraction
     if held_out >= 1:
         raise RecipeError(
             f"valid_fraction and test_fraction are {held_out:g} together; "
             "their sum must be below 1 to leave images for training"
         )
-    _check_push(training)
+    _check_push(recipe.training)
     return recipe
 
 
@@ -199,9 +181,7 @@ def _check_push(training: CaptionTrainingArguments) -> None:
     if not training.push_to_hub:
         return
     for key in ("eval_strategy", "save_strategy"):
-        if (value := str(getattr(getattr(training, key), "value", getattr(training, key)))) != "epoch":
-            raise RecipeError(
-                f"push_to_hub pushes each evaluated and saved epoch: {key} is {value!r}, must be 'epoch'"
-            )
+        if (value := getattr(training, key).value) != "epoch":
+            raise RecipeError(f"push_to_hub pushes evaluated and saved epochs: {key} is {value!r}, must be 'epoch'")
     if not training.predict_with_generate:
         raise RecipeError("push_to_hub pushes the captions of each epoch: predict_with_generate must be true")

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, Literal
 
-from medcap.recipe.arguments import MEDCAP_GROUPS, CaptionTrainingArguments, RecipeError
+from medcap.recipe.arguments import GROUPS, RecipeError
 
 _BOOLS = {
     **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
@@ -24,7 +24,7 @@ _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "tex
 def key_types() -> dict[str, tuple[Any, ...]]:
     """Return the types allowed for each key, None excluded, in the order in which a conversion is tried."""
     allowed = {}
-    for arguments in (*MEDCAP_GROUPS.values(), CaptionTrainingArguments):
+    for arguments in GROUPS.values():
         hints = typing.get_type_hints(arguments)
         allowed.update({field.name: _alternatives(hints[field.name]) for field in dataclasses.fields(arguments)})
     return allowed
@@ -43,15 +43,14 @@ def convert(key: str, value: Any) -> Any:
         except (TypeError, ValueError, LookupError, OverflowError, RecursionError):
             continue
     if isinstance(value, bool):  # the key takes text
-        words, quoted = ("yes or on", "yes") if value else ("no or off", "no")
-        raise RecipeError(f'{key}: YAML reads a bare {words} as {str(value).lower()}; quote it: {key}: "{quoted}"')
-    text = repr(value)
-    text = text if len(text) <= 100 else f"{text[:100]}..."
+        bare, quoted = ("yes or on", "yes") if value else ("no or off", "no")
+        raise RecipeError(f'{key}: YAML reads a bare {bare} as {str(value).lower()}; quote it: {key}: "{quoted}"')
+    text = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}..."
     raise RecipeError(f"{key} is {text}; expected {' or '.join(map(describe, allowed))}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union; text comes after the types it could be read as, a list last."""
+    """Return the members of a union: text after the types it could be converted to, a list last."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = [kind for kind in (typing.get_args(hint) if is_union else (hint,)) if kind is not type(None)]
     if any(_is_enum(kind) for kind in members):  # `SchedulerType | str`: text must name a member
@@ -67,24 +66,17 @@ def _convert_to(kind: Any, value: Any) -> Any:
     if origin is bool:
         return _BOOLS[str(value).lower()]
     if origin is list:
-        return [
-            _convert_to(typing.get_args(kind)[0], item) for item in (value if isinstance(value, list) else [value])
-        ]
+        (member,) = typing.get_args(kind)
+        return [_convert_to(member, item) for item in (value if isinstance(value, list) else [value])]
     if origin is dict:
-        return _mapping(value)
+        content = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+        return {**content}  # TypeError if it is not a mapping
     is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     if not is_scalar or (origin is int and isinstance(value, float)):
         raise TypeError
     if origin in (int, float, str) or _is_enum(kind):
         return kind(value)
     raise TypeError
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    content = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
-    if not isinstance(content, dict):
-        raise TypeError
-    return content
 
 
 def _is_enum(kind: Any) -> bool:

@@ -6,16 +6,17 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from medcap.io import write_text
+from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.monitors import TrainingMonitor
 
 if TYPE_CHECKING:
@@ -26,100 +27,66 @@ METRICS_SHOWN = ("eval_loss", "eval_bleu_1", "eval_bleu_4", "eval_rouge_l", "eva
 
 
 class Progress(TrainerCallback):
-    """One bar for the whole training, with rate, time left and loss, and a line for each evaluation; on stderr."""
+    """Shows a progress bar with rate, time left and loss, and a line for each evaluation, on stderr."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
-        self.evaluating: tqdm | None = None
+        self.evaluation_bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and not args.disable_tqdm:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix(epoch=f"{state.epoch:.1f}/{state.num_train_epochs:g}", loss=f"{logs['loss']:.3f}")
 
     def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero or args.disable_tqdm:
             return
-        if self.evaluating is None:
-            self.evaluating = tqdm(total=len(eval_dataloader), desc="captions", unit="batch", leave=False)
-        self.evaluating.update()
+        if self.evaluation_bar is None:
+            self.evaluation_bar = tqdm(total=len(eval_dataloader), desc="captions", unit="batch", leave=False)
+        self.evaluation_bar.update()
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.evaluating is not None:
-            self.evaluating.close()
-            self.evaluating = None
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if self.evaluation_bar is not None:
+            self.evaluation_bar.close()
+            self.evaluation_bar = None
         if self.bar is not None and metrics:
             shown = [f"{name.removeprefix('eval_')} {metrics[name]:.4f}" for name in METRICS_SHOWN if name in metrics]
             tqdm.write(f"epoch {state.epoch:g}: {', '.join(shown)}", file=self.bar.fp)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one line per evaluation, with the last training loss and the throughput until then."""
+    """Writes `metrics.jsonl`: one line per evaluation, with the last training loss and the throughput before it."""
 
     def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
         self.path, self.monitor = run / "metrics.jsonl", monitor
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove the lines of evaluations after the checkpoint, which are repeated."""
         if state.is_world_process_zero and self.path.exists():
-            self._write(self._until(state.global_step))
+            self._write(self._lines_until(state.global_step))
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or metrics is None:
             return
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
         line["throughput"] = self.monitor.evaluation_figures(state)
-        self._write([*self._until(state.global_step - 1), json.dumps(line)])
+        self._write([*self._lines_until(state.global_step - 1), json.dumps(line)])
 
-    def _until(self, step: int) -> list[str]:
+    def _lines_until(self, step: int) -> list[str]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         return [text for text in lines if json.loads(text)["step"] <= step]
 
@@ -128,34 +95,25 @@ class MetricsLog(TrainerCallback):
 
 
 class ResumeCallback(TrainerCallback):
-    """Restores a run that is resumed, and makes the random numbers of a step depend on seed and step alone.
+    """Restores a resumed run, and makes the random numbers of a step depend only on seed and step.
 
-    So a resumed run draws the numbers (dropout) of an uninterrupted one, however many the start of the data loader's
-    workers has drawn meanwhile.
+    A resumed run then has the dropout of an uninterrupted one, although its data loader drew other random numbers.
     """
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.restore_run()
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_epoch()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.has_loaded = True
         torch.manual_seed(args.seed * 1_000_003 + state.global_step)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove old checkpoints of a run that was killed after its last one."""
         self.trainer.remove_superseded()
 
@@ -166,9 +124,7 @@ class FiniteGradients(TrainerCallback):
     def __init__(self, trainer: CaptionTrainer) -> None:
         self.trainer = trainer
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         rows, self.trainer.rows_of_step = self.trainer.rows_of_step, []
         if self.trainer.accelerator.scaler is None and not math.isfinite(norm := _gradient_norm(self.trainer.model)):
             self.trainer.stop_non_finite(f"the norm of the gradients became {norm}", rows)
@@ -182,47 +138,30 @@ def _gradient_norm(model: nn.Module) -> float:
 Draw = Callable[[Path, Dataset, Mapping[str, Sequence[str]]], None]
 
 
-class HasPredictions(Protocol):
-    """A scorer that keeps the captions of its last evaluation."""
-
-    predictions: list[str]
-
-
 class Samples(TrainerCallback):
-    """`samples/epoch-N.md`: predictions for the same few images after each epoch.
+    """Writes `samples/epoch-N.md`: predictions for the same few images after each epoch.
 
-    `draw(path, images, columns)` draws them as epoch-N.png: the images, and for each its text in every column.
+    `draw(path, images, columns)` draws epoch-N.png: the images, each with its text of every column.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        images: Dataset,
-        scores: HasPredictions,
-        draw: Draw,
-    ) -> None:
+    def __init__(self, run: Path, images: Dataset, scores: CaptionMetrics, draw: Draw) -> None:
         self.folder, self.images, self.scores, self.draw = run / "samples", images, scores, draw
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remove the samples of epochs after the checkpoint, which are trained again."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Remove the samples of epochs after the checkpoint, which are repeated."""
         if state.is_world_process_zero:
             for path in self.folder.glob("epoch-*"):
                 if int(path.stem.rpartition("-")[2]) > math.ceil(state.epoch or 0):
                     path.unlink()
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         ids, references = list(self.images["image_id"]), list(self.images["caption"])
         predictions = self.scores.predictions[: len(ids)]
-        rows = zip(ids, references, predictions, strict=True)
         blocks = [
             f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n"
-            for image_id, reference, prediction in rows
+            for image_id, reference, prediction in zip(ids, references, predictions, strict=True)
         ]
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"

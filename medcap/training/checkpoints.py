@@ -1,7 +1,7 @@
 """Checkpoints that can be verified: each holds the size and checksum of all its files.
 
-A folder is named checkpoint-N only after it is complete and synced to the disk (medcap.io). Damage that happens later
-is found here, before anything is loaded from it.
+A folder is named checkpoint-N only after it is complete and synced to the disk (medcap.io). Later damage is detected
+here, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATE = "trainer_state.json"
 
 
 def write_checksums(folder: Path, pending: Mapping[str, Any] | None = None) -> None:
-    """Write `checksums.json` of all files in `folder`; `pending`: work that a signal postponed, as `stopped`."""
+    """Write `checksums.json` of all files in `folder`, with the work that a signal postponed as `stopped`."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -54,35 +54,30 @@ def find_damage(checkpoint: Path) -> str:
 
 def find_damage_for_resume(checkpoint: Path, with_best: bool) -> str:
     """Return the first fault of a checkpoint or, `with_best`, of the best one, whose adapter the run may save."""
-    if found := find_damage(checkpoint):
-        return found
+    if damage := find_damage(checkpoint):
+        return damage
     try:
         best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
     except (ValueError, TypeError):
         return f"{STATE} cannot be parsed"
     if not with_best or not best or step_of(checkpoint) == best:
         return ""
-    found = find_damage(checkpoint.with_name(f"checkpoint-{best}"))
-    return f"its best checkpoint, checkpoint-{best}, is damaged: {found}" if found else ""
+    damage = find_damage(checkpoint.with_name(f"checkpoint-{best}"))
+    return f"its best checkpoint, checkpoint-{best}, is damaged: {damage}" if damage else ""
 
 
 def pending_work(checkpoint: Path) -> Mapping[str, Any] | None:
-    """Return the work that a signal postponed at this checkpoint; None for a scheduled checkpoint."""
-    return _read(checkpoint)["stopped"]
-
-
-def is_stop_checkpoint(checkpoint: Path) -> bool:
-    """Return whether a signal caused this checkpoint, which the next one then supersedes."""
+    """Return the work that a signal postponed at this checkpoint; None for a scheduled or damaged checkpoint."""
     try:
-        return bool(_read(checkpoint).get("stopped"))
-    except (OSError, ValueError):
-        return False
+        return _read(checkpoint)["stopped"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the checkpoint folders of a run, newest first."""
-    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    folders = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,7 +1,6 @@
-"""A dry run: a run of four steps in a temporary folder, and the plan of the full run that follows from it.
+"""Dry run: four steps, an evaluation and a checkpoint in a temporary folder, by the code of training itself.
 
-It uses the code of training itself: four steps, an evaluation and a checkpoint. This module only selects the images,
-changes the recipe and measures.
+This module only selects the images, changes the recipe and measures.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -44,15 +42,10 @@ def evenly_spaced(rows: int, count: int = DECODED) -> list[int]:
 
 
 def dry_run_rows(lengths: Sequence[int], batch: int, grouped: bool) -> list[int]:
-    """Return the rows of four steps: the longest captions, typical ones, and both again.
+    """Return the rows of four steps of `batch` captions: the longest captions, typical ones, and both again.
 
-    The longest show whether memory suffices. The typical ones are timed twice: with new images, and when their
-    features may be cached.
-
-    Args:
-        lengths: Tokens of every caption.
-        batch: Captions per step.
-        grouped: Whether the captions of a batch have similar lengths; typical ones are then those in the middle.
+    The longest show whether memory suffices. The typical ones are timed twice: with new images, and with images whose
+    features may be cached. If batches are `grouped` by length, typical captions are those of medium length.
     """
     order = np.argsort(lengths, kind="stable")
     start = max((len(order) - batch) // 2, 0)
@@ -64,19 +57,10 @@ def dry_run_rows(lengths: Sequence[int], batch: int, grouped: bool) -> list[int]
 def dry_run_data(
     recipe: Recipe, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, batch: int
 ) -> tuple[DatasetDict, int]:
-    """Select the rows that a dry run trains on and captions, and decode a sample of the images.
+    """Decode a sample of the images; return the rows to train on and to caption, and the number of decoded images.
 
-    One image that cannot be decoded is left out with a warning, as in a run: it may be more than `max_broken` of the
-    sample, and still less of the split.
-
-    Args:
-        recipe: The recipe of the full run.
-        splits: Its data, from `load_splits`.
-        tokenizer: The processor's.
-        batch: Captions per step.
-
-    Returns:
-        The selected rows of each split, and the number of images that were decoded.
+    One unreadable image is excluded with a warning, even if it exceeds `max_broken` of the sample: its fraction of
+    the split is smaller. `batch` is the number of captions per step.
     """
 
     def lengths_of(rows: Dataset) -> list[int]:
@@ -103,29 +87,21 @@ def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
 
     Its folder is on the disk of `output_dir`, the same for all processes, and removed at the end.
     """
-    with _temporary_folder(recipe.training) as folder:
-        args = copy.copy(recipe.training)
-        args.output_dir, args.disable_tqdm = str(folder / "run"), True
-        args.report_to = []
-        args.num_train_epochs, args.max_steps, args.eval_delay = 1, -1, 0
-        args.train_sampling_strategy = "sequential"
-        args.eval_strategy = args.save_strategy = IntervalStrategy.EPOCH
-        cache = recipe.model.feature_cache if recipe.model.feature_cache == "off" else str(folder / "features")
-        model = dataclasses.replace(recipe.model, feature_cache=cache)
-        yield dataclasses.replace(recipe, training=args, model=model, given=frozenset())
-
-
-@contextmanager
-def _temporary_folder(args: Seq2SeqTrainingArguments) -> Iterator[Path]:
-    names = [""]
-    if args.process_index == 0:
-        names = [tempfile.mkdtemp(prefix=".medcap-dry-run-", dir=nearest_folder(Path(args.output_dir)))]
-    broadcast_object_list(names)
+    args, is_main = copy.copy(recipe.training), recipe.training.process_index == 0
+    disk = nearest_folder(Path(args.output_dir))
+    names = broadcast_object_list([tempfile.mkdtemp(prefix=".medcap-dry-run-", dir=disk) if is_main else ""])
+    folder = Path(names[0])
+    args.output_dir, args.disable_tqdm, args.report_to = str(folder / "run"), True, []
+    args.num_train_epochs, args.max_steps, args.eval_delay = 1, -1, 0
+    args.train_sampling_strategy = "sequential"
+    args.eval_strategy = args.save_strategy = IntervalStrategy.EPOCH
+    cache = "off" if recipe.model.feature_cache == "off" else str(folder / "features")
+    model = dataclasses.replace(recipe.model, feature_cache=cache)
     try:
-        yield Path(names[0])
+        yield dataclasses.replace(recipe, training=args, model=model, given=frozenset())
     finally:
-        if args.process_index == 0:
-            shutil.rmtree(names[0], ignore_errors=True)
+        if is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_reporters(args: Seq2SeqTrainingArguments) -> None:
@@ -135,26 +111,20 @@ def check_reporters(args: Seq2SeqTrainingArguments) -> None:
 
 
 class StepTimer(TrainerCallback):
-    """Measures the seconds from the end of a step to the end of the next, and of the evaluation."""
+    """Measures the seconds of each step and of the evaluation."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.evaluation = 0.0
         self.last = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.last = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.steps.append(self._lap())
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.evaluation = self._lap()
 
     def timing(self, captioned: int) -> Timing:

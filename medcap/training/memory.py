@@ -14,46 +14,33 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
-from transformers import (
-    BlipForConditionalGeneration,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import BlipForConditionalGeneration, TrainerCallback, TrainerState, TrainingArguments
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.feature_cache import feature_shape
 from medcap.modeling.lora import base_model
 from medcap.modeling.loss import ROWS
-from medcap.training.micro_batches import TOGETHER, is_out_of_memory
+from medcap.training.micro_batches import SHARDED, is_out_of_memory
 
 if TYPE_CHECKING:
     from medcap.training.trainer import CaptionTrainer
 
-# bytes of optimizer state per trainable parameter: two moments of Adam in float32, or in 8 bits
+# bytes of optimizer state per trainable parameter, by a part of its name; others are Adam's two moments in float32
 OPTIMIZER_BYTES = {"8bit": 2, "adafactor": 1, "sgd": 0}
 ADAM_BYTES = 8
-TABLES = 3  # float32 tensors of logits that exist at a time in `head_loss`
+LOGIT_TENSORS = 3  # float32 tensors of logits that exist at the same time in `head_loss`
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process, or of its CUDA device, at the highest point of a training step.
+    """Peak memory of a training step in bytes, of one process or its CUDA device."""
 
-    - `held`: in use before the first step: weights, and on a CPU Python and its libraries
-    - `weights`: of these, the model's
-    - `adapter`: gradients and optimizer state of the trainable parameters
-    - `activations`: of a micro-batch of `images`, forward and backward, or of the frozen vision encoder if larger
-    - `logits`: the largest number that exists at a time
-    """
-
-    held: int
-    weights: int
-    adapter: int
-    activations: int
+    held: int  # in use before the first step: weights, and on a CPU also Python and its libraries
+    weights: int  # of these, the model's
+    adapter: int  # gradients and optimizer state of the trainable parameters
+    activations: int  # of a micro-batch, forward and backward, or of the frozen vision encoder if larger
     logits: int
-    images: int
+    images: int  # of a micro-batch
 
     @property
     def total(self) -> int:
@@ -62,7 +49,7 @@ class MemoryEstimate:
     def __str__(self) -> str:
         parts = (
             (self.weights, "weights"),
-            (self.held - self.weights, "libraries and what else is held"),
+            (self.held - self.weights, "libraries and other objects"),
             (self.adapter, "gradients and optimizer"),
             (self.activations, f"activations of {self.images} images"),
             (self.logits, "logits"),
@@ -78,13 +65,14 @@ def gigabytes(size: int) -> str:
 def estimate_memory(trainer: CaptionTrainer) -> MemoryEstimate:
     """Estimate the memory of a training step, with the longest training caption in every row.
 
-    Activations are measured: one image and then two go forward and backward, and the difference is added for each
-    further image. This includes the effects of gradient checkpointing, quantization and mixed precision. Gradients and
-    the state of random number generators do not change.
+    Activations are measured with one image and with two, and the difference is added for each further image. This
+    includes the effects of gradient checkpointing, quantization and mixed precision. Gradients and random number
+    generators do not change.
     """
     model, images = trainer.model, trainer.args.train_batch_size
     blip = base_model(model)
-    tokens = _longest_caption(trainer)
+    longest = max(trainer.train_dataset[trainer.args.length_column_name])
+    tokens = min(longest, trainer.data_collator.max_caption_tokens)
     with _training_mode(trainer):
         one, two = (_step_peak(trainer, rows, tokens) for rows in (1, 2))
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
@@ -94,14 +82,15 @@ def estimate_memory(trainer: CaptionTrainer) -> MemoryEstimate:
         held=memory_in_use(trainer.args.device),
         weights=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
         adapter=sum(weight.numel() * weight.element_size() for weight in trainable)
-        + count * _optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim))),
+        + count * optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim))),
         activations=max(one + (images - 1) * max(two - one, 0), images * _vision_bytes(blip)),
-        logits=min(images * (tokens - 1), ROWS) * vocab * 4 * TABLES,
+        logits=min(images * (tokens - 1), ROWS) * vocab * 4 * LOGIT_TENSORS,
         images=images,
     )
 
 
-def _optimizer_bytes(name: str) -> int:
+def optimizer_bytes(name: str) -> int:
+    """Return the bytes of optimizer state per trainable parameter."""
     return next((size for part, size in OPTIMIZER_BYTES.items() if part in name), ADAM_BYTES)
 
 
@@ -109,11 +98,6 @@ def _vision_bytes(blip: BlipForConditionalGeneration) -> int:
     """Return the bytes of one image in a layer of the frozen vision encoder: MLP, query, key, value, residual."""
     patches, width = feature_shape(blip)
     return patches * (blip.config.vision_config.intermediate_size + 4 * width) * blip.dtype.itemsize
-
-
-def _longest_caption(trainer: CaptionTrainer) -> int:
-    collator, rows = trainer.data_collator, trainer.train_dataset
-    return min(max(rows[trainer.args.length_column_name]), collator.max_caption_tokens)
 
 
 @contextmanager
@@ -129,10 +113,7 @@ def _training_mode(trainer: CaptionTrainer) -> Iterator[None]:
 
 
 def _step_peak(trainer: CaptionTrainer, rows: int, tokens: int) -> int:
-    """Return the peak of bytes that a step on `rows` images with one label each allocates.
-
-    With a frozen vision encoder, the step starts from features.
-    """
+    """Return the peak of bytes that a step on `rows` images allocates, from features if the encoder is frozen."""
     blip, device = base_model(trainer.model), trainer.args.device
     side = blip.config.vision_config.image_size
     text = torch.ones(rows, tokens, dtype=torch.int64, device=device)
@@ -144,13 +125,13 @@ def _step_peak(trainer: CaptionTrainer, rows: int, tokens: int) -> int:
         images = {"features": torch.ones(rows, *feature_shape(blip), dtype=blip.dtype, device=device)}
     batch = {**images, "input_ids": text, "attention_mask": torch.ones_like(text), "labels": labels}
     trainable = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    with _LiveTensors() as live:
+    with LiveTensors() as live:
         loss = trainer.compute_loss(trainer.model, batch)
         torch.autograd.grad(loss, trainable, allow_unused=True)
     return live.peak
 
 
-class _LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of live tensors that were created while it is active."""
 
     def __init__(self) -> None:
@@ -162,16 +143,16 @@ class _LiveTensors(TorchDispatchMode):
         """Call `func` and count its new storages; views cost nothing."""
         for tensor in _tensors((args, kwargs)):
             self.known.add(tensor.untyped_storage())
-        made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
             if (storage := tensor.untyped_storage()) not in self.known:
                 self.known.add(storage)
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage.nbytes())
+                weakref.finalize(storage, self._release, storage.nbytes())
         self.peak = max(self.peak, self.now)
-        return made
+        return result
 
-    def _gone(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.now -= size
 
 
@@ -195,7 +176,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset `peak_memory`; where the system cannot, it includes loading the model."""
+    """Reset `peak_memory`; if the system cannot, the peak includes loading the model."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -222,53 +203,37 @@ class MemoryReport(TrainerCallback):
     def __init__(self, trainer: CaptionTrainer) -> None:
         self.trainer = trainer
         self.estimate: MemoryEstimate | None = None
-        self.seen = 0
-        self.watching = True
+        self.peak = 0
+        self.is_measuring = True
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.trainer.accelerator.distributed_type not in TOGETHER:  # which share a model
-            self.estimate = self._estimated()
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        try:
+            if self.trainer.accelerator.distributed_type not in SHARDED:
+                self.estimate = estimate_memory(self.trainer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):  # two images may not fit; training may still fit one
+                raise
         reset_peak(args.device)
         self._print(state, f"memory: {self.estimate or 'not estimated'}")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.watching:
-            self.seen = peak_memory(args.device)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.is_measuring:
+            self.peak = peak_memory(args.device)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.watching = False
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.is_measuring = False
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.watching = False
+    on_evaluate = on_epoch_end
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._print(state, self.outcome())
 
     def outcome(self) -> str:
         """Return one line with estimate and measured peak."""
         if self.estimate is None:
-            return f"memory: {gigabytes(self.seen)} GB seen, not estimated"
-        ratio = self.estimate.total / max(self.seen, 1) - 1
-        return f"memory: {gigabytes(self.seen)} GB seen, {gigabytes(self.estimate.total)} estimated ({ratio:+.0%})"
-
-    def _estimated(self) -> MemoryEstimate | None:
-        """Return None where two images do not fit; training may still fit one."""
-        try:
-            return estimate_memory(self.trainer)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+            return f"memory: {gigabytes(self.peak)} GB measured, not estimated"
+        ratio = self.estimate.total / max(self.peak, 1) - 1
+        return f"memory: {gigabytes(self.peak)} GB measured, {gigabytes(self.estimate.total)} estimated ({ratio:+.0%})"
 
     def _print(self, state: TrainerState, line: str) -> None:
         if state.is_world_process_zero:

@@ -1,4 +1,4 @@
-"""Splitting a micro-batch that does not fit into memory, without changing the step."""
+"""Split a micro-batch that does not fit into memory, without changing the step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import distributed as dist
 from torch import nn
 
 Batch = dict[str, torch.Tensor]
-# processes that share one model compute in step: none of them can take more parts than the others
-TOGETHER = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-OF_CACHED, OF_UNCACHED = ("features",), ("pixel_values", "digests")  # see CaptionCollator
+# engines that shard the model: their processes compute together, so none can take more micro-batches than the others
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -27,26 +26,15 @@ def split_batch(batch: Batch, rows: int) -> Iterator[Batch]:
     if total <= rows:
         yield batch
         return
+    has_row = {name: torch.ones_like(batch["row"], dtype=torch.bool) for name in batch}
+    if (is_cached := batch.get("is_cached")) is not None:
+        has_row |= {"features": is_cached, "pixel_values": ~is_cached, "digests": ~is_cached}
     for start in range(0, total, rows):
-        yield _part(batch, start, start + rows)
-
-
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    """Return rows `start` to `stop`; tensors of cached and of uncached images have rows of their own."""
-    is_cached = batch.get("is_cached")
-    if is_cached is None:
-        return {name: values[start:stop] for name, values in batch.items()}
-    part = {}
-    for name, values in batch.items():
-        counted = torch.ones_like(is_cached)
-        if name in OF_CACHED:
-            counted = is_cached
-        elif name in OF_UNCACHED:
-            counted = ~is_cached
-        piece = values[int(counted[:start].sum()) : int(counted[:stop].sum())]
-        if len(piece):
-            part[name] = piece
-    return part
+        part = {}
+        for name, values in batch.items():
+            first, last = int(has_row[name][:start].sum()), int(has_row[name][: start + rows].sum())
+            part[name] = values[first:last]
+        yield {name: values for name, values in part.items() if len(values)}
 
 
 class Gradients:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class ThroughputMeter:
 
     steps: int = 0
     images: int = 0
-    tokens: torch.Tensor | int = 0  # that are learned; stays on the device until `figures`
+    tokens: torch.Tensor | int = 0  # labels; stays on the device until `figures`
     waited: float = 0.0
     seconds: float = 0.0
 
@@ -44,9 +44,9 @@ class ThroughputMeter:
 
 
 class TrainingMonitor(TrainerCallback):
-    """Measures throughput, and warns once each of slow data loading and of a loss at chance.
+    """Measures throughput, and warns once of slow data loading and once of a loss at chance.
 
-    `chance`: the loss of a model that knows token frequencies only, from `TokenizedCaptions.entropy`.
+    `chance` is the loss of a model of token frequencies alone, from `TokenizedCaptions.entropy`.
     """
 
     def __init__(self, chance: float | None = None) -> None:
@@ -56,23 +56,18 @@ class TrainingMonitor(TrainerCallback):
         self.began_at_step, self.earlier = 0, 0.0
         self.warned: set[str] = set()
 
-    # --- measuring ---
-
     def time_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Yield the same batches, and record how long each took to arrive."""
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+        """Yield the batches, and record the time spent waiting for each."""
+        start = time.perf_counter()
+        for batch in batches:
             waited = time.perf_counter() - start
             for meter in (self.since_log, self.since_evaluation):
                 meter.waited += waited
             yield batch
+            start = time.perf_counter()
 
     def count_step(self, images: int, tokens: torch.Tensor | int) -> None:
-        """Count one step of `images` images and `tokens` learned tokens."""
+        """Count one step of `images` images and `tokens` labels."""
         for meter in (self.since_log, self.since_evaluation):
             meter.steps += 1
             meter.images += images
@@ -106,53 +101,36 @@ class TrainingMonitor(TrainerCallback):
         return self.earlier + time.perf_counter() - self.began
 
     def _lap(self, is_training: bool = True) -> None:
-        """Count the time since the last lap if it was spent on training."""
+        """Add the time since the last lap if it was spent on training."""
         now = time.perf_counter()
         for meter in (self.since_log, self.since_evaluation):
             meter.seconds += (now - self.mark) * is_training
         self.mark = now
 
-    # --- events ---
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock, or continue that of a resumed run from its log."""
         self.began = self.mark = time.perf_counter()
         self.began_at_step, self.earlier = state.global_step, 0.0
         for line in state.log_history:
             self.earlier = line.get("training_seconds", self.earlier + line.get("eval_runtime", 0.0))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._lap()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._lap(is_training=False)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._warn_of_data_wait(args.dataloader_num_workers)
         losses = [line["loss"] for line in state.log_history if "loss" in line]
         if args.eval_strategy == "no" and losses:
             self._warn_of_chance("training", losses[-1], state)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._lap(is_training=False)
         self.since_evaluation = ThroughputMeter()
         if metrics and (state.epoch or 0) >= 1:
             self._warn_of_chance("validation", metrics["eval_loss"], state)
-
-    # --- warnings ---
 
     def _warn_of_data_wait(self, workers: int) -> None:
         meter = self.since_evaluation

@@ -18,10 +18,10 @@ from medcap.recipe import Recipe
 
 def nearest_folder(path: Path) -> Path:
     """Return `path`, or its nearest parent that exists. Raises NotADirectoryError if that is a file."""
-    found = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    if not found.is_dir():
-        raise NotADirectoryError(f"{path} cannot be created: {found} is a file")
-    return found
+    nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{path} cannot be created: {nearest} is a file")
+    return nearest
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _event_count(strategy: str, every: float | None, steps: int, per_epoch: int)
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """The bytes that a folder needs, by part, and those that are free on its disk."""
+    """The bytes that a folder will need, by part, and those that are free on its disk."""
 
     folder: Path
     parts: dict[str, int]
@@ -77,7 +77,7 @@ class DiskSpace:
 
     @property
     def free(self) -> int:
-        """The bytes that are free on the disk of the folder."""
+        """The free bytes of the folder's disk."""
         return shutil.disk_usage(nearest_folder(self.folder)).free
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Sche
     A checkpoint is written before the oldest one is removed, and the best one stays in addition to
     `save_total_limit`. With push_to_hub the folder also holds the release of each epoch.
     """
-    checkpoint = max((folder_bytes(one) for one in dry_run.glob("checkpoint-*")), default=0)
+    checkpoint = max((folder_bytes(folder) for folder in dry_run.glob("checkpoint-*")), default=0)
     adapter = folder_bytes(dry_run / "adapter")
     count = min(schedule.saves, (args.save_total_limit or schedule.saves) + 2)
     releases = 1 + (schedule.evaluations if args.push_to_hub else 0)
@@ -115,7 +115,7 @@ def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Sche
 
 
 def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: torch.dtype) -> DiskSpace | None:
-    """Return the space that the cached features of `images` images need at most; None without a cache."""
+    """Return the maximum space that the cached features of `images` images need; None without a cache."""
     setting, base = recipe.model.feature_cache, model.get_base_model()
     unused = setting == "auto" and recipe.training.num_train_epochs <= 1
     if setting == "off" or unused or caching_obstacle(base):
@@ -126,7 +126,7 @@ def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: tor
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a step on new images, of one on images seen before, and of an evaluation of `captioned` images."""
+    """Seconds of a step on new images, of a step on cached images, and of an evaluation of `captioned` images."""
 
     step: float
     later_step: float
@@ -141,11 +141,11 @@ class Timing:
 
     def describe(self, schedule: Schedule, valid: int) -> str:
         """Describe the time of the run and the measurements that it is estimated from."""
-        return f"about {duration(self.training(schedule, valid))}, estimated from measurements here: {self}"
-
-    def __str__(self) -> str:
-        later = f" ({self.later_step:.2f} s on images seen before)"
-        return f"a step took {self.step:.2f} s{later}, captions of {self.captioned} images {self.evaluation:.1f} s"
+        return (
+            f"about {duration(self.training(schedule, valid))}, estimated from measurements here: a step took "
+            f"{self.step:.2f} s ({self.later_step:.2f} s on images seen before), captions of {self.captioned} images "
+            f"{self.evaluation:.1f} s"
+        )
 
 
 def describe_plan(model: PeftModel, schedule: Schedule, dtype: torch.dtype) -> dict[str, str]:

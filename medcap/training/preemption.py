@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 
 if TYPE_CHECKING:
     from medcap.training.trainer import CaptionTrainer
@@ -52,9 +52,7 @@ class PreemptionCallback(TrainerCallback):
             )
         self.received = number
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Do the postponed work, and train no step if the run had ended already."""
         trainer = self.trainer
         if pending := trainer.resumed_pending:
@@ -64,33 +62,26 @@ class PreemptionCallback(TrainerCallback):
                 trainer.callback_handler.on_epoch_end(args, state, control)
             trainer.do_pending_work()
         control.should_training_stop |= state.global_step >= state.max_steps or any(
-            one.early_stopping_patience_counter >= one.early_stopping_patience
-            for one in trainer.callback_handler.callbacks
-            if isinstance(one, EarlyStoppingCallback)
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in trainer.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
         )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Request a checkpoint of this step, and postpone its evaluation."""
         if not self._should_stop():
             return
-        ends = control.should_training_stop or float(state.epoch or 0).is_integer()
-        if control.should_evaluate or ends or not control.should_save:
-            self._postpone(control.should_evaluate, control.should_save, ends)
+        self._postpone(state, control, control.should_evaluate)
         control.should_evaluate, control.should_save = False, True
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Interrupt an evaluation, with a checkpoint of the step before it."""
         if self._should_stop():
-            ends = control.should_training_stop or float(state.epoch or 0).is_integer()
-            self._postpone(True, control.should_save, ends)
+            self._postpone(state, control, evaluate=True)
             self.trainer.save_checkpoint()
             self._exit(state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Exit: the checkpoint is complete."""
         if self.stop_signal:
             self._exit(state.global_step)
@@ -103,16 +94,17 @@ class PreemptionCallback(TrainerCallback):
             self.stop_signal = int(self.trainer.accelerator.gather(received).max())
         return self.stop_signal > 0
 
-    def _postpone(self, evaluate: bool, save: bool, epoch_end: bool) -> None:
-        name = signal.Signals(self.stop_signal).name
-        self.trainer.pending = {"signal": name, "evaluate": evaluate, "save": save, "epoch_end": epoch_end}
+    def _postpone(self, state: TrainerState, control: TrainerControl, evaluate: bool) -> None:
+        """Record the work due at this step, which the resumed run does first; none if only a checkpoint is due."""
+        ends = control.should_training_stop or float(state.epoch or 0).is_integer()
+        if evaluate or ends or not control.should_save:
+            work = {"evaluate": evaluate, "save": control.should_save, "epoch_end": ends}
+            self.trainer.pending = {"signal": signal.Signals(self.stop_signal).name, **work}
 
     def _exit(self, step: int) -> None:
         if self.trainer.args.process_index == 0:
-            name, checkpoint = (
-                signal.Signals(self.stop_signal).name,
-                f"{self.trainer.args.output_dir}/checkpoint-{step}",
-            )
+            name = signal.Signals(self.stop_signal).name
+            checkpoint = f"{self.trainer.args.output_dir}/checkpoint-{step}"
             sys.stderr.write(
                 f"\nmedcap: stopped by {name}; {checkpoint} is complete, and the same command resumes from it\n"
             )

@@ -1,4 +1,4 @@
-"""ResumableTrainer: atomic checkpoints, and resumed runs that end as if they had never been interrupted."""
+"""ResumableTrainer: atomic checkpoints, and resumed runs with the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,8 @@ from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
 from medcap.logs import error_line, named_errors
 from medcap.private_hooks import check_hooks
 from medcap.training.callbacks import ResumeCallback
-from medcap.training.checkpoints import (
-    STATE,
-    checkpoints,
-    is_stop_checkpoint,
-    pending_work,
-    rotate,
-    step_of,
-    write_checksums,
-)
-from medcap.training.sampler import LengthSampler
+from medcap.training.checkpoints import STATE, checkpoints, pending_work, rotate, step_of, write_checksums
+from medcap.training.rows import LengthSampler
 
 LOSS_WINDOW = "loss_window_{}.json"  # one per process
 LOADER_OPTIONS = (
@@ -40,7 +32,7 @@ LOADER_OPTIONS = (
 
 
 class ResumableTrainer(Seq2SeqTrainer):
-    """A `Seq2SeqTrainer` whose steps depend on seed and step alone, and whose checkpoints are complete or absent.
+    """A `Seq2SeqTrainer` whose steps depend only on seed and step number, and whose checkpoints are atomic.
 
     A resumed run restores the order of the images, the random numbers, the losses that are not logged yet, and the
     evaluation that a signal postponed. On a CPU its result is bit for bit that of an uninterrupted run.
@@ -63,8 +55,8 @@ class ResumableTrainer(Seq2SeqTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, from a checkpoint if one is given (True: the newest); errors of loading it name its folder."""
-        if resume_from_checkpoint is True and (found := checkpoints(Path(self.args.output_dir))):
-            resume_from_checkpoint = str(found[0])
+        if resume_from_checkpoint is True and (newest_first := checkpoints(Path(self.args.output_dir))):
+            resume_from_checkpoint = str(newest_first[0])
         self.resumed = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
         self.has_loaded = False
         try:
@@ -95,12 +87,12 @@ class ResumableTrainer(Seq2SeqTrainer):
         return self.accelerator.prepare(loader)
 
     def begin_epoch(self) -> None:
-        """Set the epoch of the order; accelerate does not reach a sampler behind the batches that it skips."""
+        """Set the epoch of the sampler; accelerate does not do so when it skips batches of a resumed epoch."""
         if self.groups_by_length:
             self.sampler.set_epoch(int(self.state.epoch or 0))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run one epoch; none where early stopping or max_steps had ended the resumed run already."""
+        """Run one epoch, unless early stopping or max_steps had already ended the resumed run."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
@@ -110,11 +102,11 @@ class ResumableTrainer(Seq2SeqTrainer):
         return super().evaluate(*args, **kwargs)
 
     def restore_run(self) -> None:
-        """Restore what the Trainer leaves out: the best checkpoint's folder, losses not logged yet, postponed work."""
+        """Restore what the Trainer does not: the best checkpoint's folder, losses not logged yet, postponed work."""
         check_hooks("transformers", self)
         run, step = Path(self.args.output_dir), self.state.global_step
         self._set_best_checkpoint(run)
-        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or is_stop_checkpoint(path)]
+        self.superseded = [path for path in checkpoints(run) if step_of(path) > step or pending_work(path)]
         if self.resumed is None:
             return
         self.resumed_pending = pending_work(self.resumed)
@@ -125,7 +117,7 @@ class ResumableTrainer(Seq2SeqTrainer):
             self._globalstep_last_logged = losses["since_step"]
 
     def do_pending_work(self) -> None:
-        """Log, evaluate and save as `self.control` says, outside of an epoch."""
+        """Log, evaluate and save as `self.control` requests, outside of an epoch."""
         self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, self.state.epoch, None, 0.0)
 
     def save_checkpoint(self) -> None:
@@ -159,7 +151,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         return f"{last[0].name} is unchanged: {fix} resume from it with --allow_changes"
 
     def _set_best_checkpoint(self, run: Path, being_written: Path | None = None) -> None:
-        best = run / f"checkpoint-{self.state.best_global_step}"  # also right in a run folder that was moved
+        best = run / f"checkpoint-{self.state.best_global_step}"  # correct even if the run folder was moved
         if best == being_written or best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
@@ -173,38 +165,38 @@ class ResumableTrainer(Seq2SeqTrainer):
         self._check_weights()
         run = Path(self.args.output_dir)
         final = run / f"checkpoint-{self.state.global_step}"
-        part = final.with_name(final.name + PARTIAL)
+        staging = final.with_name(final.name + PARTIAL)
         self.store_flos()
         self._set_best_checkpoint(run, final)
         try:
-            self._write_checkpoint(part)
+            self._write_checkpoint(staging)
             if self.args.should_save:
-                write_checksums(part, self.pending)
-                commit_folder(part, final)
+                write_checksums(staging, self.pending)
+                commit_folder(staging, final)
         except Exception as error:  # safetensors and torch raise their own errors for a full disk
-            shutil.rmtree(part, ignore_errors=True)
-            before = [path.name for path in checkpoints(run)][:1]
-            advice = f"{before[0]} is unchanged: the same command resumes from it" if before else "there is none yet"
+            shutil.rmtree(staging, ignore_errors=True)
+            last = checkpoints(run)
+            advice = f"{last[0].name} is unchanged: the same command resumes from it" if last else "there is none yet"
             raise OSError(f"{final} could not be written: {error_line(error)}; {advice}") from error
         self.remove_superseded(final)
         self.superseded = [final] if self.pending else []
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self, part: Path) -> None:
+    def _write_checkpoint(self, staging: Path) -> None:
         if self.args.should_save:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.save_model(str(part), _internal_call=True)
+        self.save_model(str(staging), _internal_call=True)
         if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(part))
-            self._save_scaler(str(part))
-            self._save_rng_state(str(part))
+            self._save_optimizer_and_scheduler(str(staging))
+            self._save_scaler(str(staging))
+            self._save_rng_state(str(staging))
             window = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
-            write_text(part / LOSS_WINDOW.format(self.args.process_index), json.dumps(window))
+            write_text(staging / LOSS_WINDOW.format(self.args.process_index), json.dumps(window))
         if self.args.should_save:
-            exportable = [
-                one for one in [*self.callback_handler.callbacks, self.control] if isinstance(one, ExportableState)
-            ]
-            self.state.stateful_callbacks = {type(one).__name__: one.state() for one in exportable}
-            self.state.save_to_json(str(part / STATE))
+            stateful = [*self.callback_handler.callbacks, self.control]
+            self.state.stateful_callbacks = {
+                type(source).__name__: source.state() for source in stateful if isinstance(source, ExportableState)
+            }
+            self.state.save_to_json(str(staging / STATE))
         self.accelerator.wait_for_everyone()

@@ -1,10 +1,11 @@
-"""From a recipe to the parts of a run: device, base model with adapter, data, feature cache, trainer."""
+"""Set up a run from its recipe: device, base model with adapter, data, feature cache and trainer."""
 
 from __future__ import annotations
 
 import copy
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,11 +32,21 @@ from medcap.training.trainer import CaptionTrainer
 SAMPLES = 8  # validation images whose predictions are written after each epoch
 
 
-def check_devices(recipe: Recipe) -> None:
-    """Raise RecipeError for devices on which the recipe would train differently without a message.
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A base model with an adapter, and what it is used with."""
 
-    Several GPUs in one process mean torch's DataParallel, which weights captions by the GPU that they are on. Without
-    a GPU, accelerate replaces FSDP and DeepSpeed by plain processes.
+    model: PeftModel
+    processor: BlipProcessor
+    generation_config: GenerationConfig
+    dtype: torch.dtype  # of the computation
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Raise RecipeError for devices on which libraries would silently train in another way.
+
+    With several GPUs in one process the Trainer uses DataParallel, which weights captions by the GPU that they are
+    on. Without a GPU, accelerate replaces FSDP and DeepSpeed by plain processes.
     """
     gpus, device = recipe.training.n_gpu, recipe.training.device
     if gpus > 1:
@@ -49,17 +60,14 @@ def check_devices(recipe: Recipe) -> None:
 
 
 def resolve_precision(recipe: Recipe) -> torch.dtype:
-    """Return the dtype of the recipe's precision on this device, and set the Trainer's flags for it."""
+    """Return the dtype of the recipe's precision on this device."""
     allow_tf32(recipe.model.precision, recipe.training.device)
-    dtype = resolve_dtype(recipe.model.precision, recipe.training.device)
-    recipe.training.bf16, recipe.training.fp16 = dtype == torch.bfloat16, dtype == torch.float16
-    recipe.training.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
-    return dtype
+    return resolve_dtype(recipe.model.precision, recipe.training.device)
 
 
-def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
-    """Return the base model with a new adapter, its processor, and its generation config."""
-    model, processor = load_blip(
+def make_model(recipe: Recipe, dtype: torch.dtype) -> AdaptedModel:
+    """Load the base model of a recipe and add a new adapter."""
+    base, processor = load_blip(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
         quantization=recipe.model.quantization,
@@ -67,16 +75,16 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> tuple[PeftModel, BlipProce
         dtype=dtype,
         model_code=recipe.model.model_code,
     )
-    generation_config = make_generation_config(model, **vars(recipe.generation))
-    adapted = add_lora(
-        model,
+    generation_config = make_generation_config(base, **vars(recipe.generation))
+    model = add_lora(
+        base,
         targets=recipe.lora.lora_target_modules,
         r=recipe.lora.lora_r,
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
         revision=recipe.model.model_revision,
     )
-    return adapted, processor, generation_config
+    return AdaptedModel(model, processor, generation_config, dtype)
 
 
 def load_splits(recipe: Recipe) -> DatasetDict:
@@ -97,7 +105,7 @@ def load_checked_splits(recipe: Recipe) -> DatasetDict:
 
 
 def tokenize_captions(recipe: Recipe, data: DatasetDict, processor: BlipProcessor) -> TokenizedCaptions:
-    """Tokenize the training captions, with the prompt of the recipe: once, for all that depends on their tokens."""
+    """Tokenize the training captions behind the prompt of the recipe."""
     return TokenizedCaptions.tokenize(processor.tokenizer, data["train"]["caption"], recipe.data.prompt)
 
 
@@ -112,14 +120,12 @@ def print_summary(recipe: Recipe, data: DatasetDict, model: PeftModel, captions:
     )
 
 
-def open_feature_cache(
-    recipe: Recipe, data: DatasetDict, model: PeftModel, processor: BlipProcessor, dtype: torch.dtype
-) -> FeatureCache | None:
-    """Return the cache of the vision encoder's outputs; None where the recipe has none or would not reuse it."""
+def open_feature_cache(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel) -> FeatureCache | None:
+    """Return the cache of the vision encoder's outputs; None if the recipe has none or would not reuse it."""
     setting, images = recipe.model.feature_cache, sum(map(len, data.values()))
     if setting == "auto" and recipe.training.num_train_epochs <= 1:
         return None
-    cache = open_cache(setting, model.get_base_model(), processor, dtype, images)
+    cache = open_cache(setting, adapted.model.get_base_model(), adapted.processor, adapted.dtype, images)
     if cache is not None and recipe.training.process_index == 0:
         sys.stderr.write(f"{cache.describe(images)}\n")
     return cache
@@ -129,44 +135,35 @@ def make_trainer(
     recipe: Recipe,
     data: DatasetDict,
     captions: TokenizedCaptions,
-    model: PeftModel,
-    processor: BlipProcessor,
-    generation_config: GenerationConfig,
+    adapted: AdaptedModel,
     scores: CaptionMetrics,
     cache: FeatureCache | None,
     draw: Draw,
 ) -> CaptionTrainer:
     """Return the trainer of a run, with medcap's progress bar, log and samples instead of the Trainer's output.
 
-    Args:
-        recipe: The recipe; its arguments are copied.
-        data: Checked training and validation splits.
-        captions: Tokens of the training captions.
-        model: From `make_model`, with `processor` and `generation_config`.
-        processor: The base model's.
-        generation_config: How captions are generated in evaluations.
-        scores: Computes the metrics of an evaluation.
-        cache: From `open_feature_cache`.
-        draw: Draws the sample images with their captions after each epoch.
+    `captions` holds the tokens of the training captions, `scores` computes the metrics of an evaluation, and `draw`
+    draws the sample images with their captions after each epoch. The recipe is not changed.
     """
-    run, valid, tokenizer = Path(recipe.training.output_dir), data["valid"], processor.tokenizer
-    args = copy.copy(recipe.training)
+    run, valid, processor = Path(recipe.training.output_dir), data["valid"], adapted.processor
+    max_tokens, prompt = recipe.data.max_caption_tokens, recipe.data.prompt
+    args, dtype = copy.copy(recipe.training), adapted.dtype
+    args.bf16, args.fp16 = dtype == torch.bfloat16, dtype == torch.float16
+    args.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
     args.restore_callback_states_from_checkpoint = True  # early stopping counts the worse evaluations
     args.push_to_hub = False  # the Trainer's own push skips epochs while one is uploaded, and overwrites its files
-    monitor = TrainingMonitor(captions.entropy(recipe.data.max_caption_tokens))
+    monitor = TrainingMonitor(captions.entropy(max_tokens))
     samples = valid.select(range(min(SAMPLES, len(valid))))
     trainer = CaptionTrainer(
-        model=model,
+        model=adapted.model,
         args=args,
-        generation_config=generation_config,
-        prompt=recipe.data.prompt,
+        generation_config=adapted.generation_config,
+        prompt=prompt,
         features=cache,
         monitor=monitor,
         train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), processor, cache),
         eval_dataset=trainer_rows(valid, processor, cache),
-        data_collator=CaptionCollator(
-            tokenizer, first_token_id(model), recipe.data.max_caption_tokens, recipe.data.prompt
-        ),
+        data_collator=CaptionCollator(processor.tokenizer, first_token_id(adapted.model), max_tokens, prompt),
         processing_class=processor,
         compute_metrics=scores,
         callbacks=[MetricsLog(run, monitor), Samples(run, samples, scores, draw)],
@@ -183,6 +180,5 @@ def make_trainer(
 def trainer_rows(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
     """Return rows for the collator; the pixels or features of a row are read on access."""
     used = [name for name in ("image_id", "image", "caption", "length") if name in rows.column_names]
-    return with_pixel_values(
-        rows.select_columns(used), processor.image_processor, None if cache is None else cache.get
-    )
+    read = None if cache is None else cache.get
+    return with_pixel_values(rows.select_columns(used), processor.image_processor, read)

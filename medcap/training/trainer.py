@@ -24,10 +24,12 @@ from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder
 from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import base_model
 from medcap.training.callbacks import FiniteGradients
-from medcap.training.caption_rows import CaptionRows
-from medcap.training.micro_batches import TOGETHER, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
+from medcap.training.micro_batches import SHARDED, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
+from medcap.training.rows import CaptionRows
+
+Count = torch.Tensor | int | None  # labels of a step on all processes
 
 
 class CaptionTrainer(ResumableTrainer):
@@ -69,7 +71,7 @@ class CaptionTrainer(ResumableTrainer):
         self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
         self.rows_of_step: list[int] = []  # of this process, since the last optimizer step
         if self.train_dataset is not None:
-            self.train_dataset: Any = self._rows_with_numbers(self.train_dataset)
+            self.train_dataset: Any = self._numbered(self.train_dataset)
         blip = base_model(self.model)
         if not isinstance(blip, CaptioningBlip):
             prepare_blip(blip, self.processing_class, "plain")
@@ -82,29 +84,29 @@ class CaptionTrainer(ResumableTrainer):
         self.add_callback(FiniteGradients(self))
         self._evaluated: list[torch.Tensor] = []  # per batch of an evaluation: summed loss, labels
 
-    def _rows_with_numbers(self, dataset: Any) -> CaptionRows:
+    def _numbered(self, dataset: Any) -> CaptionRows:
         collator = self.data_collator
         return CaptionRows(dataset, collator.tokenizer, collator.prompt, self.args.length_column_name)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return the Trainer's loader of rows that have their number."""
+        """Return the Trainer's loader of numbered rows."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return super().get_eval_dataloader(self._rows_with_numbers(dataset))
+        return super().get_eval_dataloader(self._numbered(dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Return the Trainer's loader of rows that have their number."""
-        return super().get_test_dataloader(self._rows_with_numbers(test_dataset))
+        """Return the Trainer's loader of numbered rows."""
+        return super().get_test_dataloader(self._numbered(test_dataset))
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Count]:
         """Return the micro-batches of one step of this process, and the number of labels on all processes."""
         batches = map(self._without_repeats, self.monitor.time_batches(epoch_iterator))
         samples, labels = super().get_batch_samples(batches, num_batches, device)
         self.monitor.count_step(self._rows(samples), 0 if labels is None else labels)
         return samples, labels
 
-    def _rows(self, batches: list[dict[str, torch.Tensor]]) -> int:
+    def _rows(self, batches: list[Batch]) -> int:
         """Count the rows of one step on all processes, without repeated ones."""
         rows = sum(len(batch["labels"]) for batch in batches) * self.args.world_size
         loader = self.accelerator.gradient_state
@@ -116,7 +118,7 @@ class CaptionTrainer(ResumableTrainer):
         """Log `logs`, with the monitor's figures if there is a loss."""
         super().log({**logs, **self.monitor.log_figures(self.state)} if "loss" in logs else logs, start_time)
 
-    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _without_repeats(self, batch: Batch) -> Batch:
         """Remove the labels of rows that accelerate repeats to fill the last batch of a data set.
 
         They come after the `remainder` rows of all processes.
@@ -128,11 +130,7 @@ class CaptionTrainer(ResumableTrainer):
         return batch
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Count = None
     ) -> Any:
         """Return the summed cross-entropy divided by the labels of the step, or of `inputs` if None (float32 scalar).
 
@@ -151,7 +149,7 @@ class CaptionTrainer(ResumableTrainer):
         model: nn.Module,
         inputs: Batch,
         features: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None,
+        num_items_in_batch: Count,
         label_smoothing: float = 0.0,
     ) -> Any:
         return model(
@@ -163,14 +161,12 @@ class CaptionTrainer(ResumableTrainer):
             label_smoothing=label_smoothing,
         )
 
-    def _features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _features(self, inputs: Batch) -> torch.Tensor:
         with self.accelerator.autocast():
             return self.encoder(inputs)
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Run one micro-batch forward and backward, in smaller parts where it does not fit into memory.
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Count = None) -> torch.Tensor:
+        """Run one micro-batch forward and backward, in smaller parts if it does not fit into memory.
 
         The loss is a sum over labels, so the gradients of the parts add up. The size that fits is used for later
         steps. Raises MemoryError when one row does not fit, and FloatingPointError before a nan reaches the weights.
@@ -180,15 +176,13 @@ class CaptionTrainer(ResumableTrainer):
         size = min(self.rows_at_a_time or rows, rows)
         while (loss := self._in_parts(model, inputs, num_items_in_batch, size)) is None:
             before.restore()
-            size = self.rows_at_a_time = self._fewer(size)
+            size = self.rows_at_a_time = self._smaller(size)
         if isinstance(model, DistributedDataParallel) and self.accelerator.sync_gradients:
             average_gradients(model)
         return loss
 
-    def _in_parts(
-        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None, size: int
-    ) -> torch.Tensor | None:
-        """Return the summed loss of parts of `size` rows, gradients accumulated; None where one does not fit.
+    def _in_parts(self, model: nn.Module, inputs: Batch, num_items_in_batch: Count, size: int) -> torch.Tensor | None:
+        """Return the summed loss of parts of `size` rows, gradients accumulated; None if one does not fit.
 
         Processes split independently, so gradients are not synchronized here but averaged afterwards.
         """
@@ -201,13 +195,13 @@ class CaptionTrainer(ResumableTrainer):
                     if not torch.isfinite(losses[-1]):
                         self.stop_non_finite(f"the loss became {losses[-1].item()}", part["row"].tolist())
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or self.accelerator.distributed_type in TOGETHER:
+            if not is_out_of_memory(error) or self.accelerator.distributed_type in SHARDED:
                 raise
             return None
         return torch.stack(losses).sum()
 
-    def _fewer(self, size: int) -> int:
-        """Return how many rows to try after `size` did not fit; release unused device memory."""
+    def _smaller(self, size: int) -> int:
+        """Return the number of rows to try after `size` did not fit; release unused device memory."""
         clear_device_cache(garbage_collection=True)
         step = self.state.global_step + 1
         if size == 1:
@@ -229,7 +223,7 @@ class CaptionTrainer(ResumableTrainer):
         The Trainer's is a mean of batch means: it depends on the batch size and counts repeated rows.
         """
         self._evaluated = []
-        self.encoder.flush()  # so that the evaluation finds what training encoded
+        self.encoder.flush()  # the evaluation then reads what training has encoded
         self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's does not remove repeated rows
         evaluated = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         self.encoder.flush()
@@ -245,14 +239,14 @@ class CaptionTrainer(ResumableTrainer):
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Batch,
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Return summed loss (scalar), generated ids (B, T) and row numbers (B,) of one batch.
 
-        Generation gets the features only: `Seq2SeqTrainer` would pass `input_ids`, the reference, to `generate`.
+        Only features are passed to `generate`: `Seq2SeqTrainer` would pass `input_ids`, the reference, as well.
         """
         inputs = self._without_repeats(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():

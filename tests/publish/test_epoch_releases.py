@@ -1,4 +1,4 @@
-"""Each epoch becomes a usable revision on the Hub, and Hub failures never stop training."""
+"""Each epoch is pushed as a usable revision, and failures of the Hub never stop training."""
 
 import contextlib
 import csv
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import write_recipe
-from safetensors.torch import load as load_weights
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from transformers import TrainerState
 
 from medcap.cli import main
@@ -33,8 +33,8 @@ EPOCHS, STEPS = 6, 3  # steps of an epoch: 12 images in batches of 4
 
 
 @dataclass
-class Pushed:
-    """Folder, recipe, output and exit status of a training run."""
+class TrainingRun:
+    """Folder, recipe, exit status and output of a training run."""
 
     folder: Path
     recipe: Path
@@ -44,11 +44,12 @@ class Pushed:
 
 
 def files(folder):
+    """Return {name: content} of the files in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def fill(hub, tiny_base):
-    """Reset the Hub and add the base and the user's token."""
+def reset(hub, tiny_base):
+    """Reset the Hub, and add the user's token and the base."""
     hub.reset()
     hub.add_token(TOKEN)
     hub.add_repository(BASE, files(tiny_base))
@@ -56,7 +57,7 @@ def fill(hub, tiny_base):
 
 @pytest.fixture(scope="module", autouse=True)
 def token_and_short_pauses():
-    """A token in the environment, and short retry pauses."""
+    """Set a token in the environment and shorten the pauses between retries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         sleep = time.sleep
@@ -64,12 +65,12 @@ def token_and_short_pauses():
         yield
 
 
-def call(run, *args):
-    """Return status, stdout and stderr of a `main` called in this process."""
+def call(main, *args):
+    """Call a `main` function in this process and return status, stdout and stderr."""
     status = 0
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
-            run(list(map(str, args)))
+            main(list(map(str, args)))
         except SystemExit as end:
             status = int(end.code or 0)
     return status, out.getvalue(), err.getvalue()
@@ -81,24 +82,25 @@ def make_recipe(folder, phantoms, **keys):
         "lora_target_modules": "text", "lora_r": 8, "num_train_epochs": EPOCHS, "precision": "fp32",
         "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.02, "num_beams": 2,
         "max_new_tokens": 16, "use_cpu": True, "seed": 5, "push_to_hub": True, "hub_model_id": REPO,
-        "greater_is_better": False,  # the worst CIDEr: so the best epoch is not the last one by chance
+        "greater_is_better": False,  # selects the epoch with the lowest CIDEr, which is not the last one
     }  # fmt: skip
     return write_recipe(folder / "recipe.yaml", **{**common, **keys})
 
 
 def train(train_script, folder, phantoms, **keys):
     recipe = make_recipe(folder, phantoms, **keys)
-    return Pushed(folder / "run", recipe, *call(train_script.main, "--config", recipe))
+    return TrainingRun(folder / "run", recipe, *call(train_script.main, "--config", recipe))
 
 
 @pytest.fixture(scope="module")
 def pushed(hub, train_script, tiny_base, phantoms, tmp_path_factory):
     """A run of six epochs that was pushed to `hub`; read-only."""
-    fill(hub, tiny_base)
+    reset(hub, tiny_base)
     return train(train_script, tmp_path_factory.mktemp("pushed"), phantoms)
 
 
 def captions(content):
+    """Return {id: caption} of a predictions.csv."""
     return {row["ID"]: row["Caption"] for row in csv.DictReader(io.StringIO(content.decode()))}
 
 
@@ -110,26 +112,22 @@ def test_each_epoch_is_a_revision_and_the_best_is_main(pushed, hub):
     assert set(repository.branches) == {"main", *(f"epoch-{n}" for n in range(1, EPOCHS + 1))}
     lines = [json.loads(line) for line in (pushed.folder / "metrics.jsonl").read_text().splitlines()]
     for number, line in enumerate(lines, 1):
-        found = repository.files(f"epoch-{number}")
-        assert found == files(pushed.folder / "pushes" / f"epoch-{number}")
-        step = pushed.folder / f"checkpoint-{STEPS * number}" / "adapter_model.safetensors"
-        assert same_weights(load_weights(found["adapter_model.safetensors"]), load_file(step))
-        scores = json.loads(found["metrics.json"])
+        revision = repository.files(f"epoch-{number}")
+        assert revision == files(pushed.folder / "pushes" / f"epoch-{number}")
+        checkpoint = load_file(pushed.folder / f"checkpoint-{STEPS * number}" / "adapter_model.safetensors")
+        torch.testing.assert_close(load(revision["adapter_model.safetensors"]), checkpoint, rtol=0, atol=0)
+        scores = json.loads(revision["metrics.json"])
         assert (scores["split"], scores["n"]) == ("valid", 6)
         assert scores["metrics"] == {name: line[f"eval_{name}"] for name in scores["metrics"]}
     best = min(range(1, EPOCHS + 1), key=lambda number: lines[number - 1]["eval_cider"])
-    kept = repository.files()
-    assert kept["adapter_model.safetensors"] == (pushed.folder / "adapter/adapter_model.safetensors").read_bytes()
+    released = repository.files()
+    assert released["adapter_model.safetensors"] == (pushed.folder / "adapter/adapter_model.safetensors").read_bytes()
     for name in ("adapter_model.safetensors", "predictions.csv", "metrics.json"):
-        assert kept[name] == repository.files(f"epoch-{best}")[name]
-    assert f'release = "{BASE}", "{REPO}"' in kept["README.md"].decode()
+        assert released[name] == repository.files(f"epoch-{best}")[name]
+    assert f'release = "{BASE}", "{REPO}"' in released["README.md"].decode()
 
 
-def same_weights(found, expected):
-    return found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
-
-
-# A user's script: transformers and peft only, in a process with an empty cache.
+# captions images with transformers and peft only
 USER_SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -141,46 +139,46 @@ from transformers import AutoModelForImageTextToText, BlipForConditionalGenerati
 
 base, repo, folder, *revisions = sys.argv[1:]
 processor = BlipProcessor.from_pretrained(repo)
-pictures = [Image.open(path) for path in sorted(Path(folder).glob("*.png"))]
 
 def captions(model, revision):
     config = GenerationConfig.from_pretrained(repo, revision=revision)
-    said = {}
+    generated = {}
     for path in sorted(Path(folder).glob("*.png")):
         pixels = processor(images=Image.open(path), return_tensors="pt").pixel_values
         with torch.inference_mode():
             ids = model.generate(pixel_values=pixels, generation_config=config, interpolate_pos_encoding=True)
-        said[path.stem] = processor.decode(ids[0], skip_special_tokens=True)
-    return said
+        generated[path.stem] = processor.decode(ids[0], skip_special_tokens=True)
+    return generated
 
-made = {}
+results = {}
 for revision in revisions:
     blip = BlipForConditionalGeneration.from_pretrained(base)
-    made[revision] = captions(PeftModel.from_pretrained(blip, repo, revision=revision).eval(), revision)
-made["transformers"] = captions(AutoModelForImageTextToText.from_pretrained(repo).eval(), "main")
-made["AutoPeftModel"] = captions(AutoPeftModel.from_pretrained(repo).eval(), "main")
-print(json.dumps(made))
+    results[revision] = captions(PeftModel.from_pretrained(blip, repo, revision=revision).eval(), revision)
+results["transformers"] = captions(AutoModelForImageTextToText.from_pretrained(repo).eval(), "main")
+results["AutoPeftModel"] = captions(AutoPeftModel.from_pretrained(repo).eval(), "main")
+print(json.dumps(results))
 """
 
 
 def test_each_revision_generates_the_evaluated_captions(pushed, hub, phantoms, tmp_path):
+    (tmp_path / "images").mkdir()
     for row in load_rocov2(phantoms, splits=["valid"])["valid"]:
-        (tmp_path / "images").mkdir(exist_ok=True)
         load_image(row["image"]).save(tmp_path / "images" / f"{row['image_id']}.png")
     revisions = ["main", *(f"epoch-{n}" for n in range(1, EPOCHS + 1))]
-    words = [sys.executable, "-c", USER_SCRIPT, BASE, REPO, str(tmp_path / "images"), *revisions]
-    alone = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(words, env=alone, capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = [sys.executable, "-c", USER_SCRIPT, BASE, REPO, str(tmp_path / "images"), *revisions]
+    env = {**os.environ, "HF_HOME": str(tmp_path / "home")}  # an empty cache
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout.splitlines()[-1])
+    results = json.loads(done.stdout.splitlines()[-1])
+    detokenized = {
+        name: {key: detokenize(text) for key, text in generated.items()} for name, generated in results.items()
+    }
     evaluated = {name: captions(hub.repositories["model", REPO].files(name)["predictions.csv"]) for name in revisions}
-    evaluated |= {"transformers": evaluated["main"], "AutoPeftModel": evaluated["main"]}
-    detokenized = {name: {key: detokenize(text) for key, text in said.items()} for name, said in made.items()}
-    assert detokenized == evaluated
-    assert len({tuple(said.values()) for said in evaluated.values()}) > 3  # the revisions differ
+    assert detokenized == {**evaluated, "transformers": evaluated["main"], "AutoPeftModel": evaluated["main"]}
+    assert len({tuple(texts.values()) for texts in evaluated.values()}) > 3  # the revisions differ
 
 
-def test_the_run_folder_says_all_and_no_more(pushed):
+def test_run_folder_contains_one_release_per_epoch(pushed):
     assert {path.name for path in pushed.folder.iterdir()} == {
         "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "pushes", "release-1",
         *(f"checkpoint-{STEPS * n}" for n in range(1, EPOCHS + 1)),
@@ -188,10 +186,10 @@ def test_the_run_folder_says_all_and_no_more(pushed):
     assert [path.name for path in epoch_releases(pushed.folder)] == [f"epoch-{n}" for n in range(1, EPOCHS + 1)]
     assert len(list((pushed.folder / "pushes").iterdir())) == EPOCHS
     recipe = yaml.safe_load((pushed.folder / "recipe.yaml").read_text())
-    assert (recipe["push_to_hub"], recipe["hub_model_id"]) == (True, REPO)  # who goes on with the run pushes too
+    assert (recipe["push_to_hub"], recipe["hub_model_id"]) == (True, REPO)  # a resumed run pushes too
 
 
-def test_the_token_is_nowhere(pushed, hub):
+def test_no_file_or_message_contains_the_token(pushed, hub):
     written = [path for path in pushed.folder.rglob("*") if path.is_file()]
     sent = [
         content
@@ -203,7 +201,7 @@ def test_the_token_is_nowhere(pushed, hub):
     assert len(written) > 60
 
 
-def test_publishing_what_is_there_already_sends_main_alone(pushed, hub, tmp_path):
+def test_publish_uploads_no_epoch_again(pushed, hub, tmp_path):
     shutil.copytree(pushed.folder, tmp_path / "run")
     before = {name: oid for name, oid in hub.repositories["model", REPO].branches.items() if name != "main"}
     hub.requests.clear()
@@ -213,10 +211,10 @@ def test_publishing_what_is_there_already_sends_main_alone(pushed, hub, tmp_path
     assert {name: oid for name, oid in hub.repositories["model", REPO].branches.items() if name != "main"} == before
 
 
-def test_evaluate_compares_a_published_revision_with_its_base_from_the_hub_alone(pushed, hub, phantoms, tmp_path):
-    words = ["--data", phantoms, "--split", "valid", "--out", tmp_path / "eval", "--nearest", 0]
-    words += ["--model", REPO, "--revision", "epoch-2", "--baseline", BASE]
-    status, out, err = call(main, "evaluate", *words)
+def test_evaluate_compares_a_published_revision_with_its_base(pushed, hub, phantoms, tmp_path):
+    options = ["--data", phantoms, "--split", "valid", "--out", tmp_path / "eval", "--nearest", 0]
+    options += ["--model", REPO, "--revision", "epoch-2", "--baseline", BASE]
+    status, out, err = call(main, "evaluate", *options)
     assert status == 0, err
     comparison = json.loads((tmp_path / "eval" / "comparison.json").read_text())
     names = ["captions-epoch-2", "tiny-base (baseline)"]
@@ -231,50 +229,50 @@ def test_evaluate_compares_a_published_revision_with_its_base_from_the_hub_alone
     assert ours["metrics"] != base["metrics"]
 
 
-def test_a_run_that_goes_on_pushes_what_lacks(pushed, hub, train_script, tiny_base, tmp_path):
-    """After a crash in the fifth epoch, once that was released and before its checkpoint; and the Hub forgot all."""
+def test_resumed_run_pushes_missing_revisions(pushed, hub, train_script, tiny_base, tmp_path):
+    """The run crashed between the release and the checkpoint of the fifth epoch, and the Hub has no revision."""
     run, last = tmp_path / "run", EPOCHS - 2
     shutil.copytree(pushed.folder, run)
     for number in range(last + 1, EPOCHS + 1):
         shutil.rmtree(run / f"checkpoint-{STEPS * number}")
     shutil.rmtree(run / "pushes" / f"epoch-{EPOCHS}")
-    (run / "pushes" / f"epoch-{last + 1}" / "adapter_model.safetensors").write_bytes(b"of another training")
+    (run / "pushes" / f"epoch-{last + 1}" / "adapter_model.safetensors").write_bytes(b"of the crashed run")
     (run / "pushes" / f"epoch-{last + 1}.run").mkdir()
-    kept = hub.repositories.pop(("model", REPO))
-    words = ["--config", run / "recipe.yaml", "--output_dir", run, "--resume_from_checkpoint", "last"]
-    status, _, err = call(train_script.main, *words)
-    again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
+    first = hub.repositories.pop(("model", REPO))
+    options = ["--config", run / "recipe.yaml", "--output_dir", run, "--resume_from_checkpoint", "last"]
+    status, _, err = call(train_script.main, *options)
+    second, hub.repositories["model", REPO] = hub.repositories["model", REPO], first
     assert status == 0, err
-    assert set(again.branches) == set(kept.branches)
-    for name in kept.branches:
+    assert set(second.branches) == set(first.branches)
+    for name in first.branches:
         for file in ("adapter_model.safetensors", "predictions.csv"):
-            assert again.files(name)[file] == kept.files(name)[file], (name, file)
+            assert second.files(name)[file] == first.files(name)[file], (name, file)
 
 
 @pytest.mark.parametrize("released", [True, False])
 def test_run_killed_during_upload_is_completed_by_the_same_command(
     pushed, hub, train_script, tmp_path, monkeypatch, caplog, released
 ):
-    """The adapter exists, main and the last epoch are not on the Hub yet: nothing is trained again."""
+    """The adapter exists but no revision is on the Hub: the run is pushed and not trained again."""
     run = tmp_path / "run"
     shutil.copytree(pushed.folder, run)
     if not released:
         (run / "release-1").rename(run / "release-1.part")
-    kept = hub.repositories.pop(("model", REPO))
+    first = hub.repositories.pop(("model", REPO))
     monkeypatch.setattr(train_script, "make_model", None)  # a call would fail
     status, out, err = call(train_script.main, "--config", run / "recipe.yaml", "--output_dir", run)
-    again, hub.repositories["model", REPO] = hub.repositories["model", REPO], kept
+    second, hub.repositories["model", REPO] = hub.repositories["model", REPO], first
     assert status == 0, err
     assert out == f"{hub.url}/{REPO}\n"
     assert caplog.messages == [f"{run} is trained; pushing the releases that the Hub lacks"]
-    assert set(again.branches) == set(kept.branches)
-    for name in kept.branches:
-        assert again.files(name)["adapter_model.safetensors"] == kept.files(name)["adapter_model.safetensors"]
+    assert set(second.branches) == set(first.branches)
+    for name in first.branches:
+        assert second.files(name)["adapter_model.safetensors"] == first.files(name)["adapter_model.safetensors"]
     assert [path.name for path in run.glob("release-*")] == ["release-1"]
 
 
-def complete(hub, run, epochs):
-    """Whether the Hub holds every epoch of the run, and its adapter as main."""
+def is_pushed(hub, run, epochs):
+    """Whether the Hub has every epoch of the run as a revision, and its adapter as main."""
     repository = hub.repositories["model", REPO]
     adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     return repository.files()["adapter_model.safetensors"] == adapter and all(
@@ -282,29 +280,29 @@ def complete(hub, run, epochs):
     )
 
 
-def trained(run, epochs):
+def is_trained(run, epochs):
     """Whether training finished."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return len(lines) == epochs and (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def last_line(text):
-    """The one line of an error; there is no traceback."""
+    """Return the last line of an error message, which contains no traceback and no token."""
     assert "Traceback" not in text
     assert TOKEN not in text
     return text.splitlines()[-1]
 
 
-@pytest.mark.parametrize("tries", [8, 1])  # with one there is no way through
+@pytest.mark.parametrize("attempts", [8, 1])  # with one attempt the push is incomplete
 def test_push_is_complete_despite_30_percent_failures(
-    hub, tries, train_script, tiny_base, phantoms, tmp_path, monkeypatch
+    hub, attempts, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
-    fill(hub, tiny_base)
-    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", tries)
+    reset(hub, tiny_base)
+    monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", attempts)
     hub.fail_randomly(0.3, seed=0)
-    # the base is no matter of pushing, and comes from a folder
+    # the base comes from a folder, so that only pushing fails
     done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=3)
-    assert trained(done.folder, 3)
+    assert is_trained(done.folder, 3)
     assert hub.failed > 2
     if done.status == 1:
         assert f"complete it with: medcap publish {done.folder} --repo-id {REPO}" in last_line(done.stderr)
@@ -317,46 +315,46 @@ def test_push_is_complete_despite_30_percent_failures(
         assert status == 0, err
     else:
         assert done.status == 0
-    assert complete(hub, done.folder, 3)
+    assert is_pushed(hub, done.folder, 3)
 
 
 def test_publish_completes_the_push_after_permanent_failure(
     hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
-    fill(hub, tiny_base)
+    reset(hub, tiny_base)
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
-    hub.fail(503, times=None, message=f"not you, {TOKEN}")
+    hub.fail(503, times=None, message=f"refused: {TOKEN}")
     done = train(train_script, tmp_path, phantoms, model_name_or_path=str(tiny_base), num_train_epochs=2)
-    assert trained(done.folder, 2)
+    assert is_trained(done.folder, 2)
     assert done.status == 1
-    said = last_line(done.stderr)
-    assert "503" in said
-    assert "missing: epoch-1, epoch-2, main; complete it with: medcap publish" in said
+    message = last_line(done.stderr)
+    assert "503" in message
+    assert "missing: epoch-1, epoch-2, main; complete it with: medcap publish" in message
     hub.faults.clear()
-    status, _, err = call(main, *said.partition("complete it with: medcap ")[2].split())
+    status, _, err = call(main, *message.partition("complete it with: medcap ")[2].split())
     assert status == 0, err
-    assert complete(hub, done.folder, 2)
+    assert is_pushed(hub, done.folder, 2)
 
 
-BAD_TOKENS = {"none": (None, "there is no token"), "read only": ("hf_" + "R" * 34, "is read-only")}
+BAD_TOKENS = {"none": (None, "there is no token"), "read-only": ("hf_" + "R" * 34, "is read-only")}
 
 
 @pytest.mark.parametrize(("token", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
 def test_invalid_token_raises_before_training(
     token, message, hub, train_script, tiny_base, phantoms, tmp_path, monkeypatch
 ):
-    fill(hub, tiny_base)
+    reset(hub, tiny_base)
     hub.add_token("hf_" + "R" * 34, role="read")
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     done = train(train_script, tmp_path, phantoms)
     assert (done.status, done.stdout) == (1, "")
     assert message in last_line(done.stderr)
     assert not done.folder.exists()
-    assert not any(BASE in request for request in hub.requests)  # not even the base was fetched
+    assert not any(BASE in request for request in hub.requests)  # the base was not downloaded
 
 
-def test_other_repository_raises_before_training(hub, train_script, tiny_base, phantoms, tmp_path):
-    fill(hub, tiny_base)
+def test_repository_not_made_by_medcap_raises_before_training(hub, train_script, tiny_base, phantoms, tmp_path):
+    reset(hub, tiny_base)
     hub.add_repository(REPO, {"model.safetensors": b"precious"}, private=True)
     done = train(train_script, tmp_path, phantoms)
     assert done.status == 1
@@ -365,19 +363,19 @@ def test_other_repository_raises_before_training(hub, train_script, tiny_base, p
 
 
 def test_command_in_error_names_the_same_repository(hub, pushed, tiny_base, monkeypatch):
-    fill(hub, tiny_base)
+    reset(hub, tiny_base)
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 1)
     hub.fail(503, "/commit/epoch-2", times=None)
     to = Destination(REPO, private=False, overwrite=True)
     with pytest.raises(HubUnreachableError) as raised:
         push_run(pushed.folder, pushed.folder / "release-1", to, pushed={"epoch-3"})
-    said = f"missing: epoch-2, epoch-4, epoch-5, epoch-6, main; complete it with: medcap publish {pushed.folder}"
-    assert str(raised.value).endswith(f"{said} --repo-id {REPO} --public --overwrite")
+    missing = f"missing: epoch-2, epoch-4, epoch-5, epoch-6, main; complete it with: medcap publish {pushed.folder}"
+    assert str(raised.value).endswith(f"{missing} --repo-id {REPO} --public --overwrite")
     assert set(hub.repositories["model", REPO].branches) == {"main", "epoch-1", "epoch-2"}
 
 
 def test_failed_epoch_release_raises_at_the_end(hub, pushed, tiny_base, tmp_path):
-    fill(hub, tiny_base)
+    reset(hub, tiny_base)
 
     def disk_full(folder):
         raise OSError("No space left on device")

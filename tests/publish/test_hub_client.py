@@ -1,6 +1,6 @@
-"""A push is complete or raises, for all faults of the Hub, and never changes a repository not made by medcap.
+"""A push is complete or raises an error, and never changes a repository that was not made by medcap.
 
-The client is huggingface_hub, not modified; the Hub is hub_server.py.
+The client is huggingface_hub; the server is hub_server.py.
 """
 
 import logging
@@ -46,13 +46,13 @@ def pauses(monkeypatch):
     return seconds
 
 
-def make_release(folder, weights=0.0, **more):
+def make_release(folder, weights=0.0, **files):
     folder.mkdir()
     save_file({"lora_A.weight": torch.full((20, 30), weights)}, folder / "adapter_model.safetensors")
     for name in ("adapter_config.json", "generation_config.json", "processor_config.json"):
         (folder / name).write_text("{}")
     (folder / "README.md").write_text("---\ntags: [lora, medcap]\n---\n# Captions\n")
-    for name, content in more.items():
+    for name, content in files.items():
         (folder / name.replace("_csv", ".csv")).write_text(content)
     return folder
 
@@ -138,7 +138,7 @@ def test_extra_file_raises_before_any_request(hub, release):
     assert hub.requests == []
 
 
-# One fault each, during an upload and for all requests that the client does not retry.
+# one fault per test, for each request of a push
 FAULTS = {
     "connection dropped during a PUT": ("drop", "PUT /lfs/", {}),
     "connection dropped during a commit": ("drop", "POST .*/commit/", {}),
@@ -157,12 +157,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "where", "more"), FAULTS.values(), ids=FAULTS)
-def test_transient_fault_is_retried(kind, where, more, hub, release, pauses, monkeypatch):
+@pytest.mark.parametrize(("kind", "where", "options"), FAULTS.values(), ids=FAULTS)
+def test_transient_fault_is_retried(kind, where, options, hub, release, pauses, monkeypatch):
     monkeypatch.setattr(hub_client, "REQUEST_TIMEOUT", 0.15 if kind == "late" else 10.0)
-    hub.fail(kind, where, **more)
+    hub.fail(kind, where, **options)
     push_release(release, PRIVATE, revision="epoch-1")
-    assert hub.failed == more.get("times", 1)
+    assert hub.failed == options.get("times", 1)
     assert pauses != []  # the step was retried
     assert repository(hub).files("epoch-1") == files(release)
     if kind == 429:
@@ -170,7 +170,7 @@ def test_transient_fault_is_retried(kind, where, more, hub, release, pauses, mon
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_refusal_is_not_retried_and_gives_advice(status, hub, release, pauses):
+def test_refused_token_is_not_retried_and_gives_advice(status, hub, release, pauses):
     hub.fail(status, "POST .*/commit/", times=None)
     with pytest.raises(OSError, match=f"{REPO} was not pushed: .*; set HF_TOKEN, or log in with `hf auth login`"):
         push_release(release, PRIVATE)
@@ -192,9 +192,9 @@ def test_permanent_failure_raises_after_max_attempts(hub, release, pauses):
 
 def test_unreachable_hub_raises(hub, release, monkeypatch):
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
-    nowhere = HfApi(endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(hub_client, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
     with pytest.raises(HubUnreachableError, match=f"{REPO} was not pushed: "):
-        push_release(release, PRIVATE, api=nowhere)
+        push_release(release, PRIVATE)
 
 
 def test_retries_stop_after_max_seconds(hub, release, monkeypatch, pauses):
@@ -213,10 +213,10 @@ def test_write_token_passes(hub):
 
 BAD_TOKENS = {
     "none": (None, "there is no token; set HF_TOKEN, or log in with `hf auth login`"),
-    "read only": (READER, "the token of someone is read-only; set HF_TOKEN"),
+    "read-only": (READER, "the token of someone is read-only; set HF_TOKEN"),
     "unknown": ("hf_" + "U" * 34, "Invalid user token.*; set HF_TOKEN"),
-    "somebody else's": ("hf_" + "S" * 34, "You don't have the rights to write to someone/captions.*; set HF_TOKEN"),
-    "fine-grained, reads": ("hf_" + "F" * 34, "the token of someone is read-only"),
+    "of another user": ("hf_" + "S" * 34, "You don't have the rights to write to someone/captions.*; set HF_TOKEN"),
+    "fine-grained, read-only": ("hf_" + "F" * 34, "the token of someone is read-only"),
 }
 
 
@@ -239,18 +239,18 @@ def test_fine_grained_write_token_passes(hub, monkeypatch):
     assert check_access(PRIVATE) == REPO
 
 
-QUOTING = [
+QUOTING_REQUESTS = [
     (500, "whoami"), (403, "repos/create"), (401, "GET /api/models/"), (500, "validate-yaml"), (403, "preupload"),
     (503, "PUT /lfs"), (401, "/commit/"), (409, "/branch/"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "where"), QUOTING)
+@pytest.mark.parametrize(("status", "where"), QUOTING_REQUESTS)
 def test_token_is_removed_from_errors(status, where, hub, release, monkeypatch, capfd, caplog):
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     caplog.set_level(logging.DEBUG, "medcap")
-    quoted = f"denied: Bearer {TOKEN} and {READER}"
-    hub.fail(status, where, times=None, message=quoted, headers={"X-Request-Id": TOKEN})
+    message = f"denied: Bearer {TOKEN} and {READER}"
+    hub.fail(status, where, times=None, message=message, headers={"X-Request-Id": TOKEN})
     with pytest.raises(OSError, match=REPO) as raised:
         check_and_push(release)
     assert raised.value.__cause__ is None  # no token in the traceback of --debug either
@@ -266,7 +266,7 @@ def check_and_push(release):
     push_release(release, PRIVATE, revision="epoch-1")
 
 
-def test_error_without_message_has_its_type(hub, release):
+def test_error_without_message_names_its_type(hub, release):
     hub.fail(409, "repos/create", times=None)  # the response has no "url", which the client needs
     with pytest.raises(OSError, match="was not pushed: KeyError: 'url'$"):
         push_release(release, PRIVATE)
@@ -275,10 +275,9 @@ def test_error_without_message_has_its_type(hub, release):
 def test_eval_results_are_read_by_huggingface_hub(hub, release, tmp_path):
     entry = EvalResultEntry("eltorio/ROCOv2-radiology", task_id="cider", value=0.4, notes="metrics:coco|n:2")
     (release / ".eval_results").mkdir()
-    sent = yaml.safe_dump(eval_result_entries_to_yaml([entry]))
-    (release / ".eval_results" / "rocov2.yaml").write_text(sent)
+    (release / ".eval_results" / "rocov2.yaml").write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry])))
     push_release(release, PRIVATE)
-    fetched = hf_hub_download(REPO, ".eval_results/rocov2.yaml", cache_dir=tmp_path / "cache")
-    assert parse_eval_result_entries(yaml.safe_load(Path(fetched).read_text())) == [entry]
+    downloaded = hf_hub_download(REPO, ".eval_results/rocov2.yaml", cache_dir=tmp_path / "cache")
+    assert parse_eval_result_entries(yaml.safe_load(Path(downloaded).read_text())) == [entry]
     push_release(make_release(tmp_path / "without"), PRIVATE)
     assert ".eval_results/rocov2.yaml" not in repository(hub).files()  # scores of an earlier release are deleted

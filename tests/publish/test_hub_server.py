@@ -51,11 +51,11 @@ def test_uploaded_folder_is_downloaded_unchanged(hub, api, folder, tmp_path):
     commit = api.upload_folder(repo_id=REPO, folder_path=folder, commit_message="first")
     assert hub.repositories["model", REPO].files() == contents(folder)
     assert hub.lfs.keys() == {hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()}
-    got = snapshot_download(REPO, cache_dir=tmp_path / "cache", token=TOKEN)
+    snapshot = snapshot_download(REPO, cache_dir=tmp_path / "cache", token=TOKEN)
     assert {**contents(folder), ".gitattributes": b""}.keys() == {
-        str(path.relative_to(got)) for path in Path(got).rglob("*") if path.is_file()
+        str(path.relative_to(snapshot)) for path in Path(snapshot).rglob("*") if path.is_file()
     }
-    assert all((Path(got) / name).read_bytes() == content for name, content in contents(folder).items())
+    assert all((Path(snapshot) / name).read_bytes() == content for name, content in contents(folder).items())
     assert api.model_info(REPO).sha == commit.oid
     assert api.model_info(REPO).tags == ["medcap"]
     assert api.verify_repo_checksums(REPO, local_dir=folder).mismatches == []
@@ -69,14 +69,14 @@ def test_branches_and_tags(hub, api, folder):
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_branch(REPO, branch="epoch-1")
     api.upload_folder(repo_id=REPO, folder_path=folder, revision="epoch-1")
-    (folder / "sub" / "empty.txt").write_text("no more")
+    (folder / "sub" / "empty.txt").write_text("changed")
     second = api.upload_folder(repo_id=REPO, folder_path=folder, revision="epoch-1", delete_patterns="README.md")
     api.create_tag(REPO, tag="v1", revision="epoch-1")
     references = api.list_repo_refs(REPO)
-    assert {line.name: line.target_commit == second.oid for line in references.branches} == {
+    assert {ref.name: ref.target_commit == second.oid for ref in references.branches} == {
         "main": False, "epoch-1": True,
     }  # fmt: skip
-    assert [(line.name, line.target_commit) for line in references.tags] == [("v1", second.oid)]
+    assert [(ref.name, ref.target_commit) for ref in references.tags] == [("v1", second.oid)]
     assert api.list_repo_files(REPO) == [".gitattributes"]
     assert set(api.list_repo_files(REPO, revision="v1")) == {*contents(folder), ".gitattributes"}
     assert {entry.path for entry in api.list_repo_tree(REPO, revision="v1")} >= {"sub", "README.md"}
@@ -104,7 +104,7 @@ def test_access_without_permission_raises(hub, api, folder):
     with pytest.raises(HfHubHTTPError, match="403"):
         api.create_repo("someone/other", token=STRANGER)
     with pytest.raises(HfHubHTTPError, match="Invalid user token"):
-        api.whoami(token="hf_nobodys")
+        api.whoami(token="hf_unknown")
     assert [api.whoami(token)["auth"]["accessToken"]["role"] for token in (TOKEN, READER)] == ["write", "read"]
 
 
@@ -119,10 +119,10 @@ def test_upload_with_wrong_sha256_or_size_is_refused(hub, api):
     oid = hashlib.sha256(b"promised").hexdigest()
     headers = {"Authorization": f"Bearer {TOKEN}"}
     batch = f"{hub.url}/{REPO}.git/info/lfs/objects/batch"
-    answer = httpx2.post(batch, json={"objects": [{"oid": oid, "size": 8}]}, headers=headers).json()
-    address = answer["objects"][0]["actions"]["upload"]["href"]
-    assert [httpx2.put(address, content=content).status_code for content in (b"promises", b"short")] == [400, 403]
-    assert httpx2.put(address.split("?")[0], content=b"promised").status_code == 403
+    response = httpx2.post(batch, json={"objects": [{"oid": oid, "size": 8}]}, headers=headers).json()
+    url = response["objects"][0]["actions"]["upload"]["href"]
+    assert [httpx2.put(url, content=content).status_code for content in (b"promises", b"short")] == [400, 403]
+    assert httpx2.put(url.split("?")[0], content=b"promised").status_code == 403
     line = {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": oid, "size": 8}}
     commit = httpx2.post(f"{hub.url}/api/models/{REPO}/commit/main", content=json.dumps(line), headers=headers)
     assert commit.status_code == 400
@@ -131,23 +131,23 @@ def test_upload_with_wrong_sha256_or_size_is_refused(hub, api):
 
 def test_resolve_returns_etag_commit_and_ranges(hub, api):
     repository = hub.add_repository(REPO, {"a.txt": b"0123456789", "b.safetensors": b"weights"})
-    address = f"{hub.url}/{REPO}/resolve/main"
-    head = httpx2.head(f"{address}/b.safetensors")
+    url = f"{hub.url}/{REPO}/resolve/main"
+    head = httpx2.head(f"{url}/b.safetensors")
     assert head.headers["ETag"] == f'"{hashlib.sha256(b"weights").hexdigest()}"'
     assert head.headers["X-Repo-Commit"] == repository.branches["main"]
     assert (head.headers["Content-Length"], head.content) == ("7", b"")
-    part = httpx2.get(f"{address}/a.txt", headers={"Range": "bytes=3-5"})
+    part = httpx2.get(f"{url}/a.txt", headers={"Range": "bytes=3-5"})
     assert (part.status_code, part.content, part.headers["Content-Range"]) == (206, b"345", "bytes 3-5/10")
-    assert httpx2.get(f"{address}/a.txt", headers={"Range": "bytes=10-"}).status_code == 416
-    assert httpx2.get(f"{address}/none").headers["X-Error-Code"] == "EntryNotFound"
+    assert httpx2.get(f"{url}/a.txt", headers={"Range": "bytes=10-"}).status_code == 416
+    assert httpx2.get(f"{url}/none").headers["X-Error-Code"] == "EntryNotFound"
 
 
 def test_interrupted_download_is_resumed(hub, api, tmp_path, monkeypatch):
     hub.add_repository(REPO, {"a.txt": b"0123456789"})
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.fail("lost", "GET .*resolve")
-    got = Path(hf_hub_download(REPO, "a.txt", cache_dir=tmp_path))
-    assert (got.read_bytes(), hub.failed) == (b"0123456789", 1)
+    path = Path(hf_hub_download(REPO, "a.txt", cache_dir=tmp_path))
+    assert (path.read_bytes(), hub.failed) == (b"0123456789", 1)
 
 
 def test_card_with_invalid_yaml_is_refused(hub, api, folder):

@@ -6,7 +6,7 @@ from medcap.publish.markdown import code, escape
 
 
 @pytest.mark.parametrize(
-    ("text", "written"),
+    ("text", "expected"),
     [
         ("a 3.5 cm mass (arrow), right-sided; T2_map", "a 3.5 cm mass (arrow), right-sided; T2_map"),
         ("_it_ __b__ _", "&#95;it&#95; &#95;&#95;b&#95;&#95; &#95;"),
@@ -15,15 +15,15 @@ from medcap.publish.markdown import code, escape
         (7, "7"),
     ],
 )
-def test_escape(text, written):
-    assert escape(text) == written
+def test_escape_replaces_markdown_and_html(text, expected):
+    assert escape(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "expected"),
     [
         ("", '<code>""</code>'),
-        ("a picture of ", "`a picture of `"),
+        ("an image of ", "`an image of `"),
         ("a|b", r"`a\|b`"),
         (r"a\|b", r'<code>"a&#92;&#92;&#124;b"</code>'),
         ("a`b", '<code>"a&#96;b"</code>'),
@@ -31,5 +31,5 @@ def test_escape(text, written):
         (["q", 1], '`["q", 1]`'),
     ],
 )
-def test_code(value, written):
-    assert code(value) == written
+def test_code_is_valid_in_a_table(value, expected):
+    assert code(value) == expected

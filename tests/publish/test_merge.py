@@ -1,7 +1,4 @@
-"""A merged model generates the adapter's captions, or it is not written.
-
-pytest tests/publish/test_merge.py
-"""
+"""A merged model generates the adapter's captions, or it is not written."""
 
 import json
 import shutil
@@ -19,43 +16,34 @@ from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.inference import caption_dataset, load_captioner
 from medcap.publish import merge as merging
-from medcap.publish.merge import (
-    MERGED_FILES,
-    NEEDED,
-    NUM_CHECKED_IMAGES,
-    check_captions,
-    check_images,
-    plain_captions,
-    write_merged,
-)
+from medcap.publish.merge import NUM_CHECKED_IMAGES, check_captions, check_images, plain_captions, write_merged
 from medcap.publish.release import build_release
 
 
 @pytest.fixture(scope="module")
 def model(trained_run, tmp_path_factory):
-    """Trained at 48 px on a base of 32 px; read-only."""
+    """A merged model of an adapter trained at 48 px on a base for 32 px; read-only."""
     return build_release(trained_run.folder, tmp_path_factory.mktemp("merged") / "model", write=write_merged)
 
 
 def test_merged_model_has_no_adapter_files(model):
     names = {path.name for path in model.iterdir()}
-    assert set(NEEDED) <= names
-    assert names <= MERGED_FILES
+    assert {"config.json", "model.safetensors", "generation_config.json", "README.md"} <= names
     assert not {"adapter_config.json", "adapter_model.safetensors"} & names
     assert not [name for name in load_file(model / "model.safetensors") if "lora" in name]
 
 
-PLAIN = """
+PLAIN_SCRIPT = """
 import json, sys
 sys.modules["medcap"] = sys.modules["peft"] = None  # importing either would fail
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 model = BlipForConditionalGeneration.from_pretrained(".").eval()
-processor, settings = BlipProcessor.from_pretrained("."), GenerationConfig.from_pretrained(".")
+processor, config = BlipProcessor.from_pretrained("."), GenerationConfig.from_pretrained(".")
 pixels = [processor(images=Image.open(path), return_tensors="pt").pixel_values for path in sys.argv[1:]]
-ids = [model.generate(pixel_values=one, generation_config=settings)[0] for one in pixels]
-print(json.dumps([processor.decode(one, skip_special_tokens=True) for one in ids]))
+ids = [model.generate(pixel_values=image, generation_config=config)[0] for image in pixels]
+print(json.dumps([processor.decode(tokens, skip_special_tokens=True) for tokens in ids]))
 """
 
 
@@ -65,7 +53,7 @@ def test_transformers_generates_the_adapters_captions(model, trained_run, phanto
     for path, row in zip(paths, rows, strict=True):
         load_image(row["image"]).save(path)
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, *map(str, paths)], cwd=model, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PLAIN_SCRIPT, *map(str, paths)], cwd=model, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     captioner = load_captioner(str(trained_run.folder / "adapter"), detokenize=False)
@@ -77,13 +65,13 @@ def test_card_of_a_merged_model(model):
     card = ModelCard.load(model / "README.md")
     assert (card.data.library_name, card.data.get("base_model_relation")) == ("transformers", "finetune")
     assert "import PeftModel" not in card.text
-    assert "interpolate_pos_encoding" not in card.text  # the model has the positions of its own size
+    assert "interpolate_pos_encoding" not in card.text  # the position embeddings have the model's image size
 
 
 def test_no_file_contains_a_local_path(model, trained_run, tiny_base):
     for path in model.iterdir():
-        for place in (trained_run.folder, tiny_base):
-            assert str(place).encode() not in path.read_bytes(), path.name
+        for local_path in (trained_run.folder, tiny_base):
+            assert str(local_path).encode() not in path.read_bytes(), path.name
 
 
 def test_check_uses_test_images_or_phantoms(trained_run, tmp_path):
@@ -97,32 +85,32 @@ def test_check_uses_test_images_or_phantoms(trained_run, tmp_path):
     assert source.startswith("phantoms")
 
 
-def test_different_captions_raise_one_line(model, trained_run, tmp_path):
+def test_different_captions_raise_an_error_of_one_line(model, trained_run, tmp_path):
     shutil.copytree(model, tmp_path / "other")
     weights = load_file(model / "model.safetensors")
     name = "text_decoder.bert.encoder.layer.1.output.dense.weight"
     weights[name] = torch.zeros_like(weights[name])
     save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
     images, _ = check_images(trained_run.folder / "adapter")
-    made = plain_captions(tmp_path / "other", images)
-    with pytest.raises(ValueError, match="image 1: the merged model generates '.*', the adapter '.*'") as raised:
-        check_captions("the merged model", made, trained_run.folder / "adapter", images)
+    captions = plain_captions(tmp_path / "other", images, "")
+    with pytest.raises(ValueError, match="image 1: the exported model generates '.*', the adapter '.*'") as raised:
+        check_captions(captions, trained_run.folder / "adapter", images)
     assert "\n" not in str(raised.value)
 
 
-def test_failed_check_leaves_nothing(trained_run, tmp_path, monkeypatch, capsys):
+def test_failed_check_leaves_no_files(trained_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(merging, "merged", lambda model: model.unload())  # the base without the adapter
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         main(["publish", str(trained_run.folder), "--merge", "--to", str(tmp_path / "out" / "model")])
-    assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("medcap: error: image 1: the merged model generates")
+    assert raised.value.code == 1
+    assert capsys.readouterr().err.startswith("medcap: error: image 1: the exported model generates")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["--merge", "--onnx", "--space"])
-def test_other_formats_need_a_folder(kind, trained_run, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["publish", str(trained_run.folder), kind, "--repo-id", "someone/captions"])
-    assert ended.value.code == 2
-    wanted = "medcap: error: --merge, --onnx and --space write a folder: use --to DIR, not --repo-id\n"
-    assert capsys.readouterr().err == wanted
+@pytest.mark.parametrize("option", ["--merge", "--onnx", "--space"])
+def test_other_formats_need_a_folder(option, trained_run, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["publish", str(trained_run.folder), option, "--repo-id", "someone/captions"])
+    assert raised.value.code == 2
+    expected = "medcap: error: --merge, --onnx and --space write a folder: use --to DIR, not --repo-id\n"
+    assert capsys.readouterr().err == expected

@@ -1,7 +1,7 @@
 """MODEL_CARD.md is the card of quickstart's adapter, byte for byte, without the plots of a release.
 
-After another `medcap quickstart`, copy these five files from quickstart/release into tests/publish/quickstart_facts,
-and generate the card again:
+After a new `medcap quickstart`, copy the five files in tests/publish/quickstart_facts from quickstart/release and
+generate the card again:
 
     python tests/publish/test_model_card.py
 """
@@ -22,7 +22,7 @@ CARD = ROOT / "MODEL_CARD.md"
 FOLDER = Path(__file__).with_name("quickstart_facts")
 
 
-def measured(name):
+def read_json(name):
     return json.loads((FOLDER / name).read_text(encoding="utf-8"))
 
 
@@ -33,7 +33,7 @@ def card_data():
         base_is_local=True,
         base_image_size=None,
         recipe=recipe,
-        environment=measured("environment.json"),
+        environment=read_json("environment.json"),
         curve=read_curve(FOLDER / "metrics.jsonl"),
         evaluation=EvaluationResult.read(FOLDER / "metrics.json"),
         comparison=Comparison.read(FOLDER / "comparison.json"),
@@ -46,11 +46,11 @@ def test_card_is_generated_from_the_run_files():
 
 def test_front_matter_has_the_scores_of_the_run():
     results = ModelCard.load(CARD).data.eval_results
-    assert [result.metric_value for result in results] == list(measured("metrics.json")["metrics"].values())
+    assert [result.metric_value for result in results] == list(read_json("metrics.json")["metrics"].values())
 
 
 def test_run_has_a_commit():
-    assert len(measured("environment.json")["commit"]) == 40
+    assert len(read_json("environment.json")["commit"]) == 40
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""The plots of a release are drawn from its numbers; any other image is refused.
-
-pytest tests/publish/test_plots.py
-"""
+"""The plots of a release are drawn from its numbers; any other image is refused."""
 
 import json
 from dataclasses import replace
@@ -47,10 +44,10 @@ def test_plot_has_no_metadata(folder):
         assert set(image.info) == {"dpi"}
 
 
-def test_no_numbers_no_plot(tmp_path):
+def test_no_plot_is_drawn_without_numbers(tmp_path):
     evaluation = replace(EVALUATION, intervals={}, baselines={})
-    bare = CardData("base", True, 64, {"data_dir": "data"}, evaluation=evaluation)
-    assert write_plots(tmp_path, bare) == []
+    data = CardData("base", True, 64, {"data_dir": "data"}, evaluation=evaluation)
+    assert write_plots(tmp_path, data) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,18 +80,18 @@ def write_jpeg(path):
     path.write_bytes(b"\xff\xd8\xff\xe0 JFIF")
 
 
-MODIFIED = {
-    "an image of the data": (replace_with_image, "differs from the plot that matplotlib .* draws"),
-    "one pixel": (change_pixel, "differs from the plot that matplotlib .* draws"),
-    "a tag": (add_tag, "contains metadata"),
+CHANGES = {
+    "image of the data set": (replace_with_image, "differs from the plot that matplotlib .* draws"),
+    "one changed pixel": (change_pixel, "differs from the plot that matplotlib .* draws"),
+    "text chunk": (add_tag, "contains metadata"),
     "bytes after the end": (append_bytes, "is truncated or has bytes after the end"),
-    "no PNG": (write_jpeg, "is not a PNG file"),
+    "JPEG": (write_jpeg, "is not a PNG file"),
 }
 
 
-@pytest.mark.parametrize(("modify", "message"), MODIFIED.values(), ids=MODIFIED)
-def test_modified_plot_raises(modify, message, folder):
-    modify(folder / "curve.png")
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_changed_plot_raises(change, message, folder):
+    change(folder / "curve.png")
     with pytest.raises(ValueError, match=message) as raised:
         check(folder / "curve.png")
     assert "\n" not in str(raised.value)

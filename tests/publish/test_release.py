@@ -14,19 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from medcap.evaluation.result import Comparison, EvaluationResult
+from medcap.metrics.coco import METRICS
 from medcap.publish import release as releases
 from medcap.publish.release import RELEASE_FILES, build_release, check_release
 
-TOKEN = "hf_" + "aB3" * 12  # valid format, not a real token
-SCORES = {
-    "bleu_1": 0.337,
-    "bleu_2": 0.25,
-    "bleu_3": 0.17,
-    "bleu_4": 0.1,
-    "meteor": 0.14,
-    "rouge_l": 0.32,
-    "cider": 0.4,
-}
+TOKEN = "hf_" + "aB3" * 12  # has the format of a token
+SCORES = dict(zip(METRICS, (0.337, 0.25, 0.17, 0.1, 0.14, 0.32, 0.4), strict=True))
 HUB_BASE = "Salesforce/blip-image-captioning-base"
 
 
@@ -35,13 +28,13 @@ def write(path, content):
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
 
-def change(path, **keys):
+def change_json(path, **keys):
     write(path, {**json.loads(path.read_text()), **keys})
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Files of training and `medcap evaluate`, including files that must not be published."""
+    """The files of a training run and its evaluation, including files that must not be published."""
     run, base = tmp_path / "runs" / "mine", tmp_path / "models" / "tiny base"
     write(base / "config.json", {"model_type": "blip", "vision_config": {"image_size": 384}})
     adapter = run / "adapter"
@@ -130,20 +123,22 @@ def test_card_has_scores_and_replaces_pefts_card(release):
 
 
 def test_card_is_written_last(run, tmp_path, monkeypatch):
-    there = []
-    render = releases.render_card
-    monkeypatch.setattr(
-        releases, "render_card", lambda data: [there.extend((tmp_path / "out.part").iterdir()), render(data)][1]
-    )
+    written, render = [], releases.render_card
+
+    def list_files_and_render(card_data):
+        written.extend(path.name for path in (tmp_path / "out.part").iterdir())
+        return render(card_data)
+
+    monkeypatch.setattr(releases, "render_card", list_files_and_render)
     out = build_release(run, tmp_path / "out")
-    assert {path.name for path in out.iterdir()} - {path.name for path in there} == {"README.md"}
+    assert {path.name for path in out.iterdir()} - set(written) == {"README.md"}
 
 
 def test_local_base_is_named_without_path_and_warns(run, tmp_path, caplog):
     config = read(build_release(run, tmp_path / "release") / "adapter_config.json")
     assert (config["base_model_name_or_path"], config["inference_mode"], config["r"]) == ("tiny-base", True, 8)
     assert [record.message for record in caplog.records] == [
-        "the base tiny-base is a local folder: users of this adapter need a copy of it "
+        "the base model 'tiny-base' is a local folder: users of this adapter need a copy of it "
         "(or name a base on the Hub with --base)"
     ]
 
@@ -160,7 +155,7 @@ def test_hub_base_is_named_in_all_files(run, tmp_path, caplog):
 def test_revision_of_base_is_in_adapter_config(run, tmp_path):
     recipe = run / "adapter" / "recipe.yaml"
     write(recipe, recipe.read_text() + "model_revision: v1\n")
-    change(run / "adapter" / "adapter_config.json", base_model_name_or_path=HUB_BASE)
+    change_json(run / "adapter" / "adapter_config.json", base_model_name_or_path=HUB_BASE)
     assert read(build_release(run, tmp_path / "release") / "adapter_config.json")["revision"] == "v1"
 
 
@@ -219,7 +214,7 @@ def test_existing_release_is_not_overwritten(run, release, tmp_path):
     assert (build_release(run, tmp_path / "empty") / "README.md").is_file()
 
 
-def test_failed_release_leaves_nothing(run, tmp_path, monkeypatch):
+def test_failed_release_leaves_no_files(run, tmp_path, monkeypatch):
     def fail(card_data):
         raise RuntimeError("no card")
 
@@ -233,7 +228,7 @@ def adapter_file(name, content=""):
     return lambda run: write(run / "adapter" / name, content)
 
 
-def missing(name):
+def missing_file(name):
     return lambda run: (run / name).unlink()
 
 
@@ -249,46 +244,46 @@ def another_adapter(run):
     other = run.parent / "other"
     other.mkdir()
     save_file({"lora_A.weight": torch.ones(2, 3)}, other / "adapter_model.safetensors")
-    change(run / "eval" / "metrics.json", model=str(other))
+    change_json(run / "eval" / "metrics.json", model=str(other))
 
 
-def loads_with_medcap_only(run):
-    change(run / "adapter" / "adapter_config.json", auto_mapping={"parent_library": "medcap.modeling.blip"})
+def needs_medcap(run):
+    change_json(run / "adapter" / "adapter_config.json", auto_mapping={"parent_library": "medcap.modeling.blip"})
 
 
 REFUSED = {
     "pickled weights": (adapter_file("adapter_model.bin"), ValueError, r"adapter_model\.bin is pickled"),
-    "an optimizer": (adapter_file("optimizer.pt"), ValueError, r"optimizer\.pt is pickled"),
-    "pickled weights, renamed": (pickled_weights, ValueError, r"adapter_model\.safetensors is not in the format"),
-    "a pickle, renamed": (pickled_vocab, ValueError, r"vocab\.txt is not in the format"),
-    "not JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not in the format"),
-    "a token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt contains a Hugging Face token"),
-    "the token of the environment": (
+    "optimizer": (adapter_file("optimizer.pt"), ValueError, r"optimizer\.pt is pickled"),
+    "pickled safetensors": (pickled_weights, ValueError, r"adapter_model\.safetensors is not in the format"),
+    "pickled vocab": (pickled_vocab, ValueError, r"vocab\.txt is not in the format"),
+    "invalid JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not in the format"),
+    "token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt contains a Hugging Face token"),
+    "token of the environment": (
         adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError,
         r"tokenizer_config\.json contains a",
     ),
-    "the user's home": (
+    "path in the home folder": (
         adapter_file("vocab.txt", "/home/somebody/notes"), ValueError,
         r"vocab\.txt contains the local path /home/somebody/",
     ),
-    "medcap in the adapter": (loads_with_medcap_only, ValueError, "auto_mapping names a class of medcap"),
+    "class of medcap in the adapter": (needs_medcap, ValueError, "auto_mapping names a class of medcap"),
     "scores of another adapter": (another_adapter, ValueError, "holds the scores of .*other, not of .*adapter"),
     "scores of the base": (
-        lambda run: change(run / "eval" / "metrics.json", model=HUB_BASE, base=HUB_BASE), ValueError,
+        lambda run: change_json(run / "eval" / "metrics.json", model=HUB_BASE, base=HUB_BASE), ValueError,
         f"holds the scores of {HUB_BASE}",
     ),
     "scores of medcap score": (
         lambda run: write(run / "eval" / "metrics.json", {"metrics": SCORES, "n": 2}), ValueError,
         "lacks one of the keys",
     ),
-    "no weights": (missing("adapter/adapter_model.safetensors"), FileNotFoundError, "safetensors is missing"),
-    "no recipe": (missing("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing; publish needs a run"),
-    "no predictions": (missing("eval/predictions.csv"), FileNotFoundError, r"predictions\.csv"),
+    "missing weights": (missing_file("adapter/adapter_model.safetensors"), FileNotFoundError, "is missing; publish"),
+    "missing recipe": (missing_file("adapter/recipe.yaml"), FileNotFoundError, r"recipe\.yaml is missing"),
+    "missing predictions": (missing_file("eval/predictions.csv"), FileNotFoundError, r"predictions\.csv"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("change_run", "error", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused_content_raises_one_line(change_run, error, message, run, tmp_path, monkeypatch):
+def test_refused_content_raises_an_error_of_one_line(change_run, error, message, run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "oidc-12345")
     monkeypatch.setenv("HOME", "/home/somebody")
     change_run(run)

@@ -1,8 +1,8 @@
-"""The same training and evaluation on 1, 2 and 3 processes (gloo): what tests/training/test_processes.py compares.
+"""The same training and evaluation on 1, 2 and 3 processes (gloo), for tests/training/test_processes.py.
 
-    python tests/training/processes.py BASE OUT        leaves OUT/WORLD-RANK.pt
+    python tests/training/processes.py BASE OUT        writes OUT/WORLD-RANK.pt
 
-A program of its own, because processes are forked from one that has imported everything and computed nothing yet.
+It is a separate program because it forks after the imports and before anything is computed.
 """
 
 import os
@@ -21,9 +21,9 @@ from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
 
-# of 3 to 22 tokens: no two shares of a batch have as many labels
+# 3 to 22 tokens: the parts of a batch have different numbers of labels
 CAPTIONS = (*EIGHT, "Mass.", "Plain radiograph of the abdomen of a woman.")
-# micro-batch and accumulation on each number of processes: 8 rows a step, or 9, of the 10 that an epoch has
+# micro-batch size and accumulation for each number of processes: 8 or 9 of 10 rows per step
 STEPS = {
     1: {"8": (8, 1), "8, accumulated": (2, 4), "9": (9, 1)},
     2: {"8": (4, 1), "8, accumulated": (2, 2)},
@@ -32,14 +32,14 @@ STEPS = {
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradient of every step as one vector."""
+    """Stores the gradient of every step as one vector."""
 
     def __init__(self):
         self.steps = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        found = [weight.grad.flatten() for _, weight in sorted(model.named_parameters()) if weight.grad is not None]
-        self.steps.append(torch.cat(found).clone())
+        gradients = [weight.grad.flatten() for _, weight in sorted(model.named_parameters()) if weight.requires_grad]
+        self.steps.append(torch.cat(gradients).clone())
 
 
 def rows_of(count):
@@ -72,7 +72,7 @@ def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
 
 
 def trained(base, out, batch, accumulated, sampling):
-    """Loss, gradient and its norm of every step of two epochs."""
+    """Train two epochs; return loss, gradient and norm of every step."""
     gradients = Gradients()
     trainer = trainer_of(
         base, out, [gradients], per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated,
@@ -90,12 +90,12 @@ def trained(base, out, batch, accumulated, sampling):
 
 
 def evaluated(base, out, images, batch):
-    """What was scored here, if anything, and the metrics that this process knows."""
+    """Evaluate; return what this process scored, if anything, and its metrics."""
     scored = []
 
-    def score(found):
-        scored.append((found.label_ids.tolist(), found.predictions.tolist()))
-        return {"images": float(len(found.label_ids))}
+    def score(evaluated):
+        scored.append((evaluated.label_ids.tolist(), evaluated.predictions.tolist()))
+        return {"images": float(len(evaluated.label_ids))}
 
     trainer = trainer_of(base, out, compute_metrics=score, per_device_eval_batch_size=batch)
     metrics = trainer.evaluate(rows_of(images))
@@ -108,21 +108,21 @@ def work(rank, world, port, base, out):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     torch.set_num_threads(1)
-    found = {
+    results = {
         (name, sampling): trained(base, out, *split, sampling)
         for name, split in STEPS[world].items()
         for sampling in ("group_by_length", "random")
     }
-    found |= {images: evaluated(base, out, images, batch=2) for images in (10, 2)}
-    torch.save(found, out / f"{world}-{rank}.pt")
+    results |= {images: evaluated(base, out, images, batch=2) for images in (10, 2)}
+    torch.save(results, out / f"{world}-{rank}.pt")
     if world > 1:
         torch.distributed.destroy_process_group()
 
 
 def free_port():
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def main(base, out):

@@ -31,9 +31,9 @@ def dry_run_argv(run, folder, *more):
 def planned(trained_run, train_script, tmp_path_factory):
     """The output of a dry run of the recipe of `trained_run`, and the folder above its output_dir."""
     folder = tmp_path_factory.mktemp("dry")
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()):
         train_script.main(dry_run_argv(trained_run, folder, "--feature_cache", str(folder / "features")))
-    return said.getvalue(), folder
+    return stdout.getvalue(), folder
 
 
 def test_no_files_are_left(planned):
@@ -46,14 +46,14 @@ def test_plan_agrees_with_the_run(planned, trained_run):
     assert "steps: 6 of 4 captions, 3 per epoch, 2 epochs; warm-up over 0\n" in planned[0]
     assert "12 training and 6 validation images from" in planned[0]
     assert "; 18 were decoded" in planned[0]
-    learns = next(line for line in trained_run.stderr.splitlines() if "weights learn" in line)
-    assert f"parameters: {learns}; computed in float32\n" in planned[0]
+    summary = next(line for line in trained_run.stderr.splitlines() if "parameters are trainable" in line)
+    assert f"parameters: {summary}; computed in float32\n" in planned[0]
     assert "    text_decoder.bert.encoder.layer.*.crossattention.self.query: 2 layers, " in planned[0]
 
 
 def test_plan_holds_memory_disk_time_and_a_caption(planned):
     lines = dict(line.split(": ", 1) for line in planned[0].splitlines())
-    assert " GB seen, " in lines["memory"]
+    assert " GB measured, " in lines["memory"]
     assert "2 checkpoints" in lines["disk"]
     assert "18 images" in lines["features"]
     assert lines["time"].startswith("about ")
@@ -62,34 +62,29 @@ def test_plan_holds_memory_disk_time_and_a_caption(planned):
 
 
 def test_planned_disk_space_agrees_with_the_run(planned, trained_run):
-    taken = sum(plan.folder_bytes(trained_run.folder / f"checkpoint-{step}") for step in (3, 6))
-    said = next(part for part in planned[0].split("(") if part.startswith("2 checkpoints"))
-    planned_bytes = float(said.split(" checkpoints ")[1].split(" MB")[0]) * 1e6
-    assert planned_bytes == pytest.approx(taken, rel=0.1)
-
-
-def test_a_dry_run_is_not_part_of_the_recipe(trained_run, tmp_path):
-    recipe = read_recipe(dry_run_argv(trained_run, tmp_path))
-    assert recipe.training.dry_run
-    assert "dry_run" not in recipe.as_dict()
+    used = sum(plan.folder_bytes(trained_run.folder / f"checkpoint-{step}") for step in (3, 6))
+    text = next(part for part in planned[0].split("(") if part.startswith("2 checkpoints"))
+    planned_bytes = float(text.split(" checkpoints ")[1].split(" MB")[0]) * 1e6
+    assert planned_bytes == pytest.approx(used, rel=0.1)
 
 
 def test_existing_output_folder_is_unchanged(trained_run, train_script, tmp_path, capsys):
     (tmp_path / "new" / "run").mkdir(parents=True)
     (tmp_path / "new" / "run" / "notes.txt").write_text("mine")
-    nothing_kept = ["--eval_strategy", "no", "--save_strategy", "no", "--no_load_best_model_at_end"]
-    train_script.main(dry_run_argv(trained_run, tmp_path, "--feature_cache", "off", *nothing_kept))
+    nothing_saved = ["--eval_strategy", "no", "--save_strategy", "no", "--no_load_best_model_at_end"]
+    train_script.main(dry_run_argv(trained_run, tmp_path, "--feature_cache", "off", *nothing_saved))
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "run", "notes.txt"]
     assert "features: not cached" in capsys.readouterr().out
 
 
-def refused(train_script, capsys, arguments):
+def error_of(train_script, capsys, arguments):
+    """Return the status and the last line of stderr; stdout is empty."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         train_script.main(arguments)
-    said = capsys.readouterr()
-    assert said.out == ""
-    return ended.value.code, said.err.splitlines()[-1]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return ended.value.code, printed.err.splitlines()[-1]
 
 
 def test_failed_dry_run_leaves_no_files(trained_run, train_script, tmp_path, capsys, monkeypatch):
@@ -97,27 +92,27 @@ def test_failed_dry_run_leaves_no_files(trained_run, train_script, tmp_path, cap
         raise OSError("no step")
 
     monkeypatch.setattr(CaptionTrainer, "compute_loss", fail)
-    assert refused(train_script, capsys, dry_run_argv(trained_run, tmp_path)) == (1, "medcap: error: no step")
+    assert error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path)) == (1, "medcap: error: no step")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_small_disk_is_found(trained_run, train_script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000, total=1, used=1))
-    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--feature_cache", "off"))
+    status, line = error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--feature_cache", "off"))
     assert status == 1
     assert "the disk is too small: the run needs " in line
     assert "0.1 MB free there; free some space, or lower save_total_limit" in line
 
 
 def test_missing_reporter_is_found(trained_run, train_script, tmp_path, capsys):
-    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--report_to", "comet_ml"))
+    status, line = error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--report_to", "comet_ml"))
     assert status == 1
     assert "comet" in line
 
 
 def test_file_at_the_output_path_is_found(trained_run, train_script, tmp_path, capsys):
     (tmp_path / "new").write_text("a file")
-    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path))
+    status, line = error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path))
     assert (status, f"{tmp_path / 'new'} is a file" in line) == (1, True)
 
 
@@ -125,12 +120,12 @@ def test_too_many_broken_images_are_found(trained_run, train_script, phantoms, t
     data = tmp_path / "data"
     shutil.copytree(phantoms, data)
     archive = data / "train_images.zip"
-    with zipfile.ZipFile(archive) as pictures:
-        content = {name: pictures.read(name) for name in pictures.namelist()}
-    with zipfile.ZipFile(archive, "w") as pictures:
-        for place, (name, whole) in enumerate(content.items()):
-            pictures.writestr(name, whole[:100] if place > 9 else whole)
-    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--data_dir", str(data)))
+    with zipfile.ZipFile(archive) as images:
+        content = {name: images.read(name) for name in images.namelist()}
+    with zipfile.ZipFile(archive, "w") as images:
+        for number, (name, image) in enumerate(content.items()):
+            images.writestr(name, image[:100] if number > 9 else image)
+    status, line = error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--data_dir", str(data)))
     assert status == 1
     assert "cannot be decoded" in line
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -217,31 +212,30 @@ def test_disk_space_is_compared_with_the_disk_of_a_new_folder(tmp_path):
 
 def test_dry_run_recipe_changes_no_setting_of_a_step(trained_run, train_script, tmp_path, monkeypatch):
     """Batch size, accumulation, precision, learning rate and dropout are those of the full run."""
-    seen = {}
+    recipes = []
 
-    def stop(*parts, **_):
-        seen["small"] = parts[0]
-        raise OSError("seen")
+    def stop(recipe, *args, **kwargs):
+        recipes.append(recipe)
+        raise OSError("stopped")
 
     monkeypatch.setattr(train_script, "fit", stop)
-    with contextlib.redirect_stderr(io.StringIO()), pytest.raises(OSError, match="seen"):
+    with contextlib.redirect_stderr(io.StringIO()), pytest.raises(OSError, match="stopped"):
         train_script.main([*dry_run_argv(trained_run, tmp_path), "--debug"])
-    small, asked = (
-        seen["small"].training.to_dict(),
-        read_recipe(dry_run_argv(trained_run, tmp_path)).training.to_dict(),
-    )
-    changed = {key for key in small if small[key] != asked[key]}
+    full = read_recipe(dry_run_argv(trained_run, tmp_path)).training.to_dict()
+    changed = {key for key, value in recipes[0].training.to_dict().items() if value != full[key]}
     assert changed == {"output_dir", "num_train_epochs", "disable_tqdm", "train_sampling_strategy"}
     assert yaml.safe_load(trained_run.recipe.read_text())["num_train_epochs"] == 2
 
 
 def test_dry_run_checks_access_to_the_hub(trained_run, train_script, tmp_path, capsys, hub):
-    status, line = refused(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--push_to_hub"))
+    status, line = error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--push_to_hub"))
     assert status == 1
     assert "there is no token" in line
 
 
-def test_dry_run_key_of_the_command_line_is_read(tmp_path):
+def test_dry_run_is_a_key_but_not_saved(tmp_path):
     path = write_recipe(tmp_path / "r.yaml", data_dir="d", model_name_or_path="m", output_dir="o", use_cpu=True)
     assert not read_recipe(["--config", str(path)]).training.dry_run
-    assert read_recipe(["--config", str(path), "--dry_run"]).training.dry_run
+    recipe = read_recipe(["--config", str(path), "--dry_run"])
+    assert recipe.training.dry_run
+    assert "dry_run" not in recipe.as_dict()

@@ -86,7 +86,7 @@ def test_log_lines_and_metrics_cover_the_time_since_the_previous_one(clock):
 
 
 def test_resumed_training_includes_the_time_before_its_checkpoint(clock):
-    """The evaluation after the last log line counts; the time left is estimated from this process alone."""
+    """The evaluation after the last log line counts; the time left is estimated from this process only."""
     monitor, state = started(4, [{"training_seconds": 20.0}, {"training_seconds": 50.0}, {"eval_runtime": 7.0}])
     take_steps(monitor, state, clock, 2, waiting=0, working=5)
     assert monitor.seconds == 50 + 7 + 10
@@ -117,16 +117,13 @@ def test_log_lines_hold_throughput_and_count_every_image_and_token_once(tiny_bas
 
 def test_metrics_hold_throughput(trained_run):
     for line in (trained_run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        found = json.loads(line)["throughput"]
-        assert found.keys() == FIGURES | {"grad_norm"}
-        assert 0 <= found["data_wait_share"] <= 1
-        assert all(value >= 0 for value in found.values())
-    assert found["seconds_left"] == 0
+        figures = json.loads(line)["throughput"]
+        assert figures.keys() == FIGURES | {"grad_norm"}
+        assert 0 <= figures["data_wait_share"] <= 1
+        assert all(value >= 0 for value in figures.values())
+    assert figures["seconds_left"] == 0
     environment = json.loads((trained_run.folder / "environment.json").read_text())
-    assert environment["training_seconds"] >= found["training_seconds"] - 0.1
-
-
-# --- warnings ---
+    assert environment["training_seconds"] >= figures["training_seconds"] - 0.1
 
 
 def test_chance_is_the_entropy_of_the_learned_tokens(loaded):

@@ -1,4 +1,4 @@
-"""One process or several: the same steps, every image scored once, and one of everything that is said and written.
+"""One process or several: the same steps, every image scored once, and every line and file written once.
 
 Trap 19. pytest tests/training/test_processes.py
 """
@@ -19,8 +19,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
-def found(tiny_base, tmp_path_factory):
-    """{(world, rank): what that process found}."""
+def results(tiny_base, tmp_path_factory):
+    """Return {(world, rank): results of that process}."""
     out = tmp_path_factory.mktemp("processes")
     program = [sys.executable, str(ROOT / "tests" / "training" / "processes.py"), str(tiny_base), str(out)]
     subprocess.run(program, check=True, env=ENVIRONMENT)
@@ -31,15 +31,15 @@ SAME = {
     "two processes": (2, "8", "8"),
     "two processes, accumulated": (2, "8, accumulated", "8"),
     "one process, accumulated": (1, "8, accumulated", "8"),
-    "three processes": (3, "9", "9"),  # 10 rows: of the last step, two processes have none
+    "three processes": (3, "9", "9"),  # 10 rows: two processes have none in the last step
 }
 
 
 @pytest.mark.parametrize("sampling", ["group_by_length", "random"])
 @pytest.mark.parametrize(("world", "split", "alone"), SAME.values(), ids=SAME)
-def test_a_step_is_the_same_on_however_many_processes(found, world, split, alone, sampling):
-    """Loss, gradient and its norm of each step of two epochs; the last one of an epoch has 2 rows, or 1."""
-    one, several = found[1, 0][alone, sampling], found[world, 0][split, sampling]
+def test_step_does_not_depend_on_the_number_of_processes(results, world, split, alone, sampling):
+    """Loss, gradient and norm of each step of two epochs; the last step of an epoch has 2 rows, or 1."""
+    one, several = results[1, 0][alone, sampling], results[world, 0][split, sampling]
     assert len(one["loss"]) == 4
     assert several["loss"] == pytest.approx(one["loss"], rel=1e-4)
     assert several["counted"] == one["counted"]
@@ -49,27 +49,27 @@ def test_a_step_is_the_same_on_however_many_processes(found, world, split, alone
 
 
 @pytest.mark.parametrize("images", [10, 2])
-def test_three_processes_score_every_image_once_and_on_one_of_them(found, images):
-    (alone,), (rows, ids) = found[1, 0][images]["scored"], found[3, 0][images]["scored"][0]
+def test_three_processes_score_every_image_once_on_the_main_process(results, images):
+    (alone,), (rows, ids) = results[1, 0][images]["scored"], results[3, 0][images]["scored"][0]
     assert rows == list(range(images))
     assert (rows, ids) == alone
-    assert [len(found[3, rank][images]["scored"]) for rank in range(3)] == [1, 0, 0]
+    assert [len(results[3, rank][images]["scored"]) for rank in range(3)] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("images", [10, 2])
-def test_every_process_knows_the_same_metrics(found, images):
-    """So that all choose the same epoch as the best; the loss counts every label once."""
-    expected = found[1, 0][images]
+def test_every_process_has_the_same_metrics(results, images):
+    """All then choose the same best epoch; the loss counts every label once."""
+    expected = results[1, 0][images]
     for world in (2, 3):
-        told = [found[world, rank][images] for rank in range(world)]
-        assert [part["images"] for part in told] == [images] * world
-        assert len({part["loss"] for part in told}) == 1
-        assert told[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        metrics = [results[world, rank][images] for rank in range(world)]
+        assert [each["images"] for each in metrics] == [images] * world
+        assert len({each["loss"] for each in metrics}) == 1
+        assert metrics[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_base, phantoms, tmp_path_factory):
-    """The folder of a run of `medcap train --accelerate cpu-ddp`, and what it said."""
+    """Run `medcap train --accelerate cpu-ddp`; return its folder, stdout and the lines of stderr."""
     folder = tmp_path_factory.mktemp("launched")
     recipe = write_recipe(
         folder / "recipe.yaml", data_dir=str(phantoms), model_name_or_path=str(tiny_base),
@@ -89,27 +89,28 @@ def test_two_processes_write_one_run(trained):
         "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "checkpoint-2", "checkpoint-4",
     }  # fmt: skip
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [2, 4]  # 12 images, 2 x 3 a step
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]  # 12 images, 2 x 3 per step
     assert json.loads((folder / "run" / "environment.json").read_text())["processes"] == 2
 
 
-def test_two_processes_say_everything_once(trained):
-    """Of the lines on stderr, one is each of these; the bars are drawn by the main process alone."""
+def test_two_processes_print_everything_once(trained):
+    """Only the main process prints, progress bars included."""
     folder, stdout, stderr = trained
     assert stdout.startswith(f"{folder / 'run' / 'adapter'}: the adapter of checkpoint-")
     assert stdout.count("\n") == 1
     once = (
-        "12 training and 6 validation images", "weights learn", "features of the vision encoder", "epoch 1: loss",
-        "epoch 2: loss", "after epoch 1 the validation loss is", "decoding train:   0%", "training:   0%",
+        "12 training and 6 validation images", "parameters are trainable", "features of the vision encoder",
+        "epoch 1: loss", "epoch 2: loss", "after epoch 1 the validation loss is", "decoding train:   0%",
+        "training:   0%",
     )  # fmt: skip
     assert {text: sum(text in line for line in stderr) for text in once} == dict.fromkeys(once, 1)
     assert [line for line in stderr if "rank" in line or "Warning" in line] == []
 
 
 def test_two_processes_fill_one_feature_cache(trained):
-    """Every one of 18 images is encoded once, by one of them."""
+    """Each of 18 images is encoded by one process."""
     indexes = [path.read_bytes() for path in (trained[0] / "features").rglob("*.idx")]
-    digests = [index[at : at + 16] for index in indexes for at in range(0, len(index), 16)]
+    digests = [index[start : start + 16] for index in indexes for start in range(0, len(index), 16)]
     assert len(indexes) == 2
     assert len(digests) == len(set(digests)) == 18
 
@@ -134,39 +135,39 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("which", ENDINGS)
-def test_processes_that_fail_end_with_one_line_and_the_status_of_the_first(tmp_path, which):
-    """The one that waits for the lost one says nothing, or of a killed one that it is lost."""
+@pytest.mark.parametrize("cause", ENDINGS)
+def test_failure_of_one_process_gives_one_line_and_its_status(tmp_path, cause):
+    """The other process prints nothing, or one line that it lost a killed process."""
     (tmp_path / "fails.py").write_text(FAILS, encoding="utf-8")
     program = launch_command([], "cpu-ddp")[:-1]
     done = subprocess.run(
-        [*program, str(tmp_path / "fails.py"), which], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+        [*program, str(tmp_path / "fails.py"), cause], capture_output=True, text=True, env=ENVIRONMENT
     )
-    status, said = ENDINGS[which]
+    status, line = ENDINGS[cause]
     assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.endswith(said)
-    assert done.stderr.count("\n") <= (2 if which == "killed" else 1)
+    assert done.stderr.endswith(line)
+    assert done.stderr.count("\n") <= (2 if cause == "killed" else 1)
     assert "Traceback" not in done.stderr
 
 
 ALONE = {
     "a wrong recipe": ("sys.exit(2)", 2, ""),
-    "a signal that is handling_signals": ("sys.exit(138)", 138, ""),
+    "a handled signal": ("sys.exit(138)", 138, ""),
     "a kill": ("os.kill(os.getpid(), 9)", 137, "medcap: error: training was ended by SIGKILL\n"),
 }
 
 
-@pytest.mark.parametrize(("does", "status", "said"), ALONE.values(), ids=ALONE)
-def test_one_process_alone_ends_with_its_status(tmp_path, does, status, said):
-    (tmp_path / "ends.py").write_text(f"import os, sys\n{does}\n", encoding="utf-8")
+@pytest.mark.parametrize(("code", "status", "line"), ALONE.values(), ids=ALONE)
+def test_status_of_a_single_process_is_returned(tmp_path, code, status, line):
+    (tmp_path / "ends.py").write_text(f"import os, sys\n{code}\n", encoding="utf-8")
     program = launch_command([], "cpu")[:-1]
-    done = subprocess.run([*program, str(tmp_path / "ends.py")], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+    done = subprocess.run([*program, str(tmp_path / "ends.py")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", line)
 
 
 @pytest.mark.parametrize("status", [0, 138])
-def test_slurm_starts_every_process_and_queues_again_what_ran_out_of_time(tmp_path, status):
-    """With a scheduler of three little programs: two nodes of two tasks, ended by SIGUSR1 (128 + 10) or done."""
+def test_slurm_starts_every_process_and_requeues_a_job_that_ran_out_of_time(tmp_path, status):
+    """Fake scontrol, srun and python: two nodes with two tasks each, ended by SIGUSR1 (128 + 10) or finished."""
     programs = {
         "scontrol": 'if [ "$1" = show ]; then printf "first\\nsecond\\n"; else echo "scontrol $*"; fi',
         "srun": 'shift; for i in 0 1 2 3; do SLURM_PROCID=$i SLURM_LOCALID=$((i % 2)) "$@"; done',
@@ -176,10 +177,10 @@ def test_slurm_starts_every_process_and_queues_again_what_ran_out_of_time(tmp_pa
         (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     slurm = {"NTASKS": 4, "NTASKS_PER_NODE": 2, "CPUS_PER_TASK": 1, "JOB_ID": 7, "JOB_NODELIST": "first,second"}
-    told = {f"SLURM_{key}": str(value) for key, value in slurm.items()}
+    variables = {f"SLURM_{key}": str(value) for key, value in slurm.items()}
     done = subprocess.run(
         ["bash", str(ROOT / "recipes" / "accelerate" / "slurm.sh"), "--config", "r.yaml"],
-        env={**told, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )

@@ -28,9 +28,9 @@ ROWS, EPOCHS, STEPS = 10, 3, 3  # steps per epoch: 10 images in batches of 2, 2 
 def rows():
     """Noise with captions of different lengths."""
     noise = torch.randint(0, 256, (ROWS, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    words = "axial ct scan of the abdomen with a large left lesion and an arrow".split()
+    text = "axial ct scan of the abdomen with a large left lesion and an arrow".split()
     columns = {
-        "pixel_values": noise.numpy(), "caption": [" ".join(words[: 2 + n]) for n in range(ROWS)],
+        "pixel_values": noise.numpy(), "caption": [" ".join(text[: 2 + n]) for n in range(ROWS)],
         "row": list(range(ROWS)), "length": [4 + n for n in range(ROWS)],
     }  # fmt: skip
     return Dataset.from_dict(columns).with_format("numpy", columns=["pixel_values"], output_all_columns=True)
@@ -97,11 +97,11 @@ def logged_losses(trainer):
     return [line for line in lines if line.keys() & {"loss", "eval_loss"}]
 
 
-def assert_same_run(found, expected):
+def assert_same_run(actual, expected):
     """Compare losses, best metric and weights, bit for bit."""
-    assert logged_losses(found) == logged_losses(expected)
-    assert found.state.best_metric == expected.state.best_metric
-    weights, expected_weights = found.model.state_dict(), expected.model.state_dict()
+    assert logged_losses(actual) == logged_losses(expected)
+    assert actual.state.best_metric == expected.state.best_metric
+    weights, expected_weights = actual.model.state_dict(), expected.model.state_dict()
     assert [name for name in expected_weights if not torch.equal(weights[name], expected_weights[name])] == []
 
 

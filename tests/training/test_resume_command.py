@@ -20,8 +20,7 @@ from medcap.data.images import ImageTransform
 from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
-from medcap.training.resume import checkpoint_to_resume, environment_changes, recipe_changes
-from medcap.training.run_folder import remove_leftovers
+from medcap.training.run_folder import checkpoint_to_resume, environment_changes, recipe_changes, remove_leftovers
 
 
 @pytest.fixture
@@ -103,6 +102,38 @@ def test_explicit_default_is_not_a_change(interrupted):
     assert recipe_changes(interrupted / "recipe.yaml", read_recipe(argv)) == ["weight_decay was 0.0 and is 0.5"]
 
 
+def test_training_starts_from_scratch_in_a_new_or_empty_folder(recipe_in, tmp_path):
+    assert checkpoint_to_resume(recipe_in(tmp_path / "new")) is None
+    assert checkpoint_to_resume(recipe_in(tmp_path)) is None
+
+
+def test_training_resumes_from_the_newest_or_the_named_checkpoint(recipe_in, trained_run):
+    run = trained_run.folder
+    for requested, step in (("last", 6), (str(run / "checkpoint-3"), 3)):
+        recipe = recipe_in(run, resume_from_checkpoint=requested)
+        assert checkpoint_to_resume(recipe) == str(run / f"checkpoint-{step}")
+
+
+@pytest.mark.parametrize(
+    ("left", "message"), [("checkpoint-3", "a run without recipe"), ("adapter", "a finished run")]
+)
+def test_folder_of_another_or_a_finished_run_raises(recipe_in, tmp_path, left, message):
+    (tmp_path / left).mkdir()
+    with pytest.raises(RecipeError, match=f"{tmp_path} is {message}.*--resume_from_checkpoint last"):
+        checkpoint_to_resume(recipe_in(tmp_path))
+
+
+def test_last_without_checkpoint_raises(recipe_in, tmp_path):
+    with pytest.raises(RecipeError, match=f"resume_from_checkpoint is last, but {tmp_path} has no checkpoint"):
+        checkpoint_to_resume(recipe_in(tmp_path, resume_from_checkpoint="last"))
+
+
+def test_folder_that_is_not_a_checkpoint_raises(recipe_in, tmp_path, trained_run):
+    for folder in (tmp_path / "none", trained_run.folder / "adapter"):
+        with pytest.raises(RecipeError, match=f"{folder} is not a checkpoint: it has no trainer_state.json"):
+            checkpoint_to_resume(recipe_in(tmp_path, resume_from_checkpoint=str(folder)))
+
+
 THEN = {
     "data": {"train": {"rows": 12, "fingerprint": "a", "images": "b"}},
     "precision": "fp32", "processes": 1, "base": "c",
@@ -120,8 +151,8 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
 def test_environment_changes_are_named(change, message):
     assert environment_changes(THEN, THEN) == []
-    (found,) = environment_changes(THEN, {**THEN, **change})
-    assert re.search(message, found)
+    (text,) = environment_changes(THEN, {**THEN, **change})
+    assert re.search(message, text)
 
 
 def run_training(train_script, run, *argv):

@@ -1,4 +1,4 @@
-"""CaptionTrainer: the loss is what it says, generation sees pixels alone, and eight captions can be learned by heart.
+"""CaptionTrainer: the definition of the loss, generation from pixels only, and overfitting eight captions.
 
 Traps 6, 7, 8, 14, 17, 19, 20, 21, 22, 23. pytest tests/training/test_trainer.py
 """
@@ -23,7 +23,7 @@ from medcap.training import caption_metrics
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.trainer import CaptionTrainer
 
-# of 3 to 22 tokens, with all that the decoder breaks
+# 3 to 22 tokens, with hyphens, decimals, parentheses and apostrophes
 CAPTIONS = (
     "Cyst.",
     "Normal chest radiograph.",
@@ -37,7 +37,7 @@ CAPTIONS = (
 
 
 def rows_of(captions=CAPTIONS, size=32):
-    """Rows as the transform gives them: noise for pictures, the same for the same number of captions."""
+    """Return rows with noise images, the same for the same number of captions."""
     pixels = torch.randn(len(captions), 3, size, size, generator=torch.Generator().manual_seed(0))
     return [
         {"image_id": f"i{row}", "pixel_values": pixels[row], "caption": caption}
@@ -47,7 +47,7 @@ def rows_of(captions=CAPTIONS, size=32):
 
 @pytest.fixture
 def make_trainer(blip, tmp_path):
-    """A trainer of a new adapter on the tiny base; settings are those of CaptionTrainingArguments."""
+    """Return a function that makes a trainer of a new adapter on the tiny base."""
 
     def make(rows=None, base=None, prompt="", max_new_tokens=40, callbacks=None, compute_metrics=None, **settings):
         model, processor = base or blip
@@ -77,7 +77,7 @@ def make_trainer(blip, tmp_path):
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradient of the first step, before it is clipped: train with max_grad_norm 0."""
+    """Stores the gradient of the first step."""
 
     def __init__(self):
         self.by_name = {}
@@ -88,7 +88,7 @@ class Gradients(TrainerCallback):
 
 
 def logits_of(trainer, batch):
-    """What the model says of every token (B, T, vocabulary)."""
+    """Return the logits of a batch (B, T, vocab)."""
     return trainer.model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}).logits
 
 
@@ -96,23 +96,20 @@ def losses(trainer):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-# --- the loss ---
-
-
-def test_the_loss_is_the_mean_over_the_tokens_that_follow(make_trainer):
+def test_loss_is_the_mean_over_the_next_tokens(make_trainer):
     trainer = make_trainer()
     batch = trainer.data_collator(trainer.train_dataset)
     with torch.no_grad():
-        loss, likelihood = trainer.compute_loss(trainer.model, batch), logits_of(trainer, batch).log_softmax(-1)
+        loss, log_probs = trainer.compute_loss(trainer.model, batch), logits_of(trainer, batch).log_softmax(-1)
     terms = [
-        -likelihood[row, at - 1, batch["input_ids"][row, at]].item()  # what stands at t is predicted at t - 1
+        -log_probs[row, t - 1, batch["input_ids"][row, t]].item()  # token t is predicted at t - 1
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
-        for at in range(1, length)
+        for t in range(1, length)
     ]
     assert loss.item() == pytest.approx(np.mean(terms), abs=1e-4)
 
 
-def test_the_loss_does_not_depend_on_the_padding(make_trainer):
+def test_loss_does_not_depend_on_padding(make_trainer):
     trainer = make_trainer()
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(3)])
     wider = {"pixel_values": batch["pixel_values"]}
@@ -124,7 +121,7 @@ def test_the_loss_does_not_depend_on_the_padding(make_trainer):
         )
 
 
-def test_the_loss_of_a_batch_is_that_of_its_captions_one_by_one(make_trainer):
+def test_loss_of_a_batch_equals_the_loss_of_its_single_captions(make_trainer):
     trainer = make_trainer()
     with torch.no_grad():
         alone = [trainer.data_collator([row]) for row in trainer.train_dataset]
@@ -135,18 +132,18 @@ def test_the_loss_of_a_batch_is_that_of_its_captions_one_by_one(make_trainer):
     assert together.item() == pytest.approx(sum(sums) / sum(tokens), abs=1e-4)
 
 
-def test_nothing_is_learned_from_the_words_of_a_prompt(make_trainer):
-    trainer = make_trainer(prompt="a picture of")
+def test_prompt_tokens_have_no_loss(make_trainer):
+    trainer = make_trainer(prompt="an image of")
     batch = trainer.data_collator(trainer.train_dataset)
     with torch.no_grad():
         loss, logits = trainer.compute_loss(trainer.model, batch), logits_of(trainer, batch)
-    logits[:, :3] += torch.randn_like(logits[:, :3])  # where "a", "picture" and "of" are predicted
+    logits[:, :3] += torch.randn_like(logits[:, :3])  # the positions that predict the prompt
     changed = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert changed.item() == pytest.approx(loss.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_label_smoothing_is_torchs_on_the_labels_that_follow(make_trainer, smoothing):
+def test_label_smoothing_equals_that_of_torch(make_trainer, smoothing):
     trainer = make_trainer(label_smoothing_factor=smoothing)
     batch = trainer.data_collator(trainer.train_dataset)
     trainer.model.train()
@@ -165,8 +162,8 @@ def test_evaluation_is_not_smoothed(make_trainer):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(plain.item(), abs=1e-5)
 
 
-def test_accumulated_batches_give_the_same_step(make_trainer, loaded):
-    """8 x 1 = 2 x 4 = 1 x 8 in loss, gradient and its norm, with captions of 3 to 22 tokens."""
+def test_accumulation_gives_the_same_step(make_trainer, loaded):
+    """8 x 1, 2 x 4 and 1 x 8 have the same loss, gradient and norm."""
     steps = []
     for batch, accumulated in ((8, 1), (2, 4), (1, 8)):
         gradients = Gradients()
@@ -186,8 +183,8 @@ def test_accumulated_batches_give_the_same_step(make_trainer, loaded):
 LOSSES = (16.28984, 16.57927, 15.32490, 13.58387, 11.70200, 11.48089)  # torch 2.13.0, transformers 5.23.0, CPU
 
 
-def test_the_loss_of_every_step_is_as_it_was(make_trainer):
-    """A change of any of these numbers is a change of the training: say so in the changelog."""
+def test_loss_of_every_step_is_unchanged(make_trainer):
+    """A change of these numbers is a change of training and belongs in the changelog."""
     trainer = make_trainer(max_steps=6, per_device_train_batch_size=4, learning_rate=0.01, warmup_steps=2)
     trainer.train()
     assert losses(trainer) == pytest.approx(LOSSES, rel=1e-4)
@@ -209,7 +206,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_trainer, loaded):
     torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_trainer):
+def test_non_finite_loss_stops_before_the_weights_change(make_trainer):
     trainer = make_trainer(max_steps=4, learning_rate=1e38, lr_scheduler_type="constant")
     with pytest.raises(FloatingPointError, match=r"the loss became nan at step 2, image_id i\d, i\d.*; no weight was"):
         trainer.train()
@@ -217,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_trainer)
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_a_quantized_base_trains(make_trainer, tiny_base, quantization):
+def test_quantized_base_trains(make_trainer, tiny_base, quantization):
     base = load_blip(str(tiny_base), quantization=quantization)
     trainer = make_trainer(base=base, max_steps=3, learning_rate=0.01)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
@@ -229,12 +226,9 @@ def test_a_quantized_base_trains(make_trainer, tiny_base, quantization):
     )
 
 
-# --- plain models and data sets ---
-
-
 @pytest.mark.parametrize("as_dataset", [False, True])
-def test_a_plain_model_and_plain_rows_train_and_evaluate(tiny_base, tmp_path, as_dataset):
-    """Without an adapter, row numbers or lengths; grouping by length counts the tokens itself."""
+def test_plain_model_and_plain_rows_train_and_evaluate(tiny_base, tmp_path, as_dataset):
+    """Without adapter, row numbers or lengths; the trainer counts the tokens for group_by_length."""
     model = BlipForConditionalGeneration.from_pretrained(tiny_base)
     processor = BlipProcessor.from_pretrained(tiny_base)
     rows = [{"pixel_values": row["pixel_values"], "caption": row["caption"]} for row in rows_of()]
@@ -262,10 +256,7 @@ def test_a_plain_model_and_plain_rows_train_and_evaluate(tiny_base, tmp_path, as
     assert trainer.train_dataset.lengths[0] == len(processor.tokenizer(CAPTIONS[0])["input_ids"])
 
 
-# --- evaluation ---
-
-
-def test_eight_captions_are_learned_by_heart_and_generated_word_for_word(make_trainer):
+def test_eight_captions_are_overfitted_and_generated_exactly(make_trainer):
     trainer = make_trainer(max_steps=80, learning_rate=0.02, lr_scheduler_type="cosine", logging_steps=80)
     trainer.train()
     evaluated = trainer.predict(trainer.eval_dataset)
@@ -279,11 +270,11 @@ def decoded(trainer, ids):
     return decode_captions(tokenizer, np.where(ids < 0, tokenizer.pad_token_id, ids).tolist(), trainer.prompt)
 
 
-def test_evaluation_keeps_ids_and_row_numbers_alone(make_trainer):
-    kept = []
-    trainer = make_trainer(max_new_tokens=7, compute_metrics=lambda evaluated: kept.append(evaluated) or {})
+def test_metrics_receive_only_ids_and_row_numbers(make_trainer):
+    received = []
+    trainer = make_trainer(max_new_tokens=7, compute_metrics=lambda evaluated: received.append(evaluated) or {})
     trainer.evaluate()
-    (evaluated,) = kept
+    (evaluated,) = received
     assert isinstance(evaluated.predictions, np.ndarray)
     assert evaluated.predictions.shape == (8, 1 + 7)
     assert evaluated.predictions.dtype == np.int64
@@ -295,32 +286,32 @@ def test_evaluation_keeps_ids_and_row_numbers_alone(make_trainer):
 def test_predictions_do_not_depend_on_the_references(make_trainer):
     trainer = make_trainer(max_new_tokens=12)
     others = rows_of([CAPTIONS[-1]] * len(CAPTIONS))
-    found, again = trainer.predict(trainer.eval_dataset), trainer.predict(others)
-    assert found.metrics["test_loss"] != pytest.approx(again.metrics["test_loss"], abs=0.01)
-    assert np.array_equal(found.predictions, again.predictions)
-    assert len({tuple(ids) for ids in found.predictions.tolist()}) > 1  # they depend on the pictures
+    first, second = trainer.predict(trainer.eval_dataset), trainer.predict(others)
+    assert first.metrics["test_loss"] != pytest.approx(second.metrics["test_loss"], abs=0.01)
+    assert np.array_equal(first.predictions, second.predictions)
+    assert len({tuple(ids) for ids in first.predictions.tolist()}) > 1  # they depend on the images
 
 
-def test_a_prompt_is_given_again_when_captions_are_generated(make_trainer):
-    trainer = make_trainer(prompt="a picture of", max_new_tokens=5)
+def test_generation_starts_with_the_prompt(make_trainer):
+    trainer = make_trainer(prompt="an image of", max_new_tokens=5)
     ids = trainer.predict(trainer.eval_dataset).predictions
-    given = trainer.processing_class.tokenizer("a picture of", add_special_tokens=False)["input_ids"]
+    given = trainer.processing_class.tokenizer("an image of", add_special_tokens=False)["input_ids"]
     assert ids[:, :4].tolist() == [[first_token_id(trainer.model), *given]] * 8
-    assert not any(text.startswith("a picture of") for text in decoded(trainer, ids))
+    assert not any(text.startswith("an image of") for text in decoded(trainer, ids))
 
 
-def test_loss_alone_needs_no_generation(make_trainer, monkeypatch):
+def test_loss_needs_no_generation(make_trainer, monkeypatch):
     trainer = make_trainer(prediction_loss_only=True)
     monkeypatch.setattr(trainer, "_generate", None)
     assert trainer.evaluate()["eval_loss"] > 0
 
 
 def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatch):
-    """In whatever order they come; what pads the batches to one width is no word."""
+    """In any order of rows; padding between batches is not part of a caption."""
     tokenizer, scored = loaded[1].tokenizer, []
 
-    def score(made, references, **settings):
-        scored.append((list(made), references))
+    def score(predictions, references, **settings):
+        scored.append((list(predictions), references))
         return Scores({"cider": 1.5}, {}, "", caption_statistics(["a"], [["a b"]]))
 
     monkeypatch.setattr(caption_metrics, "score_captions", score)

@@ -1,6 +1,6 @@
-"""One of two processes (gloo): trains undisturbed, short of memory in forward and in backward; prints what came of it.
+"""One of two processes (gloo): train three times, the last two with too little memory, and print the results.
 
-Started by test_faults.py, with RANK and WORLD_SIZE in the environment.
+Started by test_micro_batches.py, with RANK and WORLD_SIZE in the environment.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from conftest import tiny_blip, tiny_tokenizer
-from test_reader_errors import Scarce
+from test_micro_batches import OutOfMemory
 from test_trainer import losses, rows_of
 from transformers import BlipImageProcessor, BlipProcessor
 
@@ -20,8 +20,8 @@ from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
 
-folder, found = Path(sys.argv[1]), []
-for where in ("nowhere", "forward", "backward"):
+folder, results = Path(sys.argv[1]), []
+for where in ("never", "forward", "backward"):
     args = CaptionTrainingArguments(
         output_dir=str(folder / "run"), use_cpu=True, disable_tqdm=True, max_steps=3, per_device_train_batch_size=4,
         learning_rate=0.01, logging_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
@@ -41,10 +41,9 @@ for where in ("nowhere", "forward", "backward"):
         data_collator=CaptionCollator(tokenizer, first_token_id(model), 64),
         processing_class=processor,
     )
-    scarce = Scarce(trainer, rows=2 if args.process_index == 1 else 8, where=where)
+    limited = OutOfMemory(trainer, rows=2 if args.process_index == 1 else 8, where=where)
     trainer.train()
-    learned = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    norms = [weight.detach().norm().item() for weight in learned]
-    found.append({"weights": norms, "losses": losses(trainer), "tried": scarce.tried})
-print(json.dumps(found))
+    norms = [weight.detach().norm().item() for weight in trainer.model.parameters() if weight.requires_grad]
+    results.append({"weights": norms, "losses": losses(trainer), "tried": limited.tried})
+print(json.dumps(results))
 torch.distributed.destroy_process_group()

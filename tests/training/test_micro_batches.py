@@ -1,7 +1,8 @@
-"""What happens when memory runs out or numbers are no longer finite: the same step in parts, or a stop that names it.
+"""Micro-batches are split when memory runs out, and a non-finite loss or gradient stops the run.
 
-pytest tests/training/test_faults.py
+pytest tests/training/test_micro_batches.py
 """
+# ruff: noqa: F401, F811  fixtures of test_trainer
 
 import contextlib
 import copy
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_run import assert_same_weights
-from test_trainer import CAPTIONS, LOSSES, Gradients, losses, make_trainer, rows_of  # noqa: F401
+from test_trainer import LOSSES, Gradients, losses, make_trainer, rows_of
 
 from medcap.data.captions import CaptionCollator
 from medcap.modeling.feature_cache import FeatureEncoder
@@ -31,79 +32,79 @@ NO_MEMORY = RuntimeError(
 )
 
 
-class Scarce:
-    """Lets forward or backward passes of more than `rows` rows fail, as where memory is short; counts their rows."""
+class OutOfMemory:
+    """Make forward or backward passes of more than `rows` rows fail; record the rows of each pass."""
 
     def __init__(self, trainer, rows, where, error=NO_CUDA_MEMORY, from_call=0):
         self.rows, self.where, self.error, self.from_call, self.tried = rows, where, error, from_call, []
         decoder = trainer.model.get_base_model().text_decoder
         decoder.register_forward_pre_hook(self.forward, with_kwargs=True)
-        decoder.bert.encoder.layer[0].register_forward_hook(self.half_way)
+        decoder.bert.encoder.layer[0].register_forward_hook(self.register_failure)
 
     def forward(self, module, args, kwargs):
         self.tried.append(len(args[0] if args else kwargs["input_ids"]))
-        if self.where == "forward" and self.short():
+        if self.where == "forward" and self.is_too_large():
             raise self.error
 
-    def half_way(self, module, args, output):
-        if self.where == "backward" and self.short() and torch.is_grad_enabled():
-            output.register_hook(self.fail)  # the last layer has its gradients by then, the first one has not
+    def register_failure(self, module, args, output):
+        if self.where == "backward" and self.is_too_large() and torch.is_grad_enabled():
+            output.register_hook(self.fail)  # the last layer then has its gradients, the first one does not
 
-    def short(self):
+    def is_too_large(self):
         return len(self.tried) > self.from_call and self.tried[-1] > self.rows
 
     def fail(self, gradient):
         raise self.error
 
 
-def gradients_of(trainer, keeper):
+def train_with(trainer, gradients):
     trainer.train()
-    return losses(trainer), keeper.by_name
+    return losses(trainer), gradients.by_name
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("error", [NO_CUDA_MEMORY, NO_MEMORY], ids=["cuda", "cpu"])
 @pytest.mark.parametrize(("batch", "accumulated", "failing"), [(8, 1, 0), (4, 2, 1)], ids=["first", "second"])
-def test_a_step_in_parts_is_the_same_step(make_trainer, loaded, capsys, where, error, batch, accumulated, failing):  # noqa: F811
-    """Loss and gradient, whether the first micro-batch fails or the second, when the first has left its gradients."""
+def test_split_step_is_the_same_step(make_trainer, loaded, capsys, where, error, batch, accumulated, failing):
+    """Loss and gradient are equal if the first micro-batch fails, or the second, which adds to earlier gradients."""
     settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated, "max_grad_norm": 0.0}
-    whole, parts = Gradients(), Gradients()
-    expected = gradients_of(make_trainer(callbacks=[whole], base=copy.deepcopy(loaded), **settings), whole)
+    complete, parts = Gradients(), Gradients()
+    expected = train_with(make_trainer(callbacks=[complete], base=copy.deepcopy(loaded), **settings), complete)
     trainer = make_trainer(callbacks=[parts], base=copy.deepcopy(loaded), **settings)
-    scarce = Scarce(trainer, rows=2, where=where, error=error, from_call=failing)
+    limited = OutOfMemory(trainer, rows=2, where=where, error=error, from_call=failing)
     capsys.readouterr()
-    loss, gradient = gradients_of(trainer, parts)
+    loss, gradient = train_with(trainer, parts)
     tried = {(8, 1): [8, 4, 2, 2, 2, 2], (4, 2): [4, 4, 2, 2]}[batch, accumulated]
-    passed = [rows for rows in scarce.tried if rows <= 2]
+    passed = [rows for rows in limited.tried if rows <= 2]
     assert sum(passed) == 8 - failing * 4
-    assert [rows for rows in scarce.tried if rows > 2] == [rows for rows in tried if rows > 2]
+    assert [rows for rows in limited.tried if rows > 2] == [rows for rows in tried if rows > 2]
     assert loss == pytest.approx(expected[0], rel=1e-5)
     torch.testing.assert_close(gradient, expected[1], rtol=1e-3, atol=1e-5)
-    said = [line for line in capsys.readouterr().err.splitlines() if "fit" in line]
+    printed = [line for line in capsys.readouterr().err.splitlines() if "fit" in line]
     sizes = [8, 4] if batch == 8 else [4]
-    assert said == [
-        f"step 1: {size} images at a time do not fit into memory; going on with {size // 2} at a time and "
+    assert printed == [
+        f"step 1: {size} images at a time do not fit into memory; continuing with {size // 2} at a time and "
         "accumulating more of them: the steps stay the same"
         for size in sizes
     ]
 
 
-def test_what_fits_is_remembered_and_training_goes_the_same_way(make_trainer):  # noqa: F811
-    """The losses of every step, and the order of the examples, are those of a run that had the memory."""
+def test_size_that_fits_is_reused_and_losses_are_unchanged(make_trainer):
+    """The losses of every step are those of a run with enough memory."""
     trainer = make_trainer(max_steps=6, per_device_train_batch_size=4, learning_rate=0.01, warmup_steps=2)
-    scarce = Scarce(trainer, rows=3, where="backward", from_call=2)
+    limited = OutOfMemory(trainer, rows=3, where="backward", from_call=2)
     trainer.train()
     assert losses(trainer) == pytest.approx(LOSSES, rel=1e-4)
-    assert scarce.tried == [4, 4, 4, *[2, 2] * 4]
+    assert limited.tried == [4, 4, 4, *[2, 2] * 4]
 
 
-def test_a_checkpoint_made_in_parts_is_gone_on_with_by_any_device(make_trainer, loaded, tmp_path):  # noqa: F811
+def test_checkpoint_of_a_split_step_resumes_with_more_memory(make_trainer, loaded, tmp_path):
     settings = {
         "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "warmup_steps": 2,
         "save_strategy": "steps", "save_steps": 2,
     }  # fmt: skip
     trainer = make_trainer(base=copy.deepcopy(loaded), **settings)
-    Scarce(trainer, rows=1, where="forward")
+    OutOfMemory(trainer, rows=1, where="forward")
     trainer.train()
     resumed = make_trainer(base=copy.deepcopy(loaded), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
@@ -111,39 +112,39 @@ def test_a_checkpoint_made_in_parts_is_gone_on_with_by_any_device(make_trainer, 
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
-def test_parts_of_a_batch_are_the_batch(blip, rows):
-    """Also where some images come as features: each with its own, in order."""
+def test_parts_of_a_batch_add_up_to_the_batch(blip, rows):
+    """Also if some images are cached features: each row has its own, in order."""
     model, processor = blip
     collate, encode = CaptionCollator(processor.tokenizer, 1, 64), FeatureEncoder(model.vision_model)
-    pictures = rows_of()
-    for place in (0, 3, 4, 6):
-        pixels = pictures[place]["pixel_values"][None]
-        pictures[place] |= {"features": encode({"pixel_values": pixels})[0], "pixel_values": None}
+    images = rows_of()
+    for number in (0, 3, 4, 6):
+        pixels = images[number]["pixel_values"][None]
+        images[number] |= {"features": encode({"pixel_values": pixels})[0], "pixel_values": None}
     batch = collate(
-        [{"features": None, **row, "digest": bytes([at] * 16), "row": at} for at, row in enumerate(pictures)]
+        [{"features": None, **row, "digest": bytes([number] * 16), "row": number} for number, row in enumerate(images)]
     )
     parts = list(split_batch(batch, rows))
-    assert [len(part["labels"]) for part in parts] == [len(some) for some in torch.arange(8).split(rows)]
+    assert [len(part["labels"]) for part in parts] == [len(split) for split in torch.arange(8).split(rows)]
     for name in ("input_ids", "attention_mask", "labels", "row"):
         assert torch.equal(torch.cat([part[name] for part in parts]), batch[name])
     together = torch.cat([encode(part) for part in parts])
     torch.testing.assert_close(together, encode(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_that_fits_is_not_touched(blip):
+def test_batch_that_fits_is_unchanged(blip):
     batch = CaptionCollator(blip[1].tokenizer, 1, 64)(rows_of())
     (part,) = split_batch(batch, 8)
     assert part is batch
 
 
-def test_what_torch_raises_here_when_memory_ends_is_known_as_such():
+def test_error_of_torch_on_this_system_is_recognized_as_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
-def test_not_even_one_image_ends_with_status_1_and_one_line(trained_run, train_script, capsys, tmp_path, monkeypatch):
+def test_one_image_that_does_not_fit_is_an_error(trained_run, train_script, capsys, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise NO_CUDA_MEMORY
 
@@ -153,22 +154,22 @@ def test_not_even_one_image_ends_with_status_1_and_one_line(trained_run, train_s
     assert line.startswith("medcap: error: not even one image at a time fits into memory at step 1: lower image_size")
 
 
-def last_line(train_script, capsys, run, folder, *words):
-    """Status and last line of stderr; nothing on stdout."""
+def last_line(train_script, capsys, run, folder):
+    """Return the status and the last line of stderr; stdout is empty."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        train_script.main(["--config", str(run.recipe), "--output_dir", str(folder), "--disable_tqdm", "true", *words])
-    said = capsys.readouterr()
-    assert said.out == ""
-    return ended.value.code, said.err.splitlines()[-1]
+        train_script.main(["--config", str(run.recipe), "--output_dir", str(folder), "--disable_tqdm", "true"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return ended.value.code, printed.err.splitlines()[-1]
 
 
-def test_two_processes_take_parts_each_for_itself(tmp_path):
-    """One of two is short of memory, in the forward or half-way in the backward pass: the weights stay the same."""
+def test_two_processes_split_independently(tmp_path):
+    """One of two runs out of memory, in the forward or backward pass: the weights are those of an undisturbed run."""
     port = 20_000 + os.getpid() % 20_000
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     paths = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])])
-    started = [
+    processes = [
         subprocess.Popen(
             [sys.executable, str(HERE / "two_processes.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True,
             env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
@@ -176,13 +177,13 @@ def test_two_processes_take_parts_each_for_itself(tmp_path):
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        said = [json.loads(one.communicate(timeout=100)[0].splitlines()[-1]) for one in started]
+        results = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
     finally:
-        for one in started:
-            one.kill()
-    for first, second in zip(*said, strict=True):
+        for process in processes:
+            process.kill()
+    for first, second in zip(*results, strict=True):
         assert first["weights"] == pytest.approx(second["weights"], rel=1e-6)  # the processes agree
-    undisturbed, *disturbed = said[1]
+    undisturbed, *disturbed = results[1]
     assert undisturbed["tried"] == [4, 4, 4]
     assert [one["tried"] for one in disturbed] == [[4, 2, 2, 2, 2, 2, 2]] * 2
     for one in disturbed:
@@ -191,25 +192,22 @@ def test_two_processes_take_parts_each_for_itself(tmp_path):
     assert undisturbed["weights"][0] != pytest.approx(undisturbed["weights"][-1], rel=1e-3)
 
 
-# --- numbers that are not finite ---
-
-
 @pytest.fixture
 def nan_at(monkeypatch):
-    """Let the loss of a step be nan."""
+    """Return a function that makes the loss of a step nan."""
     compute = CaptionTrainer.compute_loss
 
-    def spoil(step):
-        def spoilt(self, *args, **kwargs):
+    def patch(step):
+        def nan_loss(self, *args, **kwargs):
             loss = compute(self, *args, **kwargs)
             return loss * float("nan") if self.state.global_step == step - 1 and self.model.training else loss
 
-        monkeypatch.setattr(CaptionTrainer, "compute_loss", spoilt)
+        monkeypatch.setattr(CaptionTrainer, "compute_loss", nan_loss)
 
-    return spoil
+    return patch
 
 
-def test_a_nan_names_step_and_images_and_the_run_goes_on_from_its_last_checkpoint(
+def test_nan_names_step_and_images_and_the_run_resumes_from_its_last_checkpoint(
     trained_run, train_script, capsys, tmp_path, nan_at
 ):
     run, compute = tmp_path / "run", CaptionTrainer.compute_loss
@@ -229,7 +227,7 @@ def test_a_nan_names_step_and_images_and_the_run_goes_on_from_its_last_checkpoin
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
-def test_gradients_that_are_not_finite_stop_before_the_weights_change(make_trainer, max_grad_norm, value):  # noqa: F811
+def test_non_finite_gradients_stop_before_the_weights_change(make_trainer, max_grad_norm, value):
     trainer = make_trainer(max_grad_norm=max_grad_norm, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     weights = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -243,7 +241,7 @@ def test_gradients_that_are_not_finite_stop_before_the_weights_change(make_train
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
-def test_in_float16_the_scaler_leaves_such_a_step_out(make_trainer):  # noqa: F811
+def test_float16_scaler_skips_a_step_with_non_finite_gradients(make_trainer):
     trainer = make_trainer()
     trainer.rows_of_step = [0]
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
@@ -253,15 +251,14 @@ def test_in_float16_the_scaler_leaves_such_a_step_out(make_trainer):  # noqa: F8
     assert trainer.rows_of_step == []
 
 
-def test_weights_that_are_not_finite_do_not_become_a_checkpoint(make_trainer, tmp_path):  # noqa: F811
+def test_non_finite_weights_are_not_saved(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=2, learning_rate=float("inf"), save_strategy="steps", save_steps=1)
     with pytest.raises(FloatingPointError, match=r"lora_A.* is not finite after step 1\. There is no checkpoint yet"):
         trainer.train()
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_the_ids_are_those_of_the_rows(make_trainer):  # noqa: F811
+def test_error_names_the_image_ids_of_the_rows(make_trainer):
     trainer = make_trainer()
     with pytest.raises(FloatingPointError, match=r"image_id i7, i0;"):
         trainer.stop_non_finite("x", [7, 0])
-    assert len(CAPTIONS) == 8

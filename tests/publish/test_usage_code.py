@@ -46,32 +46,32 @@ def make_run(tiny_base, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("image_size", "prompt"), [(32, ""), (48, "ct of ")])
-def test_usage_code_generates_medcaps_captions(image_size, prompt, make_run, tiny_base, tmp_path):
+def test_usage_code_generates_the_captions_of_medcap(image_size, prompt, make_run, tiny_base, tmp_path):
     run = make_run(image_size, prompt)
-    here = build_release(run, tmp_path / "release")
+    release = build_release(run, tmp_path / "release")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    image.save(here / "image.png")
-    (here / tiny_base.name).symlink_to(tiny_base)  # the user's copy of the base
-    shown = re.search(r"^```python\n(.*?)^```$", (here / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
-    caption = run_alone(shown, here)
+    image.save(release / "image.png")
+    (release / tiny_base.name).symlink_to(tiny_base)  # the user's copy of the base
+    code = re.search(r"^```python\n(.*?)^```$", (release / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
+    caption = run_without_medcap(code, release)
 
-    captioner = load_captioner(str(run / "adapter"))  # positions interpolated once, when it is loaded
+    captioner = load_captioner(str(run / "adapter"))  # interpolates the position embeddings when it is loaded
     expected = captioner.caption([image])[0]
     assert detokenize(caption).removeprefix(detokenize(prompt.strip())).strip() == expected
     with captioner.model.disable_adapter():
-        assert expected not in ("", captioner.caption([image])[0])  # it is the adapter's
-    assert caption == plain(tiny_base, run / "adapter", image, prompt, image_size != 32)
+        assert expected not in ("", captioner.caption([image])[0])  # the adapter changes the caption
+    assert caption == plain_caption(tiny_base, run / "adapter", image, prompt, image_size != 32)
 
 
-def run_alone(text, folder):
-    """Run a program in `folder` without medcap and return its output."""
-    blocked = f"import sys\nsys.modules['medcap'] = None\n{text}"
+def run_without_medcap(code, folder):
+    """Run Python code in `folder` without medcap and return its output."""
+    blocked = f"import sys\nsys.modules['medcap'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", blocked], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def plain(base, adapter, image, prompt, interpolate):
+def plain_caption(base, adapter, image, prompt, interpolate):
     """Caption with transformers and peft."""
     model = PeftModel.from_pretrained(BlipForConditionalGeneration.from_pretrained(base), adapter).eval()
     processor = BlipProcessor.from_pretrained(adapter)

@@ -1,6 +1,6 @@
-"""Every caption once an epoch, beside captions of its length, in an order that seed and epoch fix.
+"""The order of training: every row once per epoch, captions of similar length together, fixed by seed and epoch.
 
-pytest tests/training/test_sampler.py
+pytest tests/training/test_rows.py
 """
 
 import itertools
@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from medcap.training.sampler import LengthSampler
+from medcap.training.rows import LengthSampler
 
 LENGTHS = random.Random(0).choices(range(3, 97), k=403)
 
@@ -25,26 +25,26 @@ def pads(rows, size):
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 40, 403])
-def test_every_row_comes_once(count):
+def test_every_row_is_visited_once(count):
     assert sorted(epoch(lengths=LENGTHS[:count])) == list(range(count))
 
 
-def test_few_pads_are_left():
+def test_padding_is_less_than_a_quarter_of_that_of_a_random_order():
     shuffled = random.Random(1).sample(range(len(LENGTHS)), len(LENGTHS))
     assert pads(epoch(), 8) < pads(shuffled, 8) / 4
 
 
-def test_the_longest_comes_first():
+def test_longest_caption_is_first():
     assert LENGTHS[epoch()[0]] == max(LENGTHS)
 
 
-def test_long_and_short_captions_take_turns():
-    """A block of batches from long to short would end each with the same few words."""
+def test_long_and_short_batches_are_mixed():
+    """Batches sorted from long to short would end every block with short captions."""
     means = [sum(LENGTHS[row] for row in epoch()[start : start + 8]) for start in range(8, 400, 8)]
     falls = sum(later <= earlier for earlier, later in itertools.pairwise(means))
     assert 0.3 < falls / (len(means) - 1) < 0.7
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_only_on_seed_and_epoch():
     assert epoch(1) == epoch(1)
     assert len({tuple(order) for order in (epoch(0), epoch(1), epoch(0, seed=1), epoch(1, seed=1))}) == 4

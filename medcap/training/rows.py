@@ -1,0 +1,98 @@
+"""The rows of the training data: their numbers and lengths, their order, and errors of reading them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from medcap.data.captions import TokenizedCaptions
+
+
+class CaptionRows(Dataset[dict[str, Any]]):
+    """Rows of `rows`, a list or a data set, with their number as "row".
+
+    `rows[length_column]` gives the tokens of each caption: that column if it exists, else computed on access.
+    """
+
+    def __init__(self, rows: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, length_column: str) -> None:
+        self.rows, self.tokenizer, self.prompt, self.length_column = rows, tokenizer, prompt, length_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return row `key`, or the lengths."""
+        return self.lengths if key == self.length_column else {**self.rows[key], "row": key}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several rows, read together if the data set can."""
+        read = getattr(self.rows, "__getitems__", None)
+        rows = read(indices) if read else [self.rows[index] for index in indices]
+        return [{**row, "row": index} for row, index in zip(rows, indices, strict=True)]
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each caption, prompt and special tokens included."""
+        columns = getattr(self.rows, "column_names", ())
+        if self.length_column in columns:
+            return list(self.rows[self.length_column])
+        captions = self.rows["caption"] if columns else [row["caption"] for row in self.rows]
+        return TokenizedCaptions.tokenize(self.tokenizer, list(captions), self.prompt).lengths
+
+
+class LengthSampler(Sampler[int]):
+    """Every row once per epoch, in batches of similar length; the order depends on seed and epoch alone.
+
+    Rows are shuffled, cut into at least four blocks of at most 50 batches, and sorted by length within each, as
+    transformers' LengthGroupedSampler does. Then the batches are shuffled; transformers leaves each block sorted from
+    long to short captions. The batch with the longest caption stays first and shows whether memory suffices.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """`batch_size`: captions of one optimizer step of all processes."""
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; the Trainer calls this before each one, resumed ones included."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        rows = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        first, *others = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        short = [others.pop()] if others and len(others[-1]) < self.batch_size else []  # last, so no batch is split
+        order = torch.randperm(len(others), generator=generator).tolist()
+        return iter([row for batch in [first, *(others[index] for index in order), *short] for row in batch])
+
+
+@contextmanager
+def reader_errors() -> Iterator[None]:
+    """Raise OSError, in one line, for a data loader worker that was killed or an image that it could not read.
+
+    The message of torch holds the worker's complete traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        text, resume = str(error), "then the same command resumes from the last checkpoint"
+        sys.stderr.write("\n")  # below the progress bar
+        if killed := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text):
+            raise OSError(
+                f"data loader worker {killed[1]} was killed; the kernel does that when memory is short: "
+                f"lower dataloader_num_workers or the batch size, {resume}"
+            ) from error
+        if unreadable := re.search(r"image_id .*: cannot read image .*", text):
+            raise OSError(f"{unreadable[0]}: it was readable when the run began; fix it, {resume}") from error
+        raise
