@@ -5,6 +5,7 @@ pytest tests/reporting/test_plots.py
 
 import subprocess
 import sys
+from typing import Any
 
 from datasets import Dataset
 from PIL import Image
@@ -12,7 +13,10 @@ from PIL import Image
 from medcap.data.selection import FEATURES
 from medcap.reporting.plots import plot_curves, write_png, write_sample_sheet
 
-CURVE = [{"epoch": 1.0, "eval_loss": 0.9, "eval_cider": None}, {"epoch": 2.0, "eval_loss": 0.8, "eval_cider": 0.6}]
+CURVE: list[dict[str, Any]] = [
+    {"epoch": 1.0, "eval_loss": 0.9, "eval_cider": None},
+    {"epoch": 2.0, "eval_loss": 0.8, "eval_cider": 0.6},
+]
 
 
 def test_curves_of_several_runs_have_a_legend(tmp_path):
