@@ -1,6 +1,6 @@
 """Plots are drawn without pyplot and are reproducible.
 
-pytest tests/reporting/test_plots.py
+pytest tests/reporting/test_report_plots.py
 """
 
 import subprocess
