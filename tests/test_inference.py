@@ -218,9 +218,8 @@ def test_adapter_generates_equal_ids_without_medcap(trained_run, adapted, images
         str(tmp_path / "pixels.pt"),
         str(tmp_path / "ids.json"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN_PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-c", PLAIN_PROGRAM, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     ids, medcap_modules = json.loads((tmp_path / "ids.json").read_text())
     assert medcap_modules == []

@@ -45,7 +45,7 @@ def constant_caption(captions: Sequence[str], candidates: int = 20) -> str:
 def shuffled(references: Sequence[T], seed: int = 0) -> list[T]:
     """Return the references in another order, in which no image has its own.
 
-    The images form one random cycle, and each gets the reference of the next: a plain permutation leaves one image in
+    The images form one random cycle, and each gets the reference of the next; a random permutation keeps one image in
     its place on average. Two images with equal references may swap them.
 
     Raises:

@@ -84,7 +84,7 @@ def tf_idf(counts: NgramCounts, image: Ints, is_reference: NDArray[np.bool_]) ->
     return TfIdf(counts.caption, counts.gram, weight, norm)
 
 
-def clipped_product(vectors: TfIdf, predicted: NDArray[np.intp], reference: NDArray[np.intp]) -> Floats:
+def clipped_product(vectors: TfIdf, predicted: NDArray[np.intp], reference: NDArray[np.intp]) -> NDArray:
     """Return (captions,) the dot product of each reference with its prediction, whose weights are clipped.
 
     `predicted` and `reference` (pairs,) are entries of one n-gram in a prediction and in a reference of its image.
@@ -93,7 +93,7 @@ def clipped_product(vectors: TfIdf, predicted: NDArray[np.intp], reference: NDAr
     return np.bincount(vectors.caption[reference], clipped, minlength=len(vectors.norm))
 
 
-def length_penalty(difference: NDArray) -> Floats:
+def length_penalty(difference: NDArray) -> NDArray:
     """Return the Gaussian penalty of CIDEr-D for a difference in words, 0 to 1."""
     return np.exp(-(difference**2) / (2 * _SIGMA**2))
 

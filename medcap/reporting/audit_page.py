@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
     if all(part["tokens"] for part in parts):
         cells["tokens, median (min to max)"] = lambda part: _range(part["tokens"])
         for limit in parts[0]["tokens"]["truncated"]:
-            cells[f"cut by max_caption_tokens {limit}"] = lambda part, limit=limit: _cut(part["tokens"], limit)
+            cells[f"cut by max_caption_tokens {limit}"] = partial(_cut, limit)
     return [[title, *map(cell, parts)] for title, cell in cells.items()]
 
 
@@ -147,9 +148,9 @@ def _range(spread: Mapping[str, Any]) -> str:
     return f"{spread['median']:g} ({spread['min']} to {spread['max']})" if spread["n"] else "none"
 
 
-def _cut(tokens: Mapping[str, Any], limit: str) -> str:
-    n = tokens["truncated"][limit]
-    return f"{n:,} ({n / tokens['n']:.1%})"
+def _cut(limit: str, part: Mapping[str, Any]) -> str:
+    n = part["tokens"]["truncated"][limit]
+    return f"{n:,} ({n / part['tokens']['n']:.1%})"
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -66,9 +66,9 @@ def _images(
 def marked(reference: str, prediction: str) -> tuple[Markup, Markup]:
     """Return both as HTML, with `<del>` around words of the reference only, `<ins>` around words of the prediction."""
     expected, predicted = reference.split(), prediction.split()
-    bare = [[word.strip(".,;:()[]\"'").lower() for word in words] for words in (expected, predicted)]
+    bare, other = ([word.strip(".,;:()[]\"'").lower() for word in words] for words in (expected, predicted))
     left, right = [], []
-    for kind, start, end, first, last in difflib.SequenceMatcher(None, *bare, autojunk=False).get_opcodes():
+    for kind, start, end, first, last in difflib.SequenceMatcher(None, bare, other, autojunk=False).get_opcodes():
         left += _tagged(expected[start:end], "del", kind)
         right += _tagged(predicted[first:last], "ins", kind)
     return Markup(" ").join(left), Markup(" ").join(right)
