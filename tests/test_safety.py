@@ -135,7 +135,7 @@ def test_recipe_with_tags_aliases_or_deep_nesting_is_refused(marker, tmp_path):
     lines = ["prompt: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     recipe.write_text("\n".join(lines))
     with pytest.raises(
-        RecipeError, match=r"recipe.yaml: aliases \(\*name\) are not allowed in a recipe: write the value"
+        RecipeError, match=r"recipe.yaml: aliases \(\*name\) are not allowed in a recipe: repeat the value"
     ):
         read_recipe(["--config", str(recipe)])
     for value, reason in (("[" * 100_000, "more than 1,000 brackets"), ("- " * 5_000, "values are nested too deeply")):

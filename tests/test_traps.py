@@ -46,10 +46,10 @@ def first_step(name: str, data: Path, folder: Path) -> tuple[float, float]:
     recipe = read_recipe([*argv, *traps.VARIANTS[name].argv])
     recipe.training.eval_strategy = recipe.training.save_strategy = "no"
     torch.manual_seed(0)
-    model, processor, generation_config = setup.make_model(recipe, torch.float32)
+    adapted = setup.make_model(recipe, torch.float32)
     rows = setup.load_splits(recipe)
-    captions = setup.tokenize_captions(recipe, rows, processor)
-    trainer = setup.make_trainer(recipe, rows, captions, model, processor, generation_config, None, None, None)
+    captions = setup.tokenize_captions(recipe, rows, adapted.processor)
+    trainer = setup.make_trainer(recipe, rows, captions, adapted, None, None, None)
     norm = GradientNorm()
     trainer.add_callback(norm)
     trainer.train()
