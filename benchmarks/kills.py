@@ -33,7 +33,7 @@ os.environ.update(HF_DATASETS_CACHE=str(WORK / "cache"), XDG_CACHE_HOME=str(WORK
 sys.path.insert(0, str(ROOT))
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
-TIMES = ("runtime", "per_second", "throughput", "data_wait_share", "_seconds", "seconds_left", "_gb")
+TIMES = ("runtime", "per_second", "throughput", "data_wait_fraction", "_seconds", "seconds_left", "_gb")
 KILL_AGAIN = 0.5  # probability that a resumed run is killed again
 
 

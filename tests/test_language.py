@@ -35,7 +35,7 @@ REPLACED = {
     r"no medcat": "does not use MedCAT",
     r"said (?:of|about) (?:the )?(?:images?|pictures?)": "factual accuracy",
     r"greatest": "max",
-    r"shares? of": "fraction of",
+    r"shares? of|[a-z]+_share": "fraction of",
     r"makes? room|made room": "free disk space",
     r"bears? the name": "is named",
     r"nobody": "no one, or the subject itself",

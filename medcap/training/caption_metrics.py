@@ -59,5 +59,5 @@ class CaptionMetrics:
             **scores.metrics,
             "mean_words": described.mean_words,
             "length_ratio": scores.statistics.length_ratio,
-            "distinct_share": distinct,
+            "distinct_fraction": distinct,
         }

@@ -39,7 +39,7 @@ class ThroughputMeter:
         return {
             "images_per_second": self.images / self.seconds,
             "tokens_per_second": float(self.tokens) / self.seconds,
-            "data_wait_share": self.waited / self.seconds,
+            "data_wait_fraction": self.waited / self.seconds,
         }
 
 
@@ -134,7 +134,7 @@ class TrainingMonitor(TrainerCallback):
 
     def _warn_of_data_wait(self, workers: int) -> None:
         meter = self.since_evaluation
-        fraction = meter.figures().get("data_wait_share", 0.0)
+        fraction = meter.figures().get("data_wait_fraction", 0.0)
         if meter.steps >= MIN_STEPS and fraction > MAX_DATA_WAIT:
             self._warn_once(
                 "data wait",

@@ -21,7 +21,7 @@ from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.monitors import TrainingMonitor
 
 FIGURES = {
-    "images_per_second", "tokens_per_second", "data_wait_share", "training_seconds", "memory_gb", "seconds_left",
+    "images_per_second", "tokens_per_second", "data_wait_fraction", "training_seconds", "memory_gb", "seconds_left",
 }  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def test_rates_exclude_evaluations_and_checkpoints(clock):
     monitor.on_save(None, state, None)
     take_steps(monitor, state, clock, 1, waiting=1, working=2)
     figures = monitor.log_figures(state)
-    assert {name: figures[name] for name in ("images_per_second", "tokens_per_second", "data_wait_share")} == {
-        "images_per_second": 8 / 6, "tokens_per_second": 60 / 6, "data_wait_share": pytest.approx(2 / 6),
+    assert {name: figures[name] for name in ("images_per_second", "tokens_per_second", "data_wait_fraction")} == {
+        "images_per_second": 8 / 6, "tokens_per_second": 60 / 6, "data_wait_fraction": pytest.approx(2 / 6),
     }  # fmt: skip
     assert figures["training_seconds"] == 116
     assert figures["seconds_left"] == 116 / 2 * 8
@@ -119,7 +119,7 @@ def test_metrics_hold_throughput(trained_run):
     for line in (trained_run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         figures = json.loads(line)["throughput"]
         assert figures.keys() == FIGURES | {"grad_norm"}
-        assert 0 <= figures["data_wait_share"] <= 1
+        assert 0 <= figures["data_wait_fraction"] <= 1
         assert all(value >= 0 for value in figures.values())
     assert figures["seconds_left"] == 0
     environment = json.loads((trained_run.folder / "environment.json").read_text())

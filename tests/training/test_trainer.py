@@ -323,4 +323,4 @@ def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatc
     metrics = scores(EvalPrediction(predictions=table, label_ids=np.array([2, 0, 3, 1])))
     assert scored == [(["", "a cyst", "a large mass", "a cyst"], [["R0"], ["R1"], ["R2"], ["R3"]])]
     assert scores.predictions == scored[0][0]
-    assert metrics == {"cider": 1.5, "mean_words": 7 / 4, "length_ratio": 0.5, "distinct_share": 3 / 4}
+    assert metrics == {"cider": 1.5, "mean_words": 7 / 4, "length_ratio": 0.5, "distinct_fraction": 3 / 4}
