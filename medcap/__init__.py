@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medcap.data.captions import CaptionCollator
-    from medcap.data.images import load_image
+    from medcap.data.images import load_image, with_pixel_values
     from medcap.data.load import load_data
     from medcap.inference import Captioner, load_captioner
     from medcap.metrics.coco import CocoCaption, score_captions
@@ -40,6 +40,7 @@ __all__ = [
     "load_image",
     "read_recipe",
     "score_captions",
+    "with_pixel_values",
 ]
 
 _MODULES = {
@@ -53,6 +54,7 @@ _MODULES = {
     "load_image": "medcap.data.images",
     "read_recipe": "medcap.recipe",
     "score_captions": "medcap.metrics.coco",
+    "with_pixel_values": "medcap.data.images",
 }
 
 

@@ -1,9 +1,11 @@
 """The public API of `import medcap`."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 import medcap
 
@@ -23,6 +25,23 @@ def test_every_public_name_is_documented(name) -> None:
 def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'medcap' has no attribute 'nothing'"):
         medcap.nothing  # noqa: B018
+
+
+def test_examples_of_the_readme_run(phantoms, tiny_base, trained_run, tmp_path, monkeypatch, capsys) -> None:
+    """The paths of quickstart are replaced by those of the tests."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Python API")[1].split("\n## ")[0]
+    lines = "\n".join(re.findall(r"```python\n(.+?)```", text, re.DOTALL))
+    values = {
+        "quickstart/data": phantoms, "quickstart/release": trained_run.folder / "adapter",
+        "quickstart/base": tiny_base, "range(16)": "range(2)", "max_steps=20": "max_steps=2",
+    }  # fmt: skip
+    for example_value, value in values.items():
+        assert example_value in lines
+        lines = lines.replace(example_value, str(value))
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert (tmp_path / "runs/notebook/adapter/adapter_model.safetensors").is_file()
+    assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_example_of_the_docstring_runs(trained_run, phantoms, capsys) -> None:
