@@ -18,11 +18,11 @@ from medcap.logs import configure_logging, report_errors
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with status 2 for a wrong command or recipe and 1 for failed work."""
+    configure_logging()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:  # all other arguments belong to the recipe
         sys.exit(train(arguments[1:]))
     args = make_parser().parse_args(arguments)
-    configure_logging()
     with report_errors(args.debug):
         check_single_process(arguments[0])
         args.run(args)

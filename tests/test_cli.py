@@ -1,6 +1,8 @@
 """The command line: results on stdout, errors of one line, and the exit status."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,12 @@ def test_evaluate_refuses_several_processes(capsys, tmp_path, monkeypatch) -> No
 
 def test_version_is_printed(capsys) -> None:
     assert run(["--version"], capsys)[:2] == (0, f"medcap {__version__}\n")
+
+
+def test_help_of_train_prints_no_messages_of_libraries() -> None:
+    done = subprocess.run([sys.executable, "-m", "medcap.cli", "train", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: medcap train")
 
 
 def test_debug_shows_the_traceback(capsys) -> None:
