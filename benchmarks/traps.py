@@ -37,7 +37,7 @@ Patch = Callable[[], None]
 class Trap:
     """A variant of the recipe: a pitfall, or a control without `symptom`.
 
-    `symptom` tells how to detect the pitfall in a run. `patches` are applied before training, `argv` overrides the
+    `symptom` describes how to detect the pitfall in a run. `patches` are applied before training, `argv` overrides the
     recipe, `adapter_of` names the variant whose adapter is used instead of training, `control` the variant to compare
     with.
     """

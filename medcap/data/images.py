@@ -199,7 +199,7 @@ def _errors_named(name: str) -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow knows"  # Pillow's message contains a memory address
+        return "not an image in a format that Pillow supports"  # Pillow's message contains a memory address
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -105,7 +105,7 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     if has_groups:
         lines.append((f"articles, patients or cases in more than one split: {crossing:,}", crossing))
     else:
-        text = "articles, patients and cases are not known: whether any is in more than one split cannot be said"
+        text = "articles, patients and cases are unknown: not checked whether any is in more than one split"
         lines.append((text, True))
     for title, key in (("across splits", "across_splits"), ("within a split", "within_a_split")):
         same, near = images["same_pixels"][key], images["near_duplicates"][key]

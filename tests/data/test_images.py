@@ -142,8 +142,8 @@ BROKEN = {
     "truncated jpeg": (encoded(noise(), "JPEG")[:-200], "truncated"),
     "truncated png": (encoded(noise())[:-200], "truncated"),
     "damaged png": (encoded(noise()).replace(b"IDAT", b"IDAX", 1), "."),
-    "text": (b"404 Not Found", "not an image in a format that Pillow knows"),
-    "empty": (b"", "not an image in a format that Pillow knows"),
+    "text": (b"404 Not Found", "not an image in a format that Pillow supports"),
+    "empty": (b"", "not an image in a format that Pillow supports"),
 }
 
 

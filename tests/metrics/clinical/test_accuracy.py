@@ -1,4 +1,4 @@
-"""What a caption says, read from its words."""
+"""Facts stated in a caption, compared with the known facts of its phantom."""
 
 import pytest
 
