@@ -62,12 +62,12 @@ def staging_folder(folder: Path) -> Path:
     return part
 
 
-def commit_folder(part: Path, folder: Path) -> None:
-    """Flush `part` and its content to the disk and rename it to `folder`, which is replaced if it exists."""
-    for path in (*part.rglob("*"), part):
+def commit_folder(staging: Path, folder: Path) -> None:
+    """Flush `staging` and its contents to disk, remove an existing `folder`, and rename `staging` to `folder`."""
+    for path in (*staging.rglob("*"), staging):
         fsync(path)
     remove_folder(folder)
-    part.rename(folder)
+    staging.rename(folder)
     fsync(folder.parent)
 
 
@@ -81,7 +81,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)  # the only way to open a folder
     os.fsync(descriptor)
     os.close(descriptor)

@@ -83,7 +83,7 @@ def _audit_split(
             "height": _statistics([info.height for info in infos if not info.error]),
         },
         "words": _count_words(captions),
-        "tokens": _count_tokens(captions, tokenizer, limits),
+        "tokens": _token_statistics(captions, tokenizer, limits),
         "repeated_captions": _repeated_captions(captions),
         "modality_by_concepts": _count(map(modality_of, rows["manual_cuis"])),
         "modality_by_text": _count(map(modality_in_words, all_captions)),
@@ -115,10 +115,13 @@ def _count_words(captions: Sequence[str]) -> dict[str, Any]:
     return {**_statistics(lengths), "histogram": np.bincount(bins, minlength=21).tolist()}
 
 
-def _count_tokens(
+def _token_statistics(
     captions: list[str], tokenizer: PreTrainedTokenizerBase | None, limits: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Return the statistics of tokens per caption and, for each limit, the number of captions that it truncates."""
+    """Return `_statistics` of tokens per caption, [CLS] and [SEP] included, and how many are above each limit.
+
+    None without tokenizer or captions.
+    """
     if tokenizer is None or not captions:
         return None
     lengths = np.array([len(ids) for ids in tokenizer(captions)["input_ids"]])

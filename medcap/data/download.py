@@ -26,6 +26,7 @@ from medcap.retries import MAX_ATTEMPTS, MAX_RETRY_AFTER, TRANSIENT_STATUSES, ht
 
 RECORD = 10821435
 HUB_ID = "eltorio/ROCOv2-radiology"
+CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
 _CHUNK = 1 << 16  # bytes; an incomplete chunk is lost when the connection breaks
 _TIMEOUT = (15, 60)  # seconds to connect, and between two reads
 _BROKEN_CONNECTION = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
@@ -128,11 +129,13 @@ def _record_files(session: requests.Session) -> list[RemoteFile]:
 
 
 def _check_file(file: RemoteFile) -> None:
-    """Raise ValueError for an entry that would write outside the folder or use another protocol."""
+    """Raise ValueError unless a listed file has a plain name, a supported checksum, a size and an https address."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", file.name):
-        raise ValueError(f"the record lists a file named {file.name!r}: not a plain name, nothing was downloaded")
-    if file.checksum.partition(":")[0] not in hashlib.algorithms_guaranteed or file.size < 0:
-        raise ValueError(f"{file.name}: no checksum that can be verified: {file.checksum!r}, {file.size} bytes")
+        raise ValueError(f"the record lists the unsafe file name {file.name!r}; nothing was downloaded")
+    if file.checksum.partition(":")[0] not in CHECKSUMS:
+        raise ValueError(f"{file.name}: checksum {file.checksum!r} is not supported, only {', '.join(CHECKSUMS)}")
+    if file.size < 0:
+        raise ValueError(f"{file.name}: the record gives a size of {file.size} bytes")
     _check_url(file.url)
 
 

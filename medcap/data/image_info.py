@@ -111,12 +111,13 @@ def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
     """Return the cache key of each entry: a hash of its bytes, or path, size and modification time; "" for None."""
 
     @functools.cache
-    def version(path: str) -> str:
+    def stamp(path: str) -> str:
+        """Return size and modification time in ns, or "unreadable"."""
         try:
-            status = os.stat(path)
+            stat = os.stat(path)
         except OSError:
-            return "absent"
-        return f"{status.st_size}:{status.st_mtime_ns}"
+            return "unreadable"
+        return f"{stat.st_size}:{stat.st_mtime_ns}"
 
     def key(entry: Mapping[str, Any] | None) -> str:
         if entry and entry["bytes"] is not None:
@@ -124,7 +125,7 @@ def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
         if not entry or not entry["path"]:
             return ""
         path = entry["path"] if "::" in entry["path"] else os.path.abspath(entry["path"])
-        return f"{path}:{version(path.rpartition('::')[2])}"
+        return f"{path}:{stamp(path.rpartition('::')[2])}"
 
     return [key(entry) for entry in entries]
 

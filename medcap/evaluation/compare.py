@@ -14,7 +14,7 @@ from medcap.evaluation.csv_files import read_scores
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
 from medcap.evaluation.verdict import SIGNIFICANT
 from medcap.logs import named_errors
-from medcap.metrics.statistics import Statistics, paired_test, pool
+from medcap.metrics.statistics import Statistics, paired_test, summarize_runs
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _seeds(results: Sequence[EvaluationResult]) -> list[SeedPool]:
         SeedPool(
             systems=[result.name for _, result in same],
             seeds=[seed for seed, _ in same],
-            metrics=pool([result.metrics for _, result in same]),
+            metrics=summarize_runs([result.metrics for _, result in same]),
         )
         for same in runs.values()
         if len({seed for seed, _ in same}) > 1

@@ -86,27 +86,29 @@ class Statistics:
 
 
 def caption_statistics(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], meteor: Sequence[str] | None = None
+    predictions: Sequence[str], references: Sequence[Sequence[str]], meteor_lines: Sequence[str] | None = None
 ) -> Statistics:
-    """Compare one predicted caption per image with the references of that image.
+    """Return the counts of each image from which corpus scores are computed (see `Statistics`).
 
-    Scores differ from those of pycocoevalcap by less than 1e-12, also for empty texts.
+    Scores computed from them differ from those of pycocoevalcap by less than 1e-12, also for empty texts.
 
     Args:
-        predictions: n texts of PTB tokens joined by spaces, as of `coco.tokenize`.
-        references: n lists of at least one such text.
-        meteor: n answers of METEOR to SCORE.
+        predictions: n texts of PTB tokens joined by spaces, as returned by `coco.tokenize`.
+        references: n lists with at least one such text each.
+        meteor_lines: n lines from `Meteor.statistics`; None leaves METEOR out.
     """
     n = len(predictions)
     texts = [*predictions, *(text for captions in references for text in captions)]
-    image = np.concatenate([np.arange(n), np.repeat(np.arange(n), [len(captions) for captions in references])])
-    # split twice, because keeping a list per text costs as much time in garbage collection as all the rest
+    image_of_text = np.concatenate([np.arange(n), np.repeat(np.arange(n), [len(captions) for captions in references])])
+    # texts are split here and again below: keeping a list of words per text costs as much time as all the rest
     lengths = np.array([len(text.split()) for text in texts])
-    matches, cider = ngrams.overlaps(" ".join(texts).split(), lengths, image, n)
-    possible = np.maximum(lengths[:n, None] - np.arange(ngrams.ORDERS), 0)
-    bleu = np.column_stack([lengths[:n], ngrams.closest_lengths(lengths, image, n), matches, possible])
-    rouge_l = ngrams.rouge_l(texts, image, n)
-    return Statistics(bleu.astype(float), rouge_l, cider, None if meteor is None else _meteor_statistics(meteor))
+    matches, cider = ngrams.overlaps(" ".join(texts).split(), lengths, image_of_text, n)
+    ngram_counts = np.maximum(lengths[:n, None] - np.arange(ngrams.ORDERS), 0)
+    bleu = np.column_stack([lengths[:n], ngrams.closest_lengths(lengths, image_of_text, n), matches, ngram_counts])
+    rouge_l = ngrams.rouge_l(texts, image_of_text, n)
+    return Statistics(
+        bleu.astype(float), rouge_l, cider, None if meteor_lines is None else _meteor_statistics(meteor_lines)
+    )
 
 
 def bootstrap(
@@ -153,14 +155,14 @@ def paired_test(
     return result
 
 
-def pool(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return mean, sample standard deviation and n of each metric over at least two runs of different seeds.
+def summarize_runs(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return mean, sample standard deviation and n of each metric over the scores of two or more runs.
 
     Raises:
         ValueError: The runs have different metrics.
     """
     if any(run.keys() != runs[0].keys() for run in runs):
-        raise ValueError(f"pooling needs runs of the same metrics, got {[sorted(run) for run in runs]}")
+        raise ValueError(f"cannot summarize runs with different metrics: {[sorted(run) for run in runs]}")
     values = {name: [run[name] for run in runs] for name in runs[0]}
     return {
         name: {"mean": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "n": len(scores)}

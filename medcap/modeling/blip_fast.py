@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 
 def prepare_blip(model: BlipForConditionalGeneration, processor: BlipProcessor, model_code: str = "fast") -> None:
-    """Let `model` take features and uint8 images; "fast" also replaces the decoder's and attention's code."""
+    """Change `model` in place to accept vision encoder features and uint8 images, and to sum its loss over labels.
+
+    `model_code` "fast" also replaces the text decoder and the attention modules; "plain" keeps those of transformers.
+    """
     model.__class__ = CaptioningBlip
     model.model_code = model_code
     model.vision_model.__class__ = Uint8VisionModel
-    images = processor.image_processor
-    for name, values in (("image_mean", images.image_mean), ("image_std", images.image_std)):
-        values = torch.tensor(values, device=model.device).reshape(3, 1, 1)
-        model.vision_model.register_buffer(name, values, persistent=False)
+    for name in ("image_mean", "image_std"):
+        values = torch.tensor(getattr(processor.image_processor, name), device=model.device)
+        model.vision_model.register_buffer(name, values.reshape(3, 1, 1), persistent=False)
     if model_code == "plain":
         return
     model.text_decoder.__class__ = FastTextDecoder

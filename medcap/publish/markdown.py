@@ -39,7 +39,9 @@ def measured_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 
 
 def cell(value: object) -> str:
-    """Format a number or text for a table cell; None is blank."""
+    """Return a table cell: floats with 4 decimals, integers with commas, None empty, other values escaped."""
     if isinstance(value, float):
         return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else escape("" if value is None else value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else escape(value)

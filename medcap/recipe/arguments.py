@@ -39,16 +39,16 @@ class DataArguments:
     valid_fraction: float = _key(0.1, "fraction for validation if there are no splits", (0, 1))
     test_fraction: float = _key(0.1, "fraction for testing if there are no splits", (0, 1))
     split_seed: int = _key(0, "seed of the generated splits")
-    license_filter: Literal["any", "commercial"] = _key("any", "allowed use of the images")
+    license_filter: Literal["any", "commercial"] = _key("any", "keep only images licensed for this use")
     dedupe: bool = _key(False, "use only the first of near-duplicate images")
-    exclude_leaks: bool = _key(False, "train without images and patients of valid and test")
+    exclude_leaks: bool = _key(False, "drop training images and patients that are also in valid or test")
     train_fraction: float = _key(1.0, "fraction of the training split to use")
     fraction_seed: int = _key(0, "seed of train_fraction")
     max_train_samples: int | None = _key(None, "maximum number of training images", (1, math.inf))
     max_eval_samples: int | None = _key(None, "maximum number of validation images", (1, math.inf))
-    max_broken: float = _key(0.001, "stop above this fraction of unreadable images", (0, 1))
+    max_broken: float = _key(0.001, "stop if more than this fraction of images is unreadable", (0, 1))
     max_caption_tokens: int = _key(96, "maximum caption length, special tokens included", (3, 512))
-    prompt: str = _key("", "text before every caption; it has no loss")
+    prompt: str = _key("", "text before every caption, excluded from the loss")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ModelArguments:
 
     model_name_or_path: str = _key("", "Hub name or folder of a BLIP captioner")
     model_revision: str | None = _key(None, "branch, tag or commit of the base on the Hub")
-    image_size: int | None = _key(None, "side of the image in pixels (that of the base)", (16, 4096))
+    image_size: int | None = _key(None, "image height and width in pixels (default: the base model's)", (16, 4096))
     quantization: Literal["none", "8bit", "4bit"] = _key("none", "quantization of the frozen text decoder")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _key("auto", "precision of the computation")
     model_code: Literal["fast", "plain"] = _key("fast", "BLIP modules: medcap's faster ones, or those of transformers")
@@ -69,8 +69,8 @@ class LoraArguments:
     """The adapter (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models")."""
 
     lora_r: int = _key(16, "rank", (1, 1024))
-    lora_alpha: float = _key(32, "scale: updates are multiplied by alpha / r")
-    lora_dropout: float = _key(0.05, "dropout before the adapter, 0 to 1", (0, 1))
+    lora_alpha: float = _key(32, "scaling: updates are multiplied by alpha / r")
+    lora_dropout: float = _key(0.05, "dropout on the adapter's input, 0 to 1", (0, 1))
     lora_target_modules: str = _key("attention", "a name in medcap.modeling.lora, or a regex")
 
 
@@ -81,7 +81,7 @@ class GenerationArguments:
     num_beams: int = _key(4, "number of beams; 1 is greedy search", (1, 64))
     max_new_tokens: int = _key(64, "maximum number of generated tokens", (1, 511))
     no_repeat_ngram_size: int = _key(0, "never repeat an n-gram of this size; 0: no limit", (0, 64))
-    length_penalty: float = _key(1.0, "beam search: above 0 favours long captions")
+    length_penalty: float = _key(1.0, "beam search: above 0 favors long captions")
 
 
 @dataclass
@@ -106,11 +106,11 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     ddp_find_unused_parameters: bool | None = _key(
         False, "search for unused parameters after each step; every adapter is used"
     )
-    hub_overwrite: bool = _key(False, "push_to_hub may replace a repository not made by medcap")
+    hub_overwrite: bool = _key(False, "push_to_hub may replace a repository that medcap did not create")
     allow_changes: bool = _key(False, "resume although the recipe, data or base changed")
     logging_nan_inf_filter: bool = _key(False, "hide a non-finite loss; it stops the run")
     ddp_broadcast_buffers: bool | None = _key(False, "synchronize buffers; those of BLIP are constant")
-    dry_run: bool = _key(False, "try every step on a few images, print the plan, save nothing")
+    dry_run: bool = _key(False, "run every stage on a few images, print the plan, save nothing")
 
     def __post_init__(self) -> None:
         """Choose the device of processes without a GPU and the number of workers, which persist between epochs."""

@@ -8,17 +8,17 @@ import typing
 from typing import Any
 
 from medcap.recipe.arguments import GROUPS, REPLACED
-from medcap.recipe.values import describe, key_types
+from medcap.recipe.values import describe_type, key_types
 
 WIDTH, COLUMN = 100, 34
 USAGE = """\
 usage: medcap train --config RECIPE [--accelerate NAME] [--num_processes N] [--key value ...]
    or: accelerate launch scripts/train.py --config RECIPE [--key value ...]
-Train the recipe of a YAML file. Options are keys of the file and override it. [Default values]"""
+Train a model from a YAML recipe. Options override keys of the recipe. Defaults are in [brackets]."""
 COMMAND = {
     "--config RECIPE": "YAML file of the recipe, see recipes/",
-    "--accelerate NAME": "medcap train: recipes/accelerate/NAME.yaml or a file (CPU: cpu)",
-    "--num_processes N": "medcap train: number of processes, usually that of the GPUs",
+    "--accelerate NAME": "medcap train: config in recipes/accelerate/, or a file",
+    "--num_processes N": "medcap train: number of processes, usually one per GPU",
     "--debug": "show the traceback of an error",
     "--help, --help-all": "show the main keys, or every key, and exit",
 }
@@ -26,9 +26,9 @@ TRAINING = {  # the training keys of the short help; "" stands for the help of m
     "output_dir": "",
     "num_train_epochs": "number of epochs",
     "learning_rate": "initial learning rate",
-    "per_device_train_batch_size": "captions per step and device",
-    "gradient_accumulation_steps": "steps per weight update",
-    "seed": "seed of weights, order and dropout",
+    "per_device_train_batch_size": "captions per micro-batch and device",
+    "gradient_accumulation_steps": "micro-batches per optimizer step",
+    "seed": "seed for weight initialization, data order and dropout",
     "early_stopping_patience": "",
     "resume_from_checkpoint": "last, or the folder of a checkpoint",
     "allow_changes": "",
@@ -54,8 +54,9 @@ def recipe_help(every_key: bool = False) -> str:
 def _key(field: dataclasses.Field[Any], text: str = "") -> list[str]:
     text = text or " ".join(field.metadata.get("help", "").split())
     if typing.get_origin(key_types()[field.name][0]) is typing.Literal and field.name != "trackio_static_space_id":
-        text = f"{text}: {describe(key_types()[field.name][0])}"
-    default = "" if field.default in (None, "", False, dataclasses.MISSING) else f" [{field.default}]"
+        text = f"{text}: {describe_type(key_types()[field.name][0])}"
+    has_default = field.default is not False and field.default not in (None, "", dataclasses.MISSING)
+    default = f" [{field.default}]" if has_default else ""
     return _entry(f"--{field.name}", text + default)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Sequence
 from enum import Enum
 from functools import cache
 from typing import Any, Literal
@@ -17,7 +16,9 @@ _BOOLS = {
     **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
     **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
 }
-_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+_TYPE_PHRASES = {
+    bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping",
+}  # fmt: skip
 
 
 @cache
@@ -46,7 +47,7 @@ def convert(key: str, value: Any) -> Any:
         bare, quoted = ("yes or on", "yes") if value else ("no or off", "no")
         raise RecipeError(f'{key}: YAML reads a bare {bare} as {str(value).lower()}; quote it: {key}: "{quoted}"')
     text = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}..."
-    raise RecipeError(f"{key} is {text}; expected {' or '.join(map(describe, allowed))}")
+    raise RecipeError(f"{key} is {text}; expected {' or '.join(map(describe_type, allowed))}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -83,8 +84,10 @@ def _is_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Enum)
 
 
-def describe(kind: Any) -> str:
-    """Return what a type allows, for an error message or the help."""
-    choices: Sequence[Any] = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    choices = [member.value for member in kind] if _is_enum(kind) else choices
-    return ", ".join(map(str, choices)) or _NAMES.get(typing.get_origin(kind) or kind, str(kind))
+def describe_type(kind: Any) -> str:
+    """Return a phrase for the values of a type: its choices, or for example "an integer"."""
+    if _is_enum(kind):
+        return ", ".join(str(member.value) for member in kind)
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(map(str, typing.get_args(kind)))
+    return _TYPE_PHRASES.get(typing.get_origin(kind) or kind, str(kind))

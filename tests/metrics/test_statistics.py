@@ -15,7 +15,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from medcap.metrics.coco import METRICS
 from medcap.metrics.ngrams import lcs_length
-from medcap.metrics.statistics import Statistics, bootstrap, caption_statistics, paired_test, pool
+from medcap.metrics.statistics import Statistics, bootstrap, caption_statistics, paired_test, summarize_runs
 
 WITHOUT_METEOR = [name for name in METRICS if name != "meteor"]
 close = partial(pytest.approx, rel=0, abs=1e-12)
@@ -271,12 +271,12 @@ def test_batch_size_does_not_change_results(monkeypatch):
     assert after[1]["cider"] == close(before[1]["cider"])
 
 
-def test_pool():
+def test_summary_of_runs():
     runs = [{"cider": 0.2, "bleu_1": 0.5}, {"cider": 0.4, "bleu_1": 0.5}]
-    assert pool(runs)["cider"] == close({"mean": 0.3, "std": math.sqrt(0.02), "n": 2})
-    assert pool(runs)["bleu_1"] == {"mean": 0.5, "std": 0, "n": 2}
+    assert summarize_runs(runs)["cider"] == close({"mean": 0.3, "std": math.sqrt(0.02), "n": 2})
+    assert summarize_runs(runs)["bleu_1"] == {"mean": 0.5, "std": 0, "n": 2}
 
 
-def test_pool_of_different_metrics_raises():
-    with pytest.raises(ValueError, match="runs of the same metrics"):
-        pool([{"cider": 0.1}, {"bleu_1": 0.1}])
+def test_summary_of_runs_with_different_metrics_raises():
+    with pytest.raises(ValueError, match="runs with different metrics"):
+        summarize_runs([{"cider": 0.1}, {"bleu_1": 0.1}])

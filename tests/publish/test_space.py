@@ -100,7 +100,7 @@ def test_heading_is_escaped():
 def test_app_detokenizes_captions(app, monkeypatch):
     for text in ("chest x - ray", "a 3. 5 cm mass ( left )", "fdg - pet / ct", "t2 - weighted"):
         assert app.detokenize(text) == detokenize(text) != text
-    monkeypatch.setattr(type(app.load()[1]), "decode", lambda *args, **options: "x - ray")
+    monkeypatch.setattr(type(app.load_model()[1]), "decode", lambda *args, **options: "x - ray")
     assert app.caption(Image.new("RGB", (8, 8))) == "X-ray"
 
 

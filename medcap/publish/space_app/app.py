@@ -29,16 +29,17 @@ def main() -> None:
 
 
 def caption(image: Image.Image) -> str:
-    """Caption an RGB image; the caption is detokenized ("chest X-ray" instead of "chest x - ray")."""
-    model, processor, generation_config = load()
+    """Return the detokenized caption of an RGB image ("chest X-ray", not "chest x - ray"), behind the prompt."""
+    model, processor, generation_config = load_model()
     inputs = processor(images=image, text=SETTINGS["prompt"] or None, return_tensors="pt")
-    with torch.inference_mode():  # BLIP needs the flag for a size other than the base's
+    with torch.inference_mode():
+        # the image size of the adapter may differ from that of the base: interpolate_pos_encoding
         ids = model.generate(**inputs, generation_config=generation_config, interpolate_pos_encoding=True)
     return detokenize(processor.decode(ids[0], skip_special_tokens=True))
 
 
 @lru_cache(maxsize=1)
-def load() -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
+def load_model() -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
     """Load base and adapter once."""
     base = BlipForConditionalGeneration.from_pretrained(resolve(SETTINGS["base"]), revision=SETTINGS["base_revision"])
     adapter = resolve(SETTINGS["adapter"])
