@@ -80,6 +80,6 @@ def _import(owner: str) -> object:
 
 
 def _supported(library: str) -> str:
-    """Return medcap's requirement of a library, such as "transformers<6,>=5.3"."""
+    """Return medcap's requirement of a library, such as "transformers<6,>=5.15"."""
     requirements = [text.partition(";")[0].strip() for text in metadata.requires("medcap") or ()]
     return next((text for text in requirements if re.split(r"[^\w.-]", text)[0] == library), f"another {library}")
