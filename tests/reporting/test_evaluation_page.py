@@ -108,7 +108,7 @@ def test_verdict_against_a_baseline(score, baseline, judgement, words):
 
 @pytest.mark.parametrize(
     ("depends", "judgement", "words"),
-    [(True, "good", "Scores drop when images are shuffled"), (False, "bad", "Scores do not drop significantly when images")],
+    [(True, "good", "Scores drop when images are shuffled"), (False, "bad", "Scores do not drop significantly")],
 )
 def test_verdict_on_image_dependence(depends, judgement, words):
     shuffled = scores_of("shuffled images", 0.5, ImageDependence, test={}, depends_on_image=depends)
