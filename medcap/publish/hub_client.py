@@ -20,6 +20,7 @@ from medcap import __version__, retries
 from medcap.logs import error_line
 from medcap.publish.release import RELEASE_FILES, check_release
 from medcap.recipe import Recipe
+from medcap.retries import MAX_ATTEMPTS
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ MAIN = "main"
 MEDCAP_TAG = "medcap"  # tag of every card that medcap writes; marks a repository that medcap may write to
 GITATTRIBUTES = ".gitattributes"  # created by the Hub in every repository
 
-MAX_ATTEMPTS = 8  # per step
 MAX_RETRY_SECONDS = 600.0  # no new attempt of a step after this time
 REQUEST_TIMEOUT = 60.0  # seconds; huggingface_hub has no timeout by default
 TRANSIENT_STATUSES = {409, *retries.TRANSIENT_STATUSES}  # 409: two commits at the same time
