@@ -110,8 +110,7 @@ def score_captions(
         if not tokenized:  # METEOR starts while the tokenizer runs
             predictions, references = tokenize(predictions), _tokenize_references(references)
         if running and "meteor" in metrics:
-            lines, cut = _meteor_lines(running, predictions, references)
-            version = f"1.5,cut:{cut}" if cut else "1.5"
+            lines, version = _meteor_lines(running, predictions, references)
     statistics = caption_statistics(predictions, references, lines)
     corpus, per_image = statistics.corpus(), statistics.per_image()
     return Scores(
@@ -180,13 +179,15 @@ def _tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]
 
 def _meteor_lines(
     meteor: Meteor, predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[list[str], int]:
-    """Return the answer of METEOR for each image, and the number of images with truncated captions."""
+) -> tuple[list[str | None], str]:
+    """Return the answer of METEOR for each image, and its version with the numbers of truncated and failed images."""
     predictions, references, cut = truncate(predictions, references)
     if cut:
         message = "METEOR scores the first %d words of %d images with a longer prediction and reference; see signature"
         logger.warning(message, MAX_WORDS, cut)
-    return meteor.statistics(predictions, references), cut
+    lines = meteor.statistics(predictions, references)
+    failed = lines.count(None)
+    return lines, "1.5" + (f",cut:{cut}" if cut else "") + (f",failed:{failed}" if failed else "")
 
 
 def _refuse_text(name: str, value: object) -> None:

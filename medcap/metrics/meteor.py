@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 from pycocoevalcap.meteor import meteor as meteor_package
 
 from medcap.metrics.java import java_command, last_message, replace_line_breaks
@@ -18,15 +19,17 @@ from medcap.metrics.java import java_command, last_message, replace_line_breaks
 logger = logging.getLogger(__name__)
 
 MAX_WORDS = 1000  # the time grows with the product of the lengths: 5,000 by 5,000 words take minutes
-TIME_LIMIT = 1800.0  # seconds for one answer on a busy machine; the first one includes loading the tables
+NUMBERS = 23  # in an answer to SCORE
+CPU_LIMIT = 300.0  # seconds of processor time for one answer, which do not depend on other load on the machine
+TIME_LIMIT = 3600.0  # seconds for one answer of a process that hangs
 
 
 class Meteor:
     """A METEOR process as a context manager. It starts in the background, which takes about ten seconds.
 
     Commands and arguments are those of pycocoevalcap/meteor/meteor.py. In addition, the scores do not depend on the
-    locale, no caption can break the protocol (SCORE lines with fields separated by `|||`), and a process that ended,
-    for example for lack of memory, is restarted once.
+    locale, no caption can break the protocol (SCORE lines with fields separated by `|||`), a process that ended is
+    restarted, and an image that METEOR cannot score, for lack of time or memory, does not affect the others.
     """
 
     def __enter__(self) -> Meteor:
@@ -44,29 +47,46 @@ class Meteor:
         """Whether the Java process is alive."""
         return self._process.poll() is None
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
-        """Return the answer to SCORE for each image, a line of 23 numbers.
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str | None]:
+        """Return the answer to SCORE for each image, a line of 23 numbers; None, with a warning, if METEOR fails on it.
 
         Raises:
-            RuntimeError: The program failed twice.
+            RuntimeError: METEOR fails on every image.
         """
-        try:
-            return self._statistics(hypotheses, references)
-        except RuntimeError as error:
-            logger.warning("%s; restarting METEOR", error)
-            self._stop()
-            self._start()
-            return self._statistics(hypotheses, references)
+        pairs = zip(hypotheses, references, strict=True)
+        return [self._score_or_warn(image, text, captions) for image, (text, captions) in enumerate(pairs)]
 
-    def _statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
-        lines = []
-        for hypothesis, captions in zip(hypotheses, references, strict=True):
-            texts = [
-                replace_line_breaks(text).replace("|||", "").replace("  ", " ") for text in (*captions, hypothesis)
-            ]
-            self._write(["SCORE", *texts])
-            lines.append(self._read())
-        return lines
+    def _score_or_warn(self, image: int, hypothesis: str, references: Sequence[str]) -> str | None:
+        try:
+            return self._score_twice(hypothesis, references)
+        except RuntimeError as error:
+            self._restart()
+            try:
+                self._score("a", ["a"])
+            except RuntimeError:
+                raise error from None  # the cause is not this image
+            message = "image %d (counted from 0; prediction of %d words) is left out of METEOR, and 0 in its scores per image: %s"
+            logger.warning(message, image, len(hypothesis.split()), error)
+            return None
+
+    def _score_twice(self, hypothesis: str, references: Sequence[str]) -> str:
+        try:
+            return self._score(hypothesis, references)
+        except RuntimeError as error:
+            if self._is_late:
+                raise
+            logger.warning("%s; restarting METEOR", error)
+            self._restart()
+            return self._score(hypothesis, references)
+
+    def _score(self, hypothesis: str, references: Sequence[str]) -> str:
+        texts = [replace_line_breaks(text).replace("|||", "").replace("  ", " ") for text in (*references, hypothesis)]
+        self._write(["SCORE", *texts])
+        return self._read()
+
+    def _restart(self) -> None:
+        self._stop()
+        self._start()
 
     def _start(self) -> None:
         self._is_late = False
@@ -84,11 +104,24 @@ class Meteor:
         self._errors.close()
 
     def _watch(self) -> None:
-        """Kill a process that exceeds the time limit, which ends the pending read."""
-        while not self._ended.wait(min(1.0, TIME_LIMIT / 4)):
-            if time.monotonic() - self._requested > TIME_LIMIT:
+        """Kill a process that exceeds a limit, which ends the pending read."""
+        request, cpu_before = math.inf, 0.0
+        while not self._ended.wait(min(1.0, TIME_LIMIT / 4, CPU_LIMIT / 4)):
+            if self._requested != request:
+                request, cpu_before = self._requested, self._cpu_seconds()
+            elif request < math.inf and (
+                self._cpu_seconds() - cpu_before > CPU_LIMIT or time.monotonic() - request > TIME_LIMIT
+            ):
                 self._is_late = True
                 self._process.kill()
+
+    def _cpu_seconds(self) -> float:
+        """Return the processor time that the process has used; 0 if it ended."""
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return times.user + times.system
 
     def _write(self, fields: list[str]) -> None:
         assert self._process.stdin is not None  # it is a pipe
@@ -106,7 +139,7 @@ class Meteor:
         self._requested = time.monotonic()
         answer = self._process.stdout.readline().decode().strip()
         self._requested = math.inf
-        if not answer[:1].isdigit():  # "" of an ended process, "Error: ..." for invalid input
+        if len(answer.split()) != NUMBERS:  # "" of an ended process, "Error: ..." for invalid input
             raise self._failure(answer or "ended early")
         return answer
 
@@ -114,7 +147,7 @@ class Meteor:
         self._process.kill()
         self._process.wait()
         self._errors.seek(0)
-        what = f"no answer in {TIME_LIMIT:g} s" if self._is_late else what
+        what = f"no answer in {CPU_LIMIT:g} s of processor time or {TIME_LIMIT:g} s" if self._is_late else what
         return RuntimeError(f"METEOR failed: {what}: {last_message(self._errors.read())}")
 
 

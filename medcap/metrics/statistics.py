@@ -86,7 +86,9 @@ class Statistics:
 
 
 def caption_statistics(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], meteor_lines: Sequence[str] | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    meteor_lines: Sequence[str | None] | None = None,
 ) -> Statistics:
     """Return the counts of each image from which corpus scores are computed (see `Statistics`).
 
@@ -95,7 +97,7 @@ def caption_statistics(
     Args:
         predictions: n texts of PTB tokens joined by spaces, as returned by `coco.tokenize`.
         references: n lists with at least one such text each.
-        meteor_lines: n lines from `Meteor.statistics`; None leaves METEOR out.
+        meteor_lines: n lines from `Meteor.statistics`, None for an image without METEOR; None leaves METEOR out.
     """
     n = len(predictions)
     texts = [*predictions, *(text for captions in references for text in captions)]
@@ -197,12 +199,12 @@ def _meteor(pooled: Floats) -> Floats:
     return np.where(both > 0, score, 0)
 
 
-def _meteor_statistics(lines: Sequence[str]) -> Floats:
+def _meteor_statistics(lines: Sequence[str | None]) -> Floats:
     """Return (n, 6), see `Statistics`, of answers to SCORE: 23 numbers in the order of MeteorStats.java's toString.
 
-    The chunk of a caption that equals its reference is not counted, as in MeteorStats.addStats.
+    An image without answer has no words, so that it does not count. The chunk of a caption that equals its reference is not counted, as in MeteorStats.addStats.
     """
-    numbers = np.array([line.split() for line in lines], float)
+    numbers = np.array([line.split() if line else [0] * 23 for line in lines], float)
     lengths, matches = numbers[:, :4], numbers[:, 4:20].reshape(-1, 4, 2, 2)  # module, content or function, text
     kind = np.array([_DELTA, 1 - _DELTA])  # weights of content and function words
     weighted_words = _DELTA * (lengths[:, :2] - lengths[:, 2:]) + (1 - _DELTA) * lengths[:, 2:]

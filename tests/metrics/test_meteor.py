@@ -68,7 +68,8 @@ def test_captions_cannot_break_the_protocol(fake_java, tmp_path):
 FAILURES = {
     "at the start": ("print('warming', file=sys.stderr); sys.exit('Error: no memory')", "no memory"),
     "stack trace": ("sys.exit('Exception: bad stats\\n\\tat Meteor.main')", "Exception: bad stats$"),
-    "in the middle": ("sys.stdin.readline(); print('1.0', flush=True); sys.exit('gone')", "ended early: gone"),
+    "in the middle": ("sys.stdin.readline(); sys.exit('gone')", "ended early: gone"),
+    "answers with one number": ("sys.stdin.readline(); print('1.0', flush=True)", "METEOR failed: 1.0"),
     "answers with an error": ("print('Error: specify SCORE', flush=True); sys.stdin.read()", "specify SCORE"),
 }
 
@@ -89,8 +90,8 @@ def test_killed_meteor_is_restarted(fake_java, tmp_path):
     assert len(starts(tmp_path)) == 2
 
 
-def test_meteor_killed_twice_raises_and_leaves_no_process(fake_java, tmp_path):
-    fake_java(METEOR + "    os.kill(os.getpid(), 9)\n")
+def test_meteor_killed_at_every_request_raises_and_leaves_no_process(fake_java, tmp_path):
+    fake_java(METEOR.replace("    words =", "    os.kill(os.getpid(), 9)\n    words ="))
     with pytest.raises(RuntimeError, match="METEOR failed: ended early"), Meteor() as running:
         running.statistics(["a"] * 3, [["a"]] * 3)
     for process in starts(tmp_path):
@@ -98,11 +99,32 @@ def test_meteor_killed_twice_raises_and_leaves_no_process(fake_java, tmp_path):
             os.kill(process, 0)
 
 
-def test_meteor_without_answer_raises(fake_java, monkeypatch):
-    monkeypatch.setattr(meteor, "TIME_LIMIT", 0.3)
-    fake_java("sys.stdin.read()")
-    with pytest.raises(RuntimeError, match=r"METEOR failed: no answer in 0\.3 s"):
+@pytest.mark.parametrize(("limit", "source"), [("TIME_LIMIT", "sys.stdin.read()"), ("CPU_LIMIT", "while True: pass")])
+def test_meteor_without_answer_raises(fake_java, monkeypatch, limit, source):
+    monkeypatch.setattr(meteor, limit, 0.3)
+    fake_java(source)
+    with pytest.raises(RuntimeError, match=r"METEOR failed: no answer in .*0\.3 s"):
         meteor_of(["a"], [["a"]])
+
+
+FATAL = {
+    "no memory": "sys.exit('java.lang.OutOfMemoryError: Java heap space')",
+    "no answer": "[0 for _ in iter(int, 1)]",
+    "an error": "print('Error: bad stats', flush=True)",
+}
+
+
+@pytest.mark.parametrize("reaction", FATAL.values(), ids=FATAL)
+def test_an_image_that_meteor_cannot_score_leaves_the_others(fake_java, monkeypatch, caplog, reaction):
+    monkeypatch.setattr(meteor, "CPU_LIMIT", 1.0)
+    fake_java(METEOR.replace("    words =", f"    if 'fatal' in line: {reaction}\n    words ="))
+    predictions, references = ["a b", "fatal", "c"], [["a b"], ["a"], ["d"]]
+    scores = meteor_of(predictions, references)
+    others = meteor_of(predictions[::2], references[::2])
+    assert scores.metrics == others.metrics
+    assert scores.per_image["meteor"] == [others.per_image["meteor"][0], 0, others.per_image["meteor"][1]]
+    assert "image 1 (counted from 0; prediction of 1 words) is left out of METEOR" in caplog.text
+    assert "|meteor:1.5,failed:1|" in str(scores.signature)
 
 
 def test_idle_meteor_is_not_restarted(fake_java, tmp_path, monkeypatch):
