@@ -43,7 +43,7 @@ def check_inflation(file: BinaryIO) -> None:
 def _inflate(file: BinaryIO) -> None:
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
-        while block := inflate.unconsumed_tail or file.read(2**16):
+        while not inflate.eof and (block := inflate.unconsumed_tail or file.read(2**16)):  # a pad byte may follow
             size += len(inflate.decompress(block, 2**20))
             if size > MAX_INFLATED:
                 raise ValueError(f"it inflates to more than the {MAX_INFLATED:,} bytes allowed")

@@ -1,6 +1,9 @@
 """The size of compressed and deflated data is checked before decompression."""
 
 import io
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pydicom
@@ -48,6 +51,16 @@ def test_deflated_file_is_read_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(pydicom, "dcmread", lambda *args, **kwargs: pytest.fail("inflated"))
     with pytest.raises(ValueError, match="inflates to more than the 1,000,000 bytes"):
         read_image(bomb)
+
+
+@pytest.mark.parametrize("trailer", [b"", b"\0", bytes(3)], ids=len)
+def test_inflation_ends_at_the_end_of_the_deflated_data(trailer):
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    program = (
+        "import io, sys; from medcap.data.dicom_streams import _inflate; _inflate(io.BytesIO(sys.stdin.buffer.read()))"
+    )
+    content = deflate.compress(bytes(2**21)) + deflate.flush() + trailer
+    subprocess.run([sys.executable, "-c", program], input=content, timeout=20, check=True)
 
 
 def jpeg(kind="JPEG", **options):
