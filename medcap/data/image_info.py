@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from datasets import Dataset, Image, config
 from tqdm import tqdm
 
 from medcap.data.images import load_image
+from medcap.data.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,9 @@ def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_has
         dataset: Rows with a column "image".
         num_proc: Number of worker processes; default: one per core.
         perceptual_hash: Whether to compute `ImageInfo.phash`.
+
+    Raises:
+        ValueError: A worker process died at an image, which is named.
     """
     images = dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))["image"]
     inspect = functools.partial(inspect_image, perceptual_hash=perceptual_hash)
@@ -91,7 +94,7 @@ def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_has
             cached = _read_cache(cache, keys, perceptual_hash)
             missing = [i for i, key in enumerate(keys) if key not in cached]
             if run is map and len(missing) > 64 and (workers := num_proc or _count_cores()) > 1:
-                run = functools.partial(stack.enter_context(Pool(workers)).imap, chunksize=16)
+                run = functools.partial(stack.enter_context(Workers(workers)).map, name=_name)
             new = {}
             for i, info in zip(missing, run(inspect, [entries[i] for i in missing]), strict=True):
                 new[keys[i]] = info
@@ -100,6 +103,10 @@ def inspect_images(dataset: Dataset, num_proc: int | None = None, perceptual_has
             bar.update(len(entries) - len(missing))
             infos += [new[key] if key in new else cached[key] for key in keys]
     return infos
+
+
+def _name(entry: Mapping[str, Any] | None) -> str:
+    return f"cannot read image {(entry and entry['path']) or 'bytes'}"
 
 
 def _count_cores() -> int:

@@ -23,17 +23,18 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers.image_processing_utils import BaseImageProcessor
 
 DIGEST_BYTES = 16
-MAX_FILE_BYTES = 2**30  # of one image in a zip; a DICOM series in one file has some hundred MB
+MAX_FILE_BYTES = 2**30  # of one image; a DICOM series in one file has some hundred MB
+# All others are left out: for PostScript, Pillow runs Ghostscript, which executes what the file contains
+FORMATS = ("AVIF", "BMP", "DIB", "DICOM", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
 _Content = tuple[bytes, str] | Image.Image  # bytes and name of an image file, or a PIL image
 
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """Return the file name extensions that Pillow reads, lower case with the dot: .jpg, .png, .tif, .dcm, ..."""
+    """Return the file name extensions of `FORMATS`, lower case with the dot: .jpg, .png, .tif, .dcm, ..."""
     register_dicom()
-    formats = Image.registered_extensions()
-    return frozenset(extension for extension, name in formats.items() if name in Image.OPEN)
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
@@ -148,13 +149,19 @@ def _read_bytes(path: str) -> bytes:
     if path.startswith("zip://"):
         member, _, archive = path.removeprefix("zip://").rpartition("::")
         opened = _open_zip(archive, os.getpid(), os.stat(archive).st_mtime_ns)
-        if (size := opened.getinfo(member).file_size) > MAX_FILE_BYTES:  # a zip of a few KB can hold many GB of zeros
-            raise ValueError(f"{size:,} bytes when unpacked; at most {MAX_FILE_BYTES:,} are read")
+        _check_size(opened.getinfo(member).file_size, "bytes when unpacked")  # some KB can hold many GB of zeros
         return opened.read(member)
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a file")  # reading a pipe could block
+    _check_size(status.st_size, "bytes")
     with open(path, "rb") as file:
         return file.read()
+
+
+def _check_size(size: int, unit: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size:,} {unit}; at most {MAX_FILE_BYTES:,} are read: make the image smaller, or remove it")
 
 
 @functools.lru_cache(maxsize=8)
@@ -177,7 +184,7 @@ def _open(data: bytes, name: str, frame: int | None) -> Image.Image:
     file.name = name  # its extension identifies a DICOM file without preamble
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
         if frame is not None:
             frames = getattr(image, "n_frames", 1)
             if not 0 <= frame < frames:
@@ -199,7 +206,7 @@ def _errors_named(name: str) -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow supports"  # Pillow's message contains a memory address
+        return f"not an image in a format that is read ({', '.join(FORMATS)})"  # Pillow's message has an address
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -41,7 +41,7 @@ def check_plot(path: Path, curve: Sequence[Mapping[str, Any]], systems: Sequence
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     expected = np.asarray(canvas.buffer_rgba())
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
         actual = np.asarray(image.convert("RGBA"))
     if actual.shape != expected.shape or (actual != expected).any():
         raise ValueError(

@@ -1,5 +1,6 @@
 """Images are decoded once, and their properties are cached until a file changes."""
 
+import functools
 import io
 import os
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medcap.data import image_info
+from medcap.data import image_info, workers
 from medcap.data.image_info import inspect_image, inspect_images
 from medcap.data.selection import check_images
 from medcap.phantom.images import draw, random_phantom
@@ -230,9 +231,25 @@ def test_results_are_returned_if_the_cache_is_read_only(tmp_path, caplog, monkey
 
 
 def test_workers_can_be_spawned(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_info, "Pool", get_context("spawn").Pool)
+    start = functools.partial(workers.ProcessPoolExecutor, mp_context=get_context("spawn"))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", start)
     stored = rows_of([{"bytes": jpeg(i % 7), "path": None} for i in range(70)])
     assert inspect_images(stored, 2) == [inspect_image(jpeg(i % 7)) for i in range(70)]
+
+
+def test_image_that_ends_its_process_is_named(tmp_path, monkeypatch):
+    """As in an audit; `multiprocessing.Pool` would wait forever."""
+    load = image_info.load_image
+
+    def load_or_die(entry):
+        return os._exit(1) if entry["path"].endswith("66.jpg") else load(entry)
+
+    monkeypatch.setattr(image_info, "load_image", load_or_die)
+    start = functools.partial(workers.ProcessPoolExecutor, mp_context=get_context("fork"))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", start)
+    rows = write_files(tmp_path / "files", count=70)
+    with pytest.raises(ValueError, match=r"^cannot read image .*66\.jpg: the process that works on it dies"):
+        inspect_images(rows, num_proc=2)
 
 
 def test_cores_are_counted_without_affinity(monkeypatch):

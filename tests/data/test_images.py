@@ -142,8 +142,11 @@ BROKEN = {
     "truncated jpeg": (encoded(noise(), "JPEG")[:-200], "truncated"),
     "truncated png": (encoded(noise())[:-200], "truncated"),
     "damaged png": (encoded(noise()).replace(b"IDAT", b"IDAX", 1), "."),
-    "text": (b"404 Not Found", "not an image in a format that Pillow supports"),
-    "empty": (b"", "not an image in a format that Pillow supports"),
+    "text": (b"404 Not Found", "not an image in a format that is read \\(AVIF, .*, TIFF, WEBP\\)"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image in a format"),
+    "binary EPS": (b"\xc5\xd0\xd3\xc6" + bytes(40), "not an image in a format"),
+    "TGA": (encoded(noise(), "TGA"), "not an image in a format"),
+    "empty": (b"", "not an image in a format that is read \\(AVIF, .*, TIFF, WEBP\\)"),
 }
 
 
@@ -319,6 +322,20 @@ def test_zip_bomb_raises_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     with pytest.raises(ValueError, match=r"bomb.png::.*: 1,001 bytes when unpacked; at most 1,000 are read"):
         read_image(f"zip://bomb.png::{tmp_path / 'a.zip'}")
+
+
+@pytest.mark.parametrize("read", [read_image, image_digest])
+def test_file_of_60_gb_is_not_read(tmp_path, read):
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(60 * 2**30)
+    with pytest.raises(ValueError, match=r"sparse\.png: 64,424,509,440 bytes; at most 1,073,741,824 are read: make"):
+        read(str(tmp_path / "sparse.png"))
+
+
+def test_postscript_is_no_image_of_a_folder(tmp_path):
+    for name in ("a.png", "b.eps", "c.ps", "d.wmf"):
+        (tmp_path / name).touch()
+    assert list(index_images(tmp_path)) == ["a"]
 
 
 def test_zip_members_with_unsafe_paths_are_read_and_not_extracted(tmp_path):
