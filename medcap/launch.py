@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from subprocess import CalledProcessError
 
+from medcap.logs import redact_streams
+
 PACKAGE = Path(__file__).parent
 
 
@@ -58,6 +60,7 @@ def main() -> None:
     from accelerate.commands.launch import main as accelerate_launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    redact_streams()
     logging.disable(logging.CRITICAL)  # many lines on the processes that are ended after a failure
     try:
         accelerate_launch()

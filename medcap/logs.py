@@ -11,17 +11,24 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any, TextIO
+from urllib.parse import quote, quote_plus
 
 TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may quote the headers of a request
+MIN_TOKEN = 8  # characters; a shorter value, such as "true", is also an ordinary word
+_SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")
+_URL_LOGIN = re.compile(r"(?<=://)(?<!zip://)[^/\s\"'<>]+(?=@)")  # user:password of a URL
+_used_tokens: set[str] = set()  # from requests; the Hub's client can also obtain a token from the network
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages need no type
 ADVICE = "run again with --debug for the traceback"
 
 
 def configure_logging() -> None:
-    """Silence libraries except for errors; the messages of medcap remain."""
+    """Silence libraries except for errors, and redact tokens in all output; the messages of medcap remain."""
+    redact_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry of a request is logged twice
@@ -79,7 +86,7 @@ def error_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # "Error while uploading", without a reason
         text = f"{text} {error.__cause__}"
-    line = token_pattern().sub("(token)", " ".join(text.split()))
+    line = " ".join(redact(text).split())
     return line if line and isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: {line or 'no message'}"
 
 
@@ -103,10 +110,61 @@ def named_errors(source: object, *unchanged: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def token_pattern() -> re.Pattern[str]:
-    """Return a pattern that matches the Hub token in use, whatever its format, and all texts that look like one."""
-    from huggingface_hub import get_token
+def redact(text: str) -> str:
+    """Replace tokens (see `token_pattern`) and the user and password of URLs."""
+    return _URL_LOGIN.sub("(token)", token_pattern().sub("(token)", text))
 
-    given = {os.environ.get(name) or "" for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token() or ""}
-    known = [re.escape(token) for token in sorted(given) if len(token) > 7]
-    return re.compile("|".join([*known, TOKEN]))  # the general pattern may match only a part
+
+def token_pattern() -> re.Pattern[str]:
+    """Return a pattern of the tokens in use, whatever their format, and of all texts that look like a Hub token.
+
+    In use are the values of environment variables such as HF_TOKEN and WANDB_API_KEY, the token file of the Hub, and
+    `add_token`. They also match as parts of a URL, of a Python literal and of JSON.
+    """
+    tokens = {token for token in (*_secret_values(), *_used_tokens) if len(token) >= MIN_TOKEN}
+    forms = {form for token in tokens for form in _written_forms(token)}
+    known = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
+    return re.compile("|".join([*known, TOKEN]), re.IGNORECASE)  # the general pattern may match only a part
+
+
+def add_token(token: str) -> None:
+    """Redact `token` from now on."""
+    _used_tokens.add(token)
+
+
+def _secret_values() -> Iterator[str]:
+    yield from (value.strip() for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
+    with suppress(OSError, ValueError, ImportError):  # `get_token` of huggingface_hub may send requests
+        from huggingface_hub.constants import HF_TOKEN_PATH
+
+        with open(HF_TOKEN_PATH, encoding="utf-8") as file:
+            yield file.read().strip()
+
+
+def _written_forms(token: str) -> tuple[str, ...]:
+    return token, quote(token, safe=""), quote_plus(token), repr(token)[1:-1], json.dumps(token)[1:-1]
+
+
+class _RedactedStream:
+    """A text stream that redacts what is written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def redact_streams() -> None:
+    """Redact tokens in everything that is written to stdout and stderr: tracebacks, warnings, logs, results."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), _RedactedStream):
+            setattr(sys, name, _RedactedStream(stream))

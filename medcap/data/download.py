@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,16 +24,21 @@ from tqdm import tqdm
 
 from medcap.data import SPLITS
 from medcap.io import PARTIAL
+from medcap.logs import error_line
 from medcap.retries import MAX_ATTEMPTS, MAX_RETRY_AFTER, TRANSIENT_STATUSES, http_status, retry, retry_after
 
 RECORD = 10821435
 HUB_ID = "eltorio/ROCOv2-radiology"
-CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
+CHECKSUMS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}  # number of hexadecimal digits
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}")
+_MAX_SIZE = 1 << 50  # bytes of all files
+_MAX_RECORD = 10_000_000  # bytes of the description of a record
 _CHUNK = 1 << 16  # bytes; an incomplete chunk is lost when the connection breaks
 _TIMEOUT = (15, 60)  # seconds to connect, and between two reads
 _BROKEN_CONNECTION = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 Result = TypeVar("Result")
+Field = TypeVar("Field")
 
 
 @dataclass(frozen=True)
@@ -112,37 +119,65 @@ def download_hub(out: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
 
 
 def _record_files(session: requests.Session) -> list[RemoteFile]:
+    """Return the files of the record. Raises ValueError, before anything is written, unless it lists usable files."""
     url = f"{os.environ.get('MEDCAP_ZENODO_URL', 'https://zenodo.org').rstrip('/')}/api/records/{RECORD}"
     _check_url(url)
-    response = _with_retries(lambda: _request(session, url, {}), url)
+    content = _with_retries(lambda: _content(session, url), url)
     try:
-        with closing(response):
-            entries = response.json()["files"]
-        files = [RemoteFile(f["key"], int(f["size"]), f["checksum"], f["links"]["self"]) for f in entries]
-    except (ValueError, KeyError, TypeError, requests.RequestException) as error:
-        raise ValueError(f"{url}: not the description of a record ({type(error).__name__})") from None
-    for file in files:
-        _check_file(file)
-    if not files:
-        raise ValueError(f"{url}: the record lists no file")
+        files = [_remote_file(entry) for entry in _field(json.loads(content), "files", list)]
+        _check_files(files)
+    except (ValueError, RecursionError) as error:  # RecursionError: from deeply nested JSON
+        reason = error_line(error) if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{url}: not the description of a record: {reason}; nothing was downloaded") from None
     return files
 
 
-def _check_file(file: RemoteFile) -> None:
-    """Raise ValueError unless a listed file has a plain name, a supported checksum, a size and an https address."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", file.name):
-        raise ValueError(f"the record lists the unsafe file name {file.name!r}; nothing was downloaded")
-    if file.checksum.partition(":")[0] not in CHECKSUMS:
-        raise ValueError(f"{file.name}: checksum {file.checksum!r} is not supported, only {', '.join(CHECKSUMS)}")
-    if file.size < 0:
-        raise ValueError(f"{file.name}: the record gives a size of {file.size} bytes")
-    _check_url(file.url)
+def _content(session: requests.Session, url: str) -> bytes:
+    content = b""
+    with closing(_request(session, url, {})) as response:
+        for chunk in response.iter_content(_CHUNK):
+            content += chunk
+            if len(content) > _MAX_RECORD:
+                raise ValueError(f"{url}: not the description of a record: more than {_MAX_RECORD:,} bytes")
+    return content
+
+
+def _field(entry: Any, key: str, kind: type[Field]) -> Field:
+    """Return `entry[key]`. Raises ValueError unless `entry` is an object and its value a `kind`."""
+    if not isinstance(entry, dict) or type(value := entry.get(key)) is not kind:
+        found = repr(entry.get(key, "nothing") if isinstance(entry, dict) else entry)
+        raise ValueError(f"{key} must be a JSON {kind.__name__}, got {found[:100]}")
+    return value
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    """Return a listed file. Raises ValueError unless it has a plain name, a size, a known checksum and an address."""
+    name, url = _field(entry, "key", str), _field(_field(entry, "links", dict), "self", str)
+    size, checksum = _field(entry, "size", int), _field(entry, "checksum", str).lower()
+    if not _FILE_NAME.fullmatch(name) or name.endswith(PARTIAL):
+        raise ValueError(f"the unsafe file name {name[:300]!r}")
+    algorithm, _, digest = checksum.partition(":")
+    if algorithm not in CHECKSUMS or not re.fullmatch(f"[0-9a-f]{{{CHECKSUMS[algorithm]}}}", digest):
+        raise ValueError(f"{name}: the checksum {checksum[:150]!r} is not of {', '.join(CHECKSUMS)}")
+    if not 0 <= size <= _MAX_SIZE:
+        raise ValueError(f"{name}: size must be 0 to {_MAX_SIZE:,}, got {str(size)[:30]}")
+    _check_url(url)
+    return RemoteFile(name, size, checksum, url)
+
+
+def _check_files(files: Sequence[RemoteFile]) -> None:
+    """Raise ValueError for an empty record, and for a name that is listed twice (file systems may ignore case)."""
+    if not files:
+        raise ValueError("it lists no file")
+    name, count = Counter(file.name.lower() for file in files).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"it lists {name!r} {count} times")
 
 
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(f"{url}: only https is allowed")
+        raise ValueError(f"{url!r}: only https is allowed")
 
 
 def _select_files(files: Sequence[RemoteFile], splits: Sequence[str]) -> list[RemoteFile]:

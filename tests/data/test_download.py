@@ -209,9 +209,6 @@ FAILURES = {
         {ZIP: [{"status": 429, "headers": {"Retry-After": "86400"}}]},
         r"status 429 .*; the server asks to retry after 86400 seconds$",
     ),
-    "not JSON": ({"record": [{"body": b"<html>"}]}, r"api/records/\d+: not the description of a record"),
-    "wrong JSON": ({"record": [{"body": b"[]"}]}, r"api/records/\d+: not the description of a record"),
-    "no files": ({"record": [{"body": b'{"files": []}'}]}, "the record lists no file"),
 }
 
 
@@ -237,26 +234,76 @@ def test_next_call_resumes_after_failure(zenodo, tmp_path, waits):
 
 
 HOSTILE = {
-    "parent folder": {"key": "../evil.csv"},
-    "absolute path": {"key": "/etc/evil.csv"},
-    "backslash": {"key": "..\\evil.csv"},
-    "hidden file": {"key": ".bashrc"},
-    "drive letter": {"key": "C:evil"},
-    "blank": {"key": ""},
-    "no checksum": {"checksum": ""},
-    "unknown checksum": {"checksum": "crc:00"},
-    "file protocol": {"links": {"self": "file:///etc/passwd"}},
-    "http": {"links": {"self": "http://example.org/x"}},
+    "parent folder": ({"key": "../evil.csv"}, "the unsafe file name '../evil.csv'"),
+    "absolute path": ({"key": "/etc/evil.csv"}, "the unsafe file name '/etc/evil.csv'"),
+    "folder": ({"key": "a/b.csv"}, "the unsafe file name 'a/b.csv'"),
+    "backslash": ({"key": "..\\evil.csv"}, "the unsafe file name"),
+    "hidden file": ({"key": ".bashrc"}, "the unsafe file name '.bashrc'"),
+    "drive letter": ({"key": "C:evil"}, "the unsafe file name 'C:evil'"),
+    "blank": ({"key": ""}, "the unsafe file name ''"),
+    "long name": ({"key": "x" * 300}, "the unsafe file name 'xxx"),
+    "partial file": ({"key": f"{ZIP}.part"}, "the unsafe file name 'train_images.zip.part'"),
+    "name is a number": ({"key": 3}, "key must be a JSON str, got 3"),
+    "same name twice": ({"key": ZIP}, "it lists 'train_images.zip' 2 times"),
+    "same name in capitals": ({"key": ZIP.upper()}, "it lists 'train_images.zip' 2 times"),
+    "no checksum": ({"checksum": ""}, "the checksum '' is not of md5, sha1, sha256, sha512"),
+    "unknown checksum": ({"checksum": "crc:00"}, "the checksum 'crc:00' is not of md5"),
+    "checksum of any length": ({"checksum": "shake_128:00"}, "the checksum 'shake_128:00' is not of md5"),
+    "short checksum": ({"checksum": "md5:00"}, "the checksum 'md5:00' is not of md5"),
+    "checksum is a number": ({"checksum": 5}, "checksum must be a JSON str, got 5"),
+    "negative size": ({"size": -1}, "size must be 0 to .*, got -1;"),
+    "infinite size": ({"size": float("inf")}, "size must be a JSON int, got inf"),
+    "size is not a number": ({"size": float("nan")}, "size must be a JSON int, got nan"),
+    "size is a text": ({"size": "12"}, "size must be a JSON int, got '12'"),
+    "size is true": ({"size": True}, "size must be a JSON int, got True"),
+    "huge size": ({"size": 10**4000}, "size must be 0 to .*, got 1000000"),
+    "no address": ({"links": {}}, "self must be a JSON str, got 'nothing'"),
+    "links are a list": ({"links": []}, r"links must be a JSON dict, got \[\]"),
+    "file protocol": ({"links": {"self": "file:///etc/passwd"}}, "only https is allowed"),
+    "http": ({"links": {"self": "http://example.org/x"}}, "only https is allowed"),
+    "invalid address": ({"links": {"self": "https://["}}, "Invalid IPv6 URL"),
 }
 
 
-@pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_record_writes_nothing(zenodo, tmp_path, changes):
+@pytest.mark.parametrize(("changes", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_record_writes_nothing(zenodo, tmp_path, changes, message):
     zenodo.custom_record = {"files": [zenodo.entry(ZIP), zenodo.entry("train_captions.csv", **changes)]}
-    with pytest.raises(ValueError, match=r"nothing was downloaded|is not supported|gives a size|only https"):
+    with pytest.raises(ValueError, match=f"^http.*: not the description of a record: .*{message}") as raised:
         download_zenodo(tmp_path / "data", ["train"])
+    assert "\n" not in str(raised.value)
     assert not zenodo.requests
     assert files_in(tmp_path) == {}
+
+
+NO_RECORDS = {
+    "HTML": b"<html>",
+    "list": b"[]",
+    "number": b"7",
+    "files are an object": b'{"files": {}}',
+    "file is a text": b'{"files": ["x"]}',
+    "no files": b'{"files": []}',
+    "deep JSON": b'{"files":' + b"[" * 200_000,
+    "deep objects": b'{"a":' * 100_000,
+    "not UTF-8": b'{"files": "\xff"}',
+    "number of many digits": b'{"files": ' + b"9" * 5000 + b"}",
+    "large": b'{"files": []' + b" " * 11_000_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", NO_RECORDS.values(), ids=NO_RECORDS)
+def test_other_response_is_not_a_record(zenodo, tmp_path, body):
+    zenodo.script["record"] = [{"body": body}]
+    with pytest.raises(ValueError, match=r"api/records/\d+: not the description of a record: ") as raised:
+        download_zenodo(tmp_path / "data", ["train"])
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
+    assert files_in(tmp_path) == {}
+
+
+def test_broken_description_of_a_record_is_requested_again(zenodo, tmp_path, waits):
+    zenodo.script["record"] = [{"cut": 20}, {"cut": 0}]
+    download_zenodo(tmp_path, ["train"])
+    assert len(waits) == 2
 
 
 def test_redirect_to_http_is_refused(zenodo, tmp_path):

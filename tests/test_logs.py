@@ -1,0 +1,102 @@
+"""A token in use is never printed, whatever its shape and whoever prints it (SECURITY.md)."""
+
+import subprocess
+import sys
+from urllib.parse import quote
+
+import pytest
+from huggingface_hub import constants
+
+from medcap import logs
+
+TOKEN = "s3cret/of+any=shape'\\é"  # a token of another service; quotes and URLs write it differently
+SOURCES = {
+    "HF_TOKEN": {"HF_TOKEN": TOKEN},
+    "old name": {"HUGGING_FACE_HUB_TOKEN": f" {TOKEN}\n"},
+    "monitoring": {"WANDB_API_KEY": TOKEN},
+    "cloud storage": {"AWS_SECRET_ACCESS_KEY": TOKEN},
+    "token file": {},
+}
+FORMS = {
+    "plain": TOKEN,
+    "lower case": TOKEN.lower(),
+    "literal": repr(TOKEN),
+    "bytes": repr(TOKEN.encode("latin-1")).replace("\\xe9", "é"),
+    "URL": f"https://hub.example/x?token={quote(TOKEN, safe='')}&page=1",
+    "login": f"https://someone:{quote(TOKEN, safe='')}@hub.example/x",
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_token_in_use_is_redacted(source, form, monkeypatch, tmp_path):
+    for name, value in SOURCES[source].items():
+        monkeypatch.setenv(name, value)
+    if source == "token file":
+        (tmp_path / "token").write_text(TOKEN + "\n", encoding="utf-8")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    line = logs.error_line(OSError(f"GET {form} failed"))
+    assert "(token)" in line
+    assert "s3cret" not in line.lower()
+    assert line.endswith("failed")
+
+
+def test_token_of_a_request_is_redacted(monkeypatch):
+    monkeypatch.setattr(logs, "_used_tokens", set())
+    assert logs.redact("oidc-12345678") == "oidc-12345678"
+    logs.add_token("oidc-12345678")
+    assert logs.redact("oidc-12345678") == "(token)"
+
+
+def test_other_text_is_not_changed(monkeypatch):
+    """Values of fewer than 8 characters are ordinary words."""
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "true")
+    monkeypatch.setenv("EMPTY_TOKEN", "")
+    for text in ("true", "someone@example.org", "https://example.org/a@b", "zip://left@2x.png::/data/x.zip", ""):
+        assert logs.redact(text) == text
+
+
+def test_login_of_a_url_is_redacted():
+    text = "Cannot connect to proxy http://me:pa@ss@10.0.0.1:3128/ and https://key@example.org"
+    assert logs.redact(text) == "Cannot connect to proxy http://(token)@10.0.0.1:3128/ and https://(token)@example.org"
+
+
+PRINT_TOKEN = """
+import logging, os, sys, threading, warnings
+from medcap.logs import configure_logging, report_errors
+configure_logging()
+configure_logging()  # again, as in notebooks
+token = os.environ["HF_TOKEN"]
+print("to stdout", token)
+sys.stderr.writelines(["to stderr ", token, chr(10)])
+logging.getLogger("medcap").warning("logged %s", token)
+warnings.simplefilter("always")
+warnings.warn("warned " + token)
+thread = threading.Thread(target=lambda: int("in a thread " + token))
+thread.start()
+thread.join()
+with report_errors(debug=True):
+    try:
+        raise KeyError("cause " + token)
+    except KeyError as error:
+        raise RuntimeError("error " + token) from error
+"""
+
+
+def test_token_is_redacted_in_all_output(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "own-token-1234")
+    done = subprocess.run([sys.executable, "-c", PRINT_TOKEN], capture_output=True, text=True, check=False)
+    assert done.stdout == "to stdout (token)\n"
+    for message in ("to stderr", "logged", "warned", "in a thread", "cause", "error"):
+        assert f"{message} (token)" in done.stderr
+    assert "own-token-1234" not in done.stderr
+    assert done.stderr.count("Traceback") == 3
+
+
+def test_traceback_of_debug_has_no_token(monkeypatch):
+    monkeypatch.setenv("MEDCAP_ZENODO_URL", "ftp://someone:own-token-1234@zenodo.example")
+    command = [sys.executable, "-m", "medcap.cli", "data", "download", "--source", "zenodo", "--out", "x", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    assert "ftp://(token)@zenodo.example" in done.stderr
+    assert "own-token" not in done.stderr + done.stdout
