@@ -203,10 +203,11 @@ def first_caption(trainer: CaptionTrainer) -> str:
 
 def describe_best(trainer: CaptionTrainer) -> str:
     """Describe which checkpoint the adapter is from, and its metric."""
-    best, metric = trainer.state.best_model_checkpoint, trainer.args.metric_for_best_model
-    if best is None or trainer.state.best_metric is None:
-        return "the adapter of the last step"
-    return f"the adapter of {Path(best).name}, best {metric} ({trainer.state.best_metric:.4f})"
+    best, metric = trainer.best_loaded, trainer.args.metric_for_best_model
+    if best is None:
+        return f"the adapter of the last step, {trainer.state.global_step}"
+    value = trainer.state.best_metric
+    return f"the adapter of {best.name}, best {metric}" + (f" ({value:.4f})" if value is not None else "")
 
 
 if __name__ == "__main__":

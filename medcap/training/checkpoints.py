@@ -34,6 +34,8 @@ def write_checksums(folder: Path, pending: Mapping[str, Any] | None = None) -> N
 def find_damage(checkpoint: Path) -> str:
     """Return the first fault in the files of a checkpoint, such as "optimizer.pt is missing"; "" if it is complete."""
     try:
+        if checkpoint.resolve() != checkpoint.parent.resolve() / checkpoint.name:
+            return f"it is a link to {checkpoint.resolve()}"
         files = _read(checkpoint)["files"].items()
         for name, expected in files:
             path = checkpoint / name
@@ -57,13 +59,27 @@ def find_damage_for_resume(checkpoint: Path, with_best: bool) -> str:
     if damage := find_damage(checkpoint):
         return damage
     try:
-        best = TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
     except (ValueError, TypeError):
         return f"{STATE} cannot be parsed"
-    if not with_best or not best or step_of(checkpoint) == best:
+    step, named = state.best_global_step, state.best_model_checkpoint
+    if not with_best or (not step and not named):
         return ""
-    damage = find_damage(checkpoint.with_name(f"checkpoint-{best}"))
-    return f"its best checkpoint, checkpoint-{best}, is damaged: {damage}" if damage else ""
+    best = checkpoint_of(checkpoint.parent, step)
+    if best is None or step_of(best) > state.global_step:
+        return f"{STATE} has {step!r} as its best step and {named!r} as its best checkpoint"
+    damage = "" if step == state.global_step else find_damage(best)
+    return f"its best checkpoint, {best.name}, is damaged: {damage}" if damage else ""
+
+
+def checkpoint_of(run: Path, step: Any) -> Path | None:
+    """Return the folder of the checkpoint of a step, which may come from a damaged file; None if it is no step."""
+    return run / f"checkpoint-{step}" if isinstance(step, int) and step > 0 else None
+
+
+def find_missing_weights(checkpoint: Path) -> str:
+    """Return a fault if a checkpoint has no weights in any format of the Trainer, which would only warn; else ""."""
+    return "" if next(checkpoint.rglob("*model*"), None) else "it has no weights"
 
 
 def pending_work(checkpoint: Path) -> Mapping[str, Any] | None:

@@ -21,7 +21,17 @@ from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
 from medcap.logs import error_line, named_errors
 from medcap.private_hooks import check_hooks
 from medcap.training.callbacks import ResumeCallback
-from medcap.training.checkpoints import STATE, checkpoints, pending_work, rotate, step_of, write_checksums
+from medcap.training.checkpoints import (
+    STATE,
+    checkpoint_of,
+    checkpoints,
+    find_damage,
+    find_missing_weights,
+    pending_work,
+    rotate,
+    step_of,
+    write_checksums,
+)
 from medcap.training.rows import LengthSampler
 
 LOSS_WINDOW = "loss_window_{}.json"  # one per process
@@ -49,6 +59,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.superseded: list[Path] = []  # checkpoints to remove after the next one is written
         self.resumed: Path | None = None
         self.has_loaded = False  # whether the first step, and so everything in `resumed`, was loaded
+        self.best_loaded: Path | None = None  # the checkpoint whose weights the model has at the end
         self.pending: Mapping[str, Any] | None = None  # work that a signal postpones at this step
         self.resumed_pending: Mapping[str, Any] | None = None  # work that was postponed at the step of `resumed`
         self.add_callback(ResumeCallback(self))
@@ -58,7 +69,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is True and (newest_first := checkpoints(Path(self.args.output_dir))):
             resume_from_checkpoint = str(newest_first[0])
         self.resumed = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
-        self.has_loaded = False
+        self.has_loaded, self.best_loaded = False, None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception:
@@ -105,7 +116,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         """Restore what the Trainer does not: the best checkpoint's folder, losses not logged yet, postponed work."""
         check_hooks("transformers", self)
         run, step = Path(self.args.output_dir), self.state.global_step
-        self._set_best_checkpoint(run)
+        self._set_best_checkpoint()
         self.superseded = [path for path in checkpoints(run) if step_of(path) > step or pending_work(path)]
         if self.resumed is None:
             return
@@ -150,10 +161,22 @@ class ResumableTrainer(Seq2SeqTrainer):
             return f"There is no checkpoint yet: {fix} start again in another output_dir"
         return f"{last[0].name} is unchanged: {fix} resume from it with --allow_changes"
 
-    def _set_best_checkpoint(self, run: Path, being_written: Path | None = None) -> None:
-        best = run / f"checkpoint-{self.state.best_global_step}"  # correct even if the run folder was moved
-        if best == being_written or best.is_dir():
-            self.state.best_model_checkpoint = str(best)
+    def _set_best_checkpoint(self) -> None:
+        """Name the best checkpoint by its step: a recorded path may be of before a move, or of another run."""
+        best = checkpoint_of(Path(self.args.output_dir), self.state.best_global_step)
+        self.state.best_model_checkpoint = None if best is None else str(best)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint of this run. Raises ValueError, where the Trainer would keep the last step's."""
+        best = Path(self.state.best_model_checkpoint)
+        if damage := find_damage(best) or find_missing_weights(best):
+            raise ValueError(
+                f"{best}, the best checkpoint, cannot be loaded: {damage}; no adapter was written. The same command "
+                "resumes from an undamaged checkpoint, or from scratch, and trains it again"
+            )
+        with named_errors(best):
+            super()._load_best_model()
+        self.best_loaded = best
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write checkpoint-N atomically: under another name, with checksums, synced, renamed; then remove older ones.
@@ -167,7 +190,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         final = run / f"checkpoint-{self.state.global_step}"
         staging = final.with_name(final.name + PARTIAL)
         self.store_flos()
-        self._set_best_checkpoint(run, final)
+        self._set_best_checkpoint()
         try:
             self._write_checkpoint(staging)
             if self.args.should_save:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
+from transformers.trainer_callback import TrainerState
 
 from medcap.data.selection import drop_counts, fingerprint, image_fingerprint
 from medcap.environment import environment
@@ -17,7 +19,7 @@ from medcap.io import commit_folder, staging_folder, write_json
 from medcap.modeling.blip import weights_sha256
 from medcap.modeling.precision import precision_name
 from medcap.recipe import Recipe, RecipeError, read_recipe
-from medcap.training.checkpoints import STATE, checkpoints, find_damage_for_resume
+from medcap.training.checkpoints import CHECKSUMS, STATE, checkpoint_of, checkpoints, find_damage_for_resume
 from medcap.training.setup import AdaptedModel
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,27 @@ def start_run(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel, checkpoi
         refuse_changes(recipe, environment_changes(read_environment(run), now))
     run.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run)
+    if checkpoint is not None and recipe.training.load_best_model_at_end:
+        adopt_best(run, Path(checkpoint))
     recipe.save(run / "recipe.yaml")
     write_json(run / "environment.json", now)
+
+
+def adopt_best(run: Path, checkpoint: Path) -> None:
+    """Copy the best checkpoint so far into `run` if it resumes from another run: it loads none from elsewhere.
+
+    Raises RecipeError if `run` has another checkpoint of that step.
+    """
+    best = checkpoint_of(checkpoint.parent, TrainerState.load_from_json(str(checkpoint / STATE)).best_global_step)
+    if best is None or checkpoint.parent.resolve() == run.resolve():
+        return
+    own = run / best.name
+    if own.exists() and not filecmp.cmp(own / CHECKSUMS, best / CHECKSUMS, shallow=False):
+        raise RecipeError(f"{own} is of another run than {checkpoint}: resume into a new --output_dir")
+    if not own.exists():
+        part = staging_folder(own)
+        shutil.copytree(best, part, dirs_exist_ok=True)
+        commit_folder(part, own)
 
 
 def record_time(run: Path, seconds: float) -> None:
@@ -96,6 +117,7 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
         candidates = [Path(requested)]
         if not (candidates[0] / STATE).is_file():
             raise RecipeError(f"resume_from_checkpoint: {requested} is not a checkpoint: it has no {STATE}")
+        candidates = [candidates[0].resolve()]  # a link that the user names is followed
     elif requested == "last" and not candidates:
         raise RecipeError(f"resume_from_checkpoint is last, but {run} has no checkpoint")
     elif requested is None and is_finished(run):

@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from medcap.io import PARTIAL, commit_folder, remove_folder, staging_folder, write_text
+from medcap.recipe import RecipeError
 from medcap.training.checkpoints import (
     CHECKSUMS,
     checkpoints,
@@ -19,6 +20,7 @@ from medcap.training.checkpoints import (
     rotate,
     write_checksums,
 )
+from medcap.training.run_folder import adopt_best
 
 
 @pytest.fixture
@@ -83,6 +85,54 @@ def test_checkpoint_whose_best_is_damaged_is_not_resumed(make):
         "checkpoint-6": broken, "checkpoint-3": "",
     }  # fmt: skip
     assert find_damage_for_resume(run / "checkpoint-9", with_best=False) == ""
+
+
+FOREIGN = {
+    "a path alone": {"best_global_step": None, "best_model_checkpoint": "{elsewhere}"},
+    "a path of this run alone": {"best_global_step": None, "best_model_checkpoint": "{run}/checkpoint-3"},
+    "a step that is a path": {"best_global_step": "3/../../elsewhere", "best_model_checkpoint": None},
+    "a later step": {"best_global_step": 9, "best_model_checkpoint": None},
+    "a link": {"best_global_step": 4, "best_model_checkpoint": "{run}/checkpoint-4"},
+}
+
+
+@pytest.mark.parametrize("state", FOREIGN.values(), ids=FOREIGN)
+def test_best_checkpoint_is_one_of_this_run(make, tmp_path, state):
+    """The checksums are right: they were computed after the change."""
+    run, elsewhere = make(3).parent, tmp_path / "elsewhere"
+    make(9)
+    make(6)
+    shutil.copytree(run / "checkpoint-3", elsewhere)
+    (run / "checkpoint-4").symlink_to(elsewhere)
+    named = {key: value.format(run=run, elsewhere=elsewhere) if isinstance(value, str) else value
+             for key, value in state.items()}  # fmt: skip
+    (run / "checkpoint-6" / "trainer_state.json").write_text(json.dumps({"global_step": 6, **named}))
+    write_checksums(run / "checkpoint-6")
+    assert find_damage(run / "checkpoint-6") == ""
+    damage = find_damage_for_resume(run / "checkpoint-6", with_best=True)
+    assert "as its best checkpoint" in damage or "is a link to" in damage, damage
+
+
+def test_best_checkpoint_of_a_moved_run_is_found_by_its_step(make, tmp_path):
+    run = make(3).parent
+    make(6, best=3)
+    state = {"global_step": 6, "best_global_step": 3, "best_model_checkpoint": "/before/the/move/checkpoint-3"}
+    (run / "checkpoint-6" / "trainer_state.json").write_text(json.dumps(state))
+    write_checksums(run / "checkpoint-6")
+    assert find_damage_for_resume(run / "checkpoint-6", with_best=True) == ""
+
+
+def test_best_checkpoint_of_the_run_that_is_resumed_elsewhere_is_copied(make, tmp_path):
+    best, last, new = make(3), make(6, best=3), tmp_path / "new"
+    new.mkdir()
+    adopt_best(tmp_path, last)  # the run itself has it
+    for _ in range(2):
+        adopt_best(new, last)
+        assert [(path.name, find_damage(path)) for path in new.iterdir()] == [("checkpoint-3", "")]
+    flip_bit(best / "optimizer.pt")
+    write_checksums(best)
+    with pytest.raises(RecipeError, match="new/checkpoint-3 is of another run than .*checkpoint-6"):
+        adopt_best(new, last)
 
 
 def test_pending_work_is_recorded(make):

@@ -4,8 +4,10 @@ SIGKILL at random moments is tested by benchmarks/kills.py, of which tests/train
 pytest tests/training/test_resume.py
 """
 
+import json
 import os
 import resource
+import shutil
 import signal
 
 import pytest
@@ -17,7 +19,7 @@ from medcap.data.captions import CaptionCollator
 from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
-from medcap.training.checkpoints import checkpoints, find_damage
+from medcap.training.checkpoints import checkpoints, find_damage, write_checksums
 from medcap.training.preemption import PreemptionCallback
 from medcap.training.trainer import CaptionTrainer
 
@@ -177,6 +179,30 @@ def test_early_stopping_restores_its_count(train, tmp_path):
 def test_save_total_limit_keeps_the_best_and_the_last_checkpoint(train, tmp_path):
     train(tmp_path, greater_is_better=True, save_total_limit=1)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-3"]
+
+
+def remove_weights(checkpoint):
+    (checkpoint / "adapter_model.safetensors").unlink()
+    write_checksums(checkpoint)
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, remove_weights])
+def test_best_checkpoint_that_is_lost_while_training_is_an_error(train, tmp_path, damage):
+    """The Trainer keeps the last step's weights, without a message."""
+    lose = At("on_step_end", 4, lambda: damage(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match="checkpoint-3, the best checkpoint, cannot be loaded: .*; no adapter was"):
+        train(tmp_path, None, [lose], greater_is_better=True, num_train_epochs=2)
+
+
+def test_loaded_checkpoint_is_the_best_of_this_run(train, tmp_path):
+    """The state of the resumed checkpoint names the weights of another run; its checksums are right."""
+    train(tmp_path / "run", num_train_epochs=1)
+    last = shutil.copytree(tmp_path / "run" / "checkpoint-3", tmp_path / "elsewhere") and tmp_path / "run/checkpoint-3"
+    state = json.loads((last / "trainer_state.json").read_text())
+    state |= {"best_global_step": None, "best_model_checkpoint": str(tmp_path / "elsewhere"), "best_metric": -1.0}
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    trainer = train(tmp_path / "run", last, num_train_epochs=2)
+    assert (trainer.best_loaded, trainer.state.best_model_checkpoint) == (None, None)
 
 
 def test_full_disk_keeps_the_last_checkpoint_and_raises_one_line(train, tmp_path):

@@ -7,6 +7,8 @@ import contextlib
 import io
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,6 +65,17 @@ def test_adapter_is_that_of_the_best_epoch(trained_run):
     assert trained_run.stdout == (
         f"{trained_run.folder / 'adapter'}: the adapter of {best.name}, best loss ({max(scores):.4f})\n"
     )
+
+
+def test_message_names_only_a_checkpoint_that_was_loaded(train_script):
+    state = SimpleNamespace(
+        best_model_checkpoint="run/checkpoint-2", best_global_step=2, best_metric=0.5, global_step=4
+    )
+    args = SimpleNamespace(metric_for_best_model="cider")
+    trainer = SimpleNamespace(state=state, args=args, best_loaded=None)
+    assert train_script.describe_best(trainer) == "the adapter of the last step, 4"
+    trainer.best_loaded = Path("run/checkpoint-3")
+    assert train_script.describe_best(trainer) == "the adapter of checkpoint-3, best cider (0.5000)"
 
 
 def assert_same_weights(actual, expected):
