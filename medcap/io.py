@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from medcap.locks import lock_file
+
 PARTIAL = ".part"  # suffix of an incomplete file or folder, which the next attempt removes
 
 
@@ -93,13 +95,16 @@ def new_folder(to: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `to` exists and is not an empty folder.
+        FolderInUseError: Another process writes it.
     """
     target = Path(os.path.abspath(to))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{to} exists and is never overwritten; name another folder")
-    part = staging_folder(target)
-    try:
-        yield part
-        commit_folder(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(target.with_name(f"{target.name}.lock{PARTIAL}"), to):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise FileExistsError(f"{to} exists and is never overwritten; name another folder")
+        part = staging_folder(target)
+        try:
+            yield part
+            commit_folder(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

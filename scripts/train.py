@@ -28,6 +28,7 @@ from transformers import TrainerCallback, set_seed
 
 from medcap.data.captions import TokenizedCaptions
 from medcap.evaluation.scoring import signature_pairs
+from medcap.locks import lock_folder
 from medcap.metrics.coco import Meteor
 from medcap.modeling.precision import precision_name
 from medcap.private_hooks import check_hooks
@@ -74,10 +75,13 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `medcap train` starts this process with SIGINT ignored
     with report_errors(debug="--debug" in argv):
         recipe = read_recipe(overrides=[argument for argument in argv if argument != "--debug"])
-        if only_pushes_are_missing(recipe):
-            complete_pushes(recipe)
-        else:
-            train(recipe)
+        args = recipe.training
+        writes = args.process_index == 0 and not args.dry_run
+        with lock_folder(Path(args.output_dir)) if writes else contextlib.nullcontext():
+            if only_pushes_are_missing(recipe):
+                complete_pushes(recipe)
+            else:
+                train(recipe)
 
 
 def train(recipe: Recipe) -> None:

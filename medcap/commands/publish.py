@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
+    from medcap.locks import lock_folder
     from medcap.publish.epoch_releases import push_run
     from medcap.publish.hub_client import Destination, check_access
     from medcap.publish.release import build_release
@@ -50,16 +52,18 @@ def _publish(args: argparse.Namespace) -> None:
     if args.repo_id is not None:
         to = Destination(args.repo_id, private=not args.public, overwrite=args.overwrite)
         to = replace(to, repo_id=check_access(to))  # before anything is written
-    release = build_release(
-        args.run_dir,
-        args.to or next_release(args.run_dir),
-        evaluation=args.evaluation,
-        comparison=args.comparison,
-        base=args.base,
-        repo_id=to.repo_id if to else None,
-        write=_writer(args),
-    )
-    print(push_run(args.run_dir, release, to) if to else release)
+    run = args.run_dir
+    with lock_folder(run) if run.is_dir() else contextlib.nullcontext():  # a run that is training changes
+        release = build_release(
+            run,
+            args.to or next_release(run),
+            evaluation=args.evaluation,
+            comparison=args.comparison,
+            base=args.base,
+            repo_id=to.repo_id if to else None,
+            write=_writer(args),
+        )
+        print(push_run(run, release, to) if to else release)
 
 
 def _check(args: argparse.Namespace) -> None:

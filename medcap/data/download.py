@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from medcap.data import SPLITS
 from medcap.io import PARTIAL
+from medcap.locks import lock_folder
 from medcap.logs import error_line
 from medcap.retries import MAX_ATTEMPTS, MAX_RETRY_AFTER, TRANSIENT_STATUSES, http_status, retry, retry_after
 
@@ -82,19 +82,15 @@ def download_zenodo(out: Path, splits: Sequence[str] = SPLITS, parallel: int = 4
 
     Raises:
         ValueError: An unknown split, a different file of the same name, too little disk space, a checksum that is
-            wrong twice, a server that does not answer, or another download into the same folder.
+            wrong twice, or a server that does not answer.
+        FolderInUseError: Another process downloads into the folder.
     """
     with _Session() as session:
         files = _select_files(_record_files(session), splits)
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(out / ".download.lock", timeout=0):
-                missing = [file for file in files if not _is_complete(file, out)]
-                _check_disk_space(sum(file.size - _size(_partial_path(file, out)) for file in missing), out)
-                _fetch_all(session, missing, out, parallel)
-        except Timeout:
-            raise ValueError(f"{out}: another download into this folder is running") from None
-    (out / ".download.lock").unlink(missing_ok=True)
+        with lock_folder(out):
+            missing = [file for file in files if not _is_complete(file, out)]
+            _check_disk_space(sum(file.size - _size(_partial_path(file, out)) for file in missing), out)
+            _fetch_all(session, missing, out, parallel)
     return [out / file.name for file in files]
 
 
@@ -112,9 +108,10 @@ def download_hub(out: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
         raise ValueError(f"no split {unknown[0]!r}: the mirror has {', '.join(SPLITS)}")
     patterns = [f"data/{'validation' if split == 'valid' else split}-*.parquet" for split in splits]
     options: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": patterns, "local_dir": out}
-    plan = snapshot_download(HUB_ID, dry_run=True, **options)
-    _check_disk_space(sum(file.file_size for file in plan if file.will_download), out)
-    snapshot_download(HUB_ID, **options)
+    with lock_folder(out):
+        plan = snapshot_download(HUB_ID, dry_run=True, **options)
+        _check_disk_space(sum(file.file_size for file in plan if file.will_download), out)
+        snapshot_download(HUB_ID, **options)
     return sorted(path for pattern in patterns for path in out.glob(pattern))
 
 

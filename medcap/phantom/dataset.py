@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from medcap.io import commit_folder, staging_folder
+from medcap.io import new_folder
 from medcap.phantom.captions import caption_of
 from medcap.phantom.images import Phantom, draw, random_phantom
 
@@ -47,9 +47,11 @@ def write_phantom(out: Path, *, train: int, valid: int, test: int, seed: int = 0
     counts = {"train": train, "valid": valid, "test": test}
     if invalid := [f"{split} is {count}" for split, count in counts.items() if count < 1]:
         raise ValueError(f"{invalid[0]}: each split needs at least one image")
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: name another folder, or remove it")
-    part = staging_folder(out)
+    with new_folder(out) as part:
+        _write_files(part, counts, seed)
+
+
+def _write_files(part: Path, counts: Mapping[str, int], seed: int) -> None:
     licenses = []
     with tqdm(total=sum(counts.values()), desc="drawing phantoms", unit="image") as bar:
         for number, (split, count) in enumerate(counts.items()):
@@ -57,7 +59,6 @@ def write_phantom(out: Path, *, train: int, valid: int, test: int, seed: int = 0
             licenses += [(image_id, "", LICENSE, "") for image_id in ids]
     _write_csv(part / "license_information.csv", ("ID", "PMCID", "Attribution", "Link"), licenses)
     _write_csv(part / "cui_mapping.csv", ("CUI", "Canonical name"), UMLS_CONCEPTS.values())
-    commit_folder(part, out)
 
 
 def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator, bar: tqdm) -> list[str]:

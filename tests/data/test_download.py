@@ -19,6 +19,7 @@ import pytest
 from medcap.data import download
 from medcap.data.download import RECORD, download_hub, download_zenodo
 from medcap.data.load import load_data
+from medcap.locks import FolderInUseError, lock_folder
 from medcap.phantom.dataset import write_phantom
 
 NAMES = ["train_captions.csv", "train_images.zip", "valid_captions.csv", "test_captions.csv", "cui_mapping.csv"]
@@ -335,7 +336,10 @@ def test_too_little_disk_space_raises_before_download(zenodo, tmp_path, monkeypa
 
 
 def test_second_download_into_same_folder_is_refused(zenodo, tmp_path):
-    with download.FileLock(tmp_path / ".download.lock"), pytest.raises(ValueError, match="another download into this"):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(FolderInUseError, match=f"{tmp_path} is in use by process {os.getpid()}"),
+    ):
         download_zenodo(tmp_path)
     assert not zenodo.requests
 

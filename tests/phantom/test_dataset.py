@@ -110,7 +110,7 @@ def test_facts_are_uniformly_distributed() -> None:
 
 def test_folder_that_is_not_empty_raises(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="exists and is never overwritten"):
         write_phantom(tmp_path, train=1, valid=1, test=1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

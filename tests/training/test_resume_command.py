@@ -17,6 +17,7 @@ import torch
 from conftest import write_recipe
 
 from medcap.data.images import ImageTransform
+from medcap.locks import lock_folder
 from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
@@ -190,6 +191,17 @@ def test_changed_data_images_and_base_model_are_refused_with_status_2(
     assert "train split has other data (12 images then, 13 now)" in stderr
     assert "the base model has other weights; use another --output_dir, or resume all the same with --allow" in stderr
     assert json.loads((interrupted / "environment.json").read_text())["data"]["train"]["rows"] == 12  # untouched
+
+
+def test_second_start_in_a_run_in_use_is_refused_and_changes_nothing(train_script, interrupted):
+    unfinished = interrupted / "checkpoint-9.part"
+    unfinished.mkdir()
+    before = sorted(interrupted.iterdir())
+    with lock_folder(interrupted):
+        status, stderr = run_training(train_script, interrupted)
+    assert (status, stderr.count("\n")) == (1, 1), stderr
+    assert stderr.startswith(f"medcap: error: {interrupted} is in use by process {os.getpid()} on ")
+    assert sorted(interrupted.iterdir()) == before
 
 
 def unpack(phantoms, data):
