@@ -50,6 +50,10 @@ def layout_options(parser: argparse.ArgumentParser, text: str) -> None:
     group.add_argument("--data_format", "--data-format", choices=("auto", "rocov2", "imagefolder", "csv", "hub"))
     for name, kind in LAYOUT_OPTIONS.items():
         group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind)
+    group.add_argument(
+        "--allow_outside", "--allow-outside", action="store_true", default=None,
+        help="also read image files outside the data set's folder, and links to them",
+    )  # fmt: skip
 
 
 def generation_options(parser: argparse.ArgumentParser) -> None:
@@ -97,9 +101,12 @@ def _local_model(model: str, revision: str | None) -> str:
 
 
 def layout_from_args(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> DataLayout:
-    """Return the data layout, by default that of an adapter's recipe, so that its training images are not tested."""
+    """Return the data layout, by default that of an adapter's recipe, so that its training images are not tested.
+
+    `allow_outside` is never taken from a recipe, which may come from a stranger.
+    """
     from medcap.data.layout import DataLayout
 
     names = ("data_format", *LAYOUT_OPTIONS)
     trained = {name: recipe[name] for name in names if recipe and name in recipe}
-    return DataLayout(**{**trained, **_given(args, names)})
+    return DataLayout(**{**trained, **_given(args, (*names, "allow_outside"))})

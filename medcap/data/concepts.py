@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medcap.data.tables import read_table
 
@@ -70,7 +71,7 @@ def concept_names(folder: str | os.PathLike[str]) -> dict[str, str]:
     return dict(zip(table["CUI"], table["Canonical name"], strict=True))
 
 
-def split_cuis(value: str | Sequence[str | None] | None) -> list[str]:
-    """Return the concepts in a cell `C1;C2` or in a list, without blank ones."""
-    parts = value.split(";") if isinstance(value, str) else value or []
-    return [part.strip() for part in parts if part and part.strip()]
+def split_cuis(value: Any) -> list[str]:
+    """Return the concepts in a cell `C1;C2` or in a list, without blank ones; none for other values, such as NaN."""
+    parts = value.split(";") if isinstance(value, str) else value if isinstance(value, list) else []
+    return [part.strip() for part in parts if isinstance(part, str) and part.strip()]

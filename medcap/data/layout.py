@@ -34,6 +34,7 @@ class DataLayout:
             split when other rows are added or removed.
         test_fraction: As `valid_fraction`; the sum is below 1.
         split_seed: Seed of the hash.
+        allow_outside: Whether image files outside the data set's folder, and links to them, are read.
 
     Raises:
         ValueError: A value is out of range.
@@ -46,6 +47,7 @@ class DataLayout:
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
     split_seed: int = 0
+    allow_outside: bool = False
 
     def __post_init__(self) -> None:
         if self.data_format not in get_args(LayoutName):

@@ -7,15 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medcap.data.groups import unify_groups
 from medcap.data.tables import check_ids, read_table
 
-_GAP = r"[\s/_\u2010-\u2015-]*"
+_GAP = r"[\s/_\u00ad\u2010-\u2015\u2212-]*"
 _CC = re.compile(rf"\bCC{_GAP}(0(?!\d)|BY(?:{_GAP}(?:NC|ND|SA))*)(?![a-z])", re.IGNORECASE)
+_NON_COMMERCIAL = re.compile(
+    r"\bnon\W?profit\b|\b(research|academic|educational|personal|private)\b.{0,20}\bonly\b"
+    r"|\bonly\b.{0,20}\b(research|academic|educational|personal|private)\b"
+    r"|\b(no|not|non|except|without|exclud\w*|prohibit\w*|forbid\w*|restrict\w*)\b.*\bcommercial"
+    r"|\bcommercial\w*\b.*\b(no|not|except|exclud\w*|prohibit\w*|forbid\w*|restrict\w*|permission)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_CLAUSE = re.compile(r"(?<![^\W_])(NC|ND)(?![^\W_])", re.IGNORECASE)  # "CC BY 4.0, NC"
+_CITATION = re.compile(r"\[[^]]*\]")  # "[Nc, Nd (2020)]": names of authors
+_RESERVED = re.compile(r"\brights reserved\b|\b(with|by) permission\b", re.IGNORECASE)
 _LONG_NAMES = {  # a missed one would be dangerous: CC BY-NonCommercial is not CC BY
     re.compile(rf"\b{name}", re.IGNORECASE): short
     for name, short in {
-        r"creative[\s-]+commons": "CC", "attribution": "BY", r"non[\s-]*commercial": "NC",
-        r"no[\s-]*deriv[a-z]*": "ND", r"share[\s-]*alike": "SA",
+        r"creativecommons\.org/licenses/": "CC ", r"creativecommons\.org/publicdomain/zero": "CC0",
+        rf"creative{_GAP}commons": "CC", r"attribution": "BY", rf"non{_GAP}commercial\w*": "NC",
+        rf"non?{_GAP}deriv[a-z]*": "ND", rf"share{_GAP}alike": "SA",
     }.items()
 }  # fmt: skip
 _PUBLIC_DOMAIN = re.compile(r"\bpublic domain\b", re.IGNORECASE)
@@ -47,23 +59,34 @@ def read_sources(folder: Path) -> dict[str, Source]:
         return {}
     table = read_table(path, ["ID", "PMCID", "Attribution"])
     check_ids(table["ID"], path)
-    return {
-        image_id: Source(license_of(attribution), pmcid.strip() or _subject(attribution))
-        for image_id, pmcid, attribution in zip(table["ID"], table["PMCID"], table["Attribution"], strict=True)
-    }
+    pairs = zip(table["PMCID"], table["Attribution"], strict=True)
+    groups = unify_groups([pmcid.strip() or _subject(attribution) for pmcid, attribution in pairs], path)
+    licenses = map(license_of, table["Attribution"])
+    return {image_id: Source(*source) for image_id, *source in zip(table["ID"], licenses, groups, strict=True)}
 
 
 def license_of(attribution: str) -> str | None:
     """Return the Creative Commons license in a text without version ("CC BY-NC-ND", "CC0"), "public domain" or None.
 
-    Long names are recognized ("Creative Commons Attribution-NonCommercial 4.0").
+    Of several licenses and clauses, the strictest are combined: "CC BY 4.0 (Non-Commercial)" is "CC BY-NC". None if
+    the text also reserves rights. Long names are recognized ("Creative Commons Attribution-NonCommercial 4.0").
     """
     for name, short in _LONG_NAMES.items():
         attribution = name.sub(short, attribution)
-    if found := _CC.search(attribution):
-        parts = re.findall(r"0|BY|NC|ND|SA", found[1].upper())
-        return "CC0" if parts == ["0"] else "CC " + "-".join(parts)
-    return "public domain" if _PUBLIC_DOMAIN.search(attribution) else None
+    licenses = [set(re.findall(r"0|BY|NC|ND|SA", found[1].upper())) for found in _CC.finditer(attribution)]
+    clauses = {found.upper() for found in _CLAUSE.findall(_CITATION.sub(" ", attribution))}
+    if _NON_COMMERCIAL.search(attribution):
+        clauses.add("NC")
+    if _RESERVED.search(attribution) or not (licenses or _PUBLIC_DOMAIN.search(attribution)):
+        return None
+    parts = set().union(clauses, *licenses)
+    if parts <= {"0"}:
+        return "CC0" if licenses else "public domain"
+    if "BY" not in parts:  # "public domain, not for commercial use"
+        return None
+    if "ND" in parts:
+        parts.discard("SA")  # it only applies to derivatives
+    return "-".join(["CC BY", *(part for part in ("NC", "ND", "SA") if part in parts)])
 
 
 def allows_commercial_use(license_name: str | None) -> bool:

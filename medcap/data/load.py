@@ -81,7 +81,7 @@ def read_data(
     layout, splits = layout or DataLayout(), [split_of(split) or split for split in splits]
     name, path = find_layout(path, layout.data_format), os.path.expanduser(path)
     if name == "rocov2":
-        return read_rocov2(path, splits, other_splits)
+        return read_rocov2(path, splits, other_splits, layout.allow_outside)
     read = {"imagefolder": read_imagefolder, "csv": read_csv, "hub": read_hub}[name]
     data = read(path, layout)
     if missing := [split for split in splits if split not in data]:

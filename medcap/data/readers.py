@@ -14,16 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, NamedSplit, load_dataset
+import pyarrow.compute as compute
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, config, load_dataset
 from datasets.exceptions import DatasetBuildError
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 
 from medcap.data.concepts import split_cuis
+from medcap.data.groups import check_moved, texts, unify_groups
 from medcap.data.layout import SPLIT_NAMES, DataLayout, complete_splits, rows_by_split, split_of
 from medcap.data.licenses import license_of
+from medcap.data.paths import absolute, find_images
 from medcap.data.selection import FEATURES
-from medcap.data.tables import list_some, read_jsonl, read_parquet, read_table
+from medcap.data.tables import find_column, list_some, read_jsonl, read_parquet, read_table
 from medcap.logs import error_line
 
+LICENSES = ("license", "licence")  # names of the column
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 Table = dict[str, list[Any]]
@@ -75,6 +81,8 @@ def read_csv(path: str | os.PathLike[str], layout: DataLayout) -> dict[str, Data
 def read_hub(name: str, layout: DataLayout) -> dict[str, Dataset]:
     """Return the raw rows of a data set on the Hub, or of a folder of parquet files.
 
+    Without other splits than train, the column `split` names the split.
+
     Raises:
         FileNotFoundError: There is no such data.
         ValueError: It cannot be read, or has no split with a known name.
@@ -83,8 +91,14 @@ def read_hub(name: str, layout: DataLayout) -> dict[str, Dataset]:
     names = _by_split((split_of(split), split) for split in data)
     if not names:
         raise ValueError(f"{name}: its splits are {', '.join(data)}; at least one must be named {SPLIT_NAMES}")
-    splits = {split: _hub_rows(data[names[split]], split, layout, name) for split in names}
-    splits = complete_splits(splits, lambda rows, numbers: rows.select(numbers).flatten_indices(), layout, name)
+    is_split = set(names) != {"train"}
+    tables = {split: _hub_texts(data[names[split]], split, layout, name, is_split) for split in names}
+    _unify_groups(tables, name)
+    splits = {split: _hub_rows(data[names[split]], table, split, layout, name) for split, table in tables.items()}
+    if not is_split:
+        numbers = rows_by_split(tables["train"]["split"], f"{name}, split train")
+        splits = {split: _select_rows(splits["train"], rows) for split, rows in numbers.items()}
+    splits = complete_splits(splits, _select_rows, layout, name)
     return {split: Dataset(rows.data, rows.info, NamedSplit(split)) for split, rows in splits.items()}
 
 
@@ -105,21 +119,69 @@ def _load_dataset(name: str) -> DatasetDict:
         raise ValueError(f"{name}: {error_line(error.__cause__ or error)}") from error
 
 
-def _hub_rows(rows: Dataset, split: str, layout: DataLayout, name: str) -> Dataset:
+def _hub_texts(rows: Dataset, split: str, layout: DataLayout, name: str, is_split: bool) -> Table:
+    """Return the columns of `FEATURES` without the image, and "split", which is blank if there is none."""
+    source = f"{name}, split {split}"
+    _require_column(rows.column_names, layout.image_column or "image", "image_column", source)
+    if not len(rows):
+        raise ValueError(f"{source}: there is no row")
+    needed = ("image_id", "cuis", "cui", *LICENSES, "split", layout.caption_column or "caption", layout.group_column)
+    found = {find_column(rows.column_names, column, source) for column in needed if column}
+    labels = {column for column in found if column and isinstance(rows.features[column], ClassLabel)}
+    table = rows.select_columns([column for column in rows.column_names if column in found]).to_dict()
+    for column in labels:
+        table[column] = [None if value is None else rows.features[column].int2str(value) for value in table[column]]
+    ids = _column(table, source, "image_id")
+    return {
+        "image_id": [f"{split}-{row:06d}" for row in range(len(rows))]
+        if ids is None
+        else texts(ids, "image_id", source),
+        **_descriptions(table, len(rows), layout, source),
+        "split": _split_column(table, len(rows), split if is_split else "", source),
+    }
+
+
+def _hub_rows(rows: Dataset, table: Table, split: str, layout: DataLayout, name: str) -> Dataset:
     """Return rows with the columns of `FEATURES`; the texts are rewritten, the images are not."""
-    image, source = layout.image_column or "image", f"{name}, split {split}"
-    _check_column(image, rows.column_names, "image_column", source)
-    texts = {"image_id", "cuis", "cui", "license", layout.caption_column or "caption", layout.group_column}
-    table = rows.select_columns([column for column in rows.column_names if column in texts]).to_dict()
+    image = _require_column(rows.column_names, layout.image_column or "image", "image_column", name)
     result = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", Image())
-    ids = _texts(table["image_id"]) if "image_id" in table else [f"{split}-{row:06d}" for row in range(len(rows))]
-    for column, values in {"image_id": ids, **_descriptions(table, len(rows), layout, source)}.items():
-        result = result.add_column(column, values, feature=FEATURES[column])
-    return result
+    files = _named_files(result)
+    if any(files):
+        found = find_images(
+            files, Path(name), _hub_roots(name), layout.allow_outside, f"{name}, split {split}: {image}"
+        )
+        entries = result.cast_column("image", Image(decode=False))["image"][:]
+        images = [
+            (path and {"bytes": None, "path": path}) if file else entry
+            for file, path, entry in zip(files, found, entries, strict=True)
+        ]
+        result = Dataset.from_dict({"image": images}, Features(image=FEATURES["image"]), split=rows.split)
+    for column in FEATURES:
+        if column != "image":
+            result = result.add_column(column, table[column], feature=FEATURES[column])
+    return result.select_columns(list(FEATURES))
+
+
+def _named_files(rows: Dataset) -> list[str | None]:
+    """Return the path of each image that is not stored in the data set but names a file, else None."""
+    files: list[str | None] = []
+    for batch in rows.with_format("arrow").iter(1000):
+        data, path = (compute.struct_field(batch["image"], name) for name in ("bytes", "path"))
+        files += compute.if_else(compute.is_null(data), path, None).to_pylist()
+    return files
+
+
+def _hub_roots(name: str) -> list[Path]:
+    """Return the folders that may contain the images: the folder itself, or where `datasets` downloads them."""
+    if os.path.isdir(name):
+        return [Path(name), Path(config.DOWNLOADED_DATASETS_PATH)]
+    cached = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    return [cached, Path(config.DOWNLOADED_DATASETS_PATH)]
 
 
 def _read_tables(tables: Mapping[str, Path], root: Path, layout: DataLayout, inside: bool) -> dict[str, Dataset]:
-    splits = {split: _read_rows(path, root, layout, inside) for split, path in tables.items()}
+    splits = {split: _read_rows(path, split, root, layout, inside) for split, path in tables.items()}
+    _unify_groups(splits, root)
     if "" in splits:
         rows = splits[""]
         splits = {split: _select(rows, numbers) for split, numbers in rows_by_split(rows["split"], tables[""]).items()}
@@ -129,64 +191,85 @@ def _read_tables(tables: Mapping[str, Path], root: Path, layout: DataLayout, ins
     }
 
 
-def _read_rows(path: Path, root: Path, layout: DataLayout, inside: bool) -> Table:
+def _unify_groups(splits: dict[str, Table], source: object) -> None:
+    """Spell each patient in one way in all splits."""
+    unified = iter(unify_groups([name for table in splits.values() for name in table["group"]], source))
+    for table in splits.values():
+        table["group"] = [next(unified) for _ in table["group"]]
+
+
+def _read_rows(path: Path, split: str, root: Path, layout: DataLayout, inside: bool) -> Table:
     """Return the columns of `FEATURES`, and "split" with the name of each row's split, blank if there is none."""
     readers = {".parquet": read_parquet, ".jsonl": read_jsonl}
     table: Table = readers[path.suffix](path) if path.suffix in readers else dict(read_table(path, []))
-    column = layout.image_column or "file_name"
-    _check_column(column, table, "image_column", path)
-    names = [str(name or "").replace("\\", "/") for name in table[column]]  # tables are also written on Windows
-    _check_names(names, column, path, inside)
-    paths = [os.path.abspath(path.parent / name) for name in names]
-    relative = [os.path.relpath(image, root) for image in paths]
-    folders = [image.partition("/")[0] for image in relative]
-    if not (inside and any(split_of(folder) for folder in folders)):
-        folders = [""] * len(names)
-    return {
-        "image_id": _texts(table["image_id"]) if "image_id" in table else _ids(relative, path),
-        "image": [image if os.path.isfile(image) else None for image in paths],
+    column = _require_column(table, layout.image_column or "file_name", "image_column", path)
+    names = [(name or "").replace("\\", "/") for name in texts(table[column], column, path)]  # also from Windows
+    if not names:
+        raise ValueError(f"{path}: there is no row")
+    images = find_images(names, path.parent, [root], layout.allow_outside, f"{path}: {column}")
+    relative = [os.path.relpath(absolute(name, path.parent), root) for name in names]
+    ids = _column(table, path, "image_id")
+    rows = {
+        "image_id": _ids(relative, path) if ids is None else texts(ids, "image_id", path),
+        "image": images,
         **_descriptions(table, len(names), layout, path),
-        "split": [str(name or "") for name in table.get("split", folders)],
+        "split": _split_column(table, len(names), split, path),
     }
+    folders = [image.partition("/")[0] for image in relative]
+    if inside and not any(rows["split"]) and any(split_of(folder) for folder in folders):
+        rows["split"] = folders
+    return rows
+
+
+def _split_column(table: Table, n: int, expected: str, source: object) -> list[str]:
+    """Return the column `split`, blank without one. Raises ValueError for another split than `expected`, if any."""
+    names = [name or "" for name in texts(_column(table, source, "split") or [None] * n, "split", source)]
+    others = [name for name in dict.fromkeys(names) if expected and name and split_of(name) != expected]
+    if others:
+        raise ValueError(
+            f"{source}: its rows are those of split {expected}, but its column split has {list_some(others)}; "
+            "remove the column or move these rows"
+        )
+    return names
 
 
 def _descriptions(table: Table, n: int, layout: DataLayout, source: object) -> Table:
     """Return caption, concepts, group and license of the `n` rows of a table."""
-    caption, nothing = layout.caption_column or "caption", [None] * n
-    _check_column(caption, table, "caption_column", source)
-    if lists := [row for row, text in enumerate(table[caption], 1) if isinstance(text, (list, dict))]:
-        raise ValueError(f"{source}: {caption} must be one text; row {lists[0]} has a list or an object")
+    nothing: list[Any] = [None] * n
+    caption = _require_column(table, layout.caption_column or "caption", "caption_column", source)
+    groups = nothing
     if layout.group_column:
-        _check_column(layout.group_column, table, "group_column", source)
+        column = _require_column(table, layout.group_column, "group_column", source)
+        groups = texts(table[column], column, source)
+        check_moved(groups, column, source)
     return {
-        "caption": _texts(table[caption]),
-        "cuis": [split_cuis(value) for value in table.get("cuis", table.get("cui", nothing))],
+        "caption": texts(table[caption], caption, source),
+        "cuis": [split_cuis(value) for value in _column(table, source, "cuis", "cui") or nothing],
         "manual_cuis": [[]] * n,
-        "group": _texts(table[layout.group_column]) if layout.group_column else nothing,
-        "license": [license_of(text or "") or text for text in _texts(table.get("license", nothing))],
+        "group": groups,
+        "license": [
+            license_of(text or "") or text
+            for text in texts(_column(table, source, *LICENSES) or nothing, "license", source)
+        ],
     }
 
 
-def _check_column(column: str, columns: Iterable[str], key: str, source: object) -> None:
-    if column not in (names := list(columns)):
-        raise ValueError(f"{source}: no column {column!r}, it has {', '.join(names) or 'none'}; set {key}")
+def _column(table: Table, source: object, *names: str) -> list[Any] | None:
+    """Return the column with the first of the `names` that exists, in any case."""
+    found = (find_column(table, name, source) for name in names)
+    column = next(filter(None, found), None)
+    return None if column is None else table[column]
 
 
-def _texts(values: Iterable[Any]) -> list[str | None]:
-    """Return numbers as text, and None for blanks."""
-    return [None if value is None or not str(value).strip() else str(value) for value in values]
-
-
-def _check_names(names: Sequence[str], column: str, path: Path, inside: bool) -> None:
-    """Raise ValueError for a name that is blank, contains a null character or, with `inside`, leaves the folder."""
-    invalid = [
-        f"{name!r} (row {row})"
-        for row, name in enumerate(names, 1)
-        if not name.strip() or "\0" in name or (inside and (name.startswith("/") or ".." in name.split("/")))
-    ]
-    if invalid:
-        files = f"files inside {path.parent}" if inside else "files"
-        raise ValueError(f"{path}: {column} must contain names of {files}, but has {list_some(invalid)}")
+def _require_column(columns: Iterable[str], name: str, key: str, source: object) -> str:
+    """Return the column `name` as it is spelled in `columns`."""
+    columns = list(columns)
+    if (found := find_column(columns, name, source)) is None:
+        raise ValueError(
+            f"{source}: no column {name!r}, it has {', '.join(columns) or 'none'}; set {key}, or name the columns in "
+            "the first line"
+        )
+    return found
 
 
 def _ids(paths: Sequence[str], source: Path) -> list[str]:
@@ -216,3 +299,7 @@ def _by_split(items: Iterable[tuple[str | None, Any]]) -> dict[str, Any]:
 
 def _select(table: Table, numbers: Sequence[int]) -> Table:
     return {name: [values[i] for i in numbers] for name, values in table.items()}
+
+
+def _select_rows(rows: Dataset, numbers: Sequence[int]) -> Dataset:
+    return rows.select(numbers).flatten_indices()

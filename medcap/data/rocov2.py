@@ -12,12 +12,16 @@ from medcap.data import SPLITS
 from medcap.data.concepts import split_cuis
 from medcap.data.images import index_images
 from medcap.data.licenses import Source, read_sources
+from medcap.data.paths import check_inside, nfc
 from medcap.data.selection import FEATURES
 from medcap.data.tables import read_column
 
 
 def read_rocov2(
-    folder: str | os.PathLike[str], splits: Sequence[str] = (), other_splits: bool = True
+    folder: str | os.PathLike[str],
+    splits: Sequence[str] = (),
+    other_splits: bool = True,
+    allow_outside: bool = False,
 ) -> dict[str, Dataset]:
     """Return the raw rows of `splits`: the columns of `FEATURES`, unchanged captions, None for a missing image.
 
@@ -29,26 +33,35 @@ def read_rocov2(
         folder: Folder of the files.
         splits: Splits that must have images.
         other_splits: Whether to return the other splits too; their images may be missing.
+        allow_outside: Whether links to images outside the folder are followed.
 
     Raises:
         ValueError: A split or its images are missing, or a file is invalid.
     """
     folder = Path(folder)
     others = [split for split in SPLITS if other_splits and _find(folder, split, "captions.csv")]
-    return {split: _read_split(folder, split, split in splits) for split in dict.fromkeys([*splits, *others])}
+    return {
+        split: _read_split(folder, split, split in splits, allow_outside)
+        for split in dict.fromkeys([*splits, *others])
+    }
 
 
-def _read_split(folder: Path, split: str, needs_images: bool) -> Dataset:
+def _read_split(folder: Path, split: str, needs_images: bool, allow_outside: bool) -> Dataset:
     path = _find(folder, split, "captions.csv")
     if path is None:
         available = sorted(path.name.removesuffix("_captions.csv") for path in folder.glob("*_captions.csv"))
         raise ValueError(f"no split {split!r} in {folder}: no {split}_captions.csv; found: {', '.join(available)}")
     captions = read_column(path, "Caption")
+    if not captions:
+        raise ValueError(f"{path}: there is no row")
     images, sources = _find_images(folder, split, needs_images), read_sources(folder)
+    if not allow_outside:
+        check_inside(images.values(), folder)
+    images = {**{nfc(name): image for name, image in images.items()}, **images}
     sources_of_rows = [sources.get(image_id, Source()) for image_id in captions]
     columns = {
         "image_id": list(captions),
-        "image": [images.get(image_id) for image_id in captions],
+        "image": [images.get(image_id, images.get(nfc(image_id))) for image_id in captions],
         "caption": list(captions.values()),
         "cuis": _concepts(folder, split, "concepts.csv", captions),
         "manual_cuis": _concepts(folder, split, "concepts_manual.csv", captions),

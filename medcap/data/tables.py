@@ -3,54 +3,56 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from medcap.data.csv_records import read_records
 from medcap.logs import error_line
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may contain one of the two that make one character
 _INVALID_ID = re.compile(r"[/\\]|::|^\s*$")  # ids are part of file names and of zip:// URLs, which :: separates
 
 
 def read_table(path: str | os.PathLike[str], needed: Sequence[str]) -> dict[str, list[str]]:
     """Return {column: cells} of all columns of a CSV with a header; cells are not changed.
 
-    The encoding is UTF-8 with or without BOM. Blank lines are skipped; missing cells at the end of a row are blank.
+    The encoding is UTF-8 with or without BOM. Blank lines are skipped. The `needed` columns are found in any case and
+    returned as spelled in `needed`.
 
     Raises:
-        ValueError: A column of `needed` is missing, a column is repeated, a row has too many cells (a comma that is
-            not quoted), a quote is not closed, a cell has more than `csv.field_size_limit()` (131,072) characters, or
-            the encoding is not UTF-8. The message names file and line.
+        ValueError: A column of `needed` is missing, a column is repeated, a row has more or fewer cells than the
+            header (a comma that is not quoted), a quote is not closed or closed in a later row, a cell has more than
+            `csv.field_size_limit()` (131,072) characters, or the text is not UTF-8 or has a null character. The
+            message names file and line.
     """
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_columns(header, needed, path)
-        rows = []
-        for row in reader:
-            if len(row) > len(header):
-                raise csv.Error("more cells than the header; quote the captions")
-            if row:
-                rows.append(row + [""] * (len(header) - len(row)))
-    except csv.Error as error:
-        raise ValueError(f"{path}: invalid CSV: {error} (line {reader.line_num})") from error
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    header, rows = read_records(_text(path), path)
+    _check_columns(header, needed, path)
+    spelled = {find_column(header, name, path): name for name in needed}
+    return {spelled.get(name, name): [row[i] for row in rows] for i, name in enumerate(header)}
 
 
 def _text(path: str | os.PathLike[str]) -> str:
     data = Path(path).read_bytes()  # at once: a block decoder would count bytes from the start of its block
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        start = error.start + len(data) - len(error.object)  # without the BOM
+        line = data.count(b"\n", 0, start) + 1
+        raise ValueError(
+            f"{path}: not in UTF-8 ({error.reason} at byte {start}, line {line}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}: a null character (line {line}); save it as UTF-8 text")
+    return text
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
@@ -83,6 +85,9 @@ def _json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             if longest > csv.field_size_limit():
                 limit = csv.field_size_limit()
                 raise ValueError(f"{path}: {longest} characters in one text; at most {limit} (line {number})")
+            if found := _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+                text = found[0].encode("unicode_escape").decode()
+                raise ValueError(f"{path}: {text} is half a character, which is no text; replace it (line {number})")
             if text:
                 yield row
 
@@ -104,11 +109,22 @@ def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
     return dict(zip(table["ID"], table[column], strict=True))
 
 
+def find_column(columns: Iterable[str], name: str, source: object) -> str | None:
+    """Return the column `name` as it is spelled in `columns`, in any case; None if there is none.
+
+    Raises ValueError for two columns that differ only in case.
+    """
+    found = [column for column in columns if column.strip().casefold() == name.strip().casefold()]
+    if len(found) > 1:
+        raise ValueError(f"{source}: the columns {' and '.join(found)} differ only in case; remove or rename one")
+    return found[0] if found else None
+
+
 def _check_columns(columns: Sequence[str], needed: Sequence[str], source: object) -> None:
     """Raise ValueError if a `needed` column is missing or a named column is repeated."""
     if repeated := [name for name, n in Counter(columns).items() if n > 1 and name]:
         raise ValueError(f"{source}: repeated columns: {list_some(repeated)}")
-    if not set(needed) <= set(columns):
+    if not all(find_column(columns, name, source) for name in needed):
         raise ValueError(f"{source}: needs the columns {', '.join(needed)}, has {', '.join(columns) or 'none'}")
 
 

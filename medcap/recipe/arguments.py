@@ -39,6 +39,7 @@ class DataArguments:
     valid_fraction: float = _key(0.1, "fraction for validation if there are no splits", (0, 1))
     test_fraction: float = _key(0.1, "fraction for testing if there are no splits", (0, 1))
     split_seed: int = _key(0, "seed of the generated splits")
+    allow_outside: bool = _key(False, "read image files outside the data set's folder, and links to them")
     license_filter: Literal["any", "commercial"] = _key("any", "keep only images licensed for this use")
     dedupe: bool = _key(False, "use only the first of near-duplicate images")
     exclude_leaks: bool = _key(False, "drop training images and patients that are also in valid or test")

@@ -76,7 +76,7 @@ def test_concept_names_are_read(tmp_path):
 def test_concepts_are_joined_by_id(tmp_path):
     (tmp_path / "valid_captions.csv").write_text("ID,Caption\r\na,x\r\nb,y\r\nc,z\r\n")
     (tmp_path / "valid_concepts.csv").write_text("ID,CUIs\r\nb,C2\r\na,C1;C0040405\r\nc,\r\n")
-    (tmp_path / "valid_concepts_manual.csv").write_text("ID,CUIs\r\na,C0040405\r\nb\r\n")
+    (tmp_path / "valid_concepts_manual.csv").write_text("ID,CUIs\r\na,C0040405\r\nb,\r\n")
     rows = read_rocov2(tmp_path)["valid"]
     assert rows["cuis"][:] == [["C1", "C0040405"], ["C2"], []]
     assert rows["manual_cuis"][:] == [["C0040405"], [], []]

@@ -58,7 +58,7 @@ def test_absolute_and_relative_paths_in_csv_have_the_same_ids(tmp_path):
     found = []
     for name in names:
         write_csv(tmp_path / "data" / "t.csv", [{"file_name": name, "caption": "c"}])
-        rows = read_csv(tmp_path / "data" / "t.csv", all_in_train())["train"]
+        rows = read_csv(tmp_path / "data" / "t.csv", all_in_train(allow_outside=True))["train"]
         found.append((rows["image_id"][0], paths(rows)[0]))
     first = ("scans-a", str(tmp_path / "scans" / "a.png"))
     assert found == [first, first, ("b", str(tmp_path / "data" / "b.png"))]
@@ -94,7 +94,7 @@ HOSTILE = {
     "other columns": (
         "metadata.csv",
         b"file_name,text\na.png,x\n",
-        "no column 'caption', it has file_name, text; set caption_column",
+        "no column 'caption', it has file_name, text; set caption_column, or name the columns in the first line",
     ),
     "no file name column": (
         "metadata.csv",
@@ -125,7 +125,7 @@ HOSTILE = {
     "several captions": (
         "metadata.jsonl",
         b'{"file_name": "a", "caption": ["x", "y"]}',
-        "caption must be one text; row 1 has a list or an object",
+        "caption must be one text; row 1 has a list",
     ),
     "damaged parquet": ("metadata.parquet", b"PAR1 and no more", "invalid parquet file: .*"),
     "parent folder": (
@@ -163,6 +163,43 @@ HOSTILE = {
         "metadata.csv",
         b"file_name,caption,split\na,x,train\nb,x,\n",
         r"; found \(blank\)",
+    ),
+    "header only": ("metadata.csv", b"\xef\xbb\xbffile_name,caption\n", "there is no row"),
+    "no header": ("metadata.csv", b"a.png,CT\nb.png,MRI\n", "it has a.png, CT; .* name the columns in the first line"),
+    "blank lines": ("metadata.csv", b"\n \n\n", "no column 'file_name', it has none"),
+    "semicolons": ("metadata.csv", b"file_name;caption\na.png;x\n", "separated by semicolons; save it with commas"),
+    "tabs": ("metadata.csv", b"file_name\tcaption\na.png\tx\n", "separated by tabs; save it with commas"),
+    "null byte in a CSV": ("metadata.csv", b"file_name,caption\na.png,x\0y\n", r"a null character \(line 2\)"),
+    "half a character": (
+        "metadata.jsonl",
+        b'{"file_name": "a", "caption": "x"}\n{"file_name": "b", "caption": "CT \\ud83d"}\n',
+        r"\\ud83d is half a character, .* \(line 2\)",
+    ),
+    "half a character in a CSV": (
+        "metadata.csv",
+        b"file_name,caption\na.png,\xed\xa0\xbd\n",
+        r"not in UTF-8 \(invalid .* at byte 24, line 2\)",
+    ),
+    "NaN as file name": ("metadata.jsonl", b'{"file_name": NaN, "caption": "x"}', r"but has '' \(row 1\)"),
+    "URL": (
+        "metadata.csv",
+        b"file_name,caption\nhttps://x.org/a.png,x\n",
+        r"but has 'https://x.org/a.png' \(row 1\)$",
+    ),
+    "true as caption": (
+        "metadata.jsonl",
+        b'{"file_name": "a", "caption": true}',
+        "caption must be one text; row 1 has true",
+    ),
+    "two captions": (
+        "metadata.csv",
+        b"file_name,caption,Caption\na.png,x,y\n",
+        "columns caption and Caption differ only in case",
+    ),
+    "two splits": (
+        "metadata.csv",
+        b"file_name,caption,Split,SPLIT\na.png,x,train,test\n",
+        "columns Split and SPLIT differ",
     ),
     "row outside the split folders": (
         "metadata.csv",

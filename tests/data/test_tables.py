@@ -18,13 +18,32 @@ BAD_CSV = {
     "blank id": ("ID,Caption\r\n,x\r\n", r"ids must not be blank .*: \(blank\)$"),
     "comma not quoted": (
         "ID,Caption\r\na,left, upper\r\n",
-        r"invalid CSV: more cells than the header; quote the captions \(line 2\)",
+        r"invalid CSV: 3 cells in a row, 2 in the header; quote texts that contain a comma \(line 2\)",
     ),
-    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"invalid CSV: unexpected end of data \(line 3\)"),
+    "comma not quoted in one of several rows": (
+        "ID,Caption,patient\na,CT,P1\nb,left, upper\nc,MRI\n",
+        r"invalid CSV: 2 cells in a row, 3 in the header; quote .* \(line 4\)",
+    ),
+    "quote not closed": ('ID,Caption\r\na,"x\r\nb,y\r\n', r"invalid CSV: a quote is not closed \(lines 2 to 3\)"),
+    "quote closed in a later row": (
+        'ID,Caption\na1,"Mass\na2,MRI\na3,Stent of 5"\na4,US\n',
+        r"invalid CSV: a quote was opened before the row 'a2,MRI', .*; close the quote \(lines 2 to 4\)",
+    ),
+    "quote closed in the next row": (
+        'Caption,patient,ID\n"Mass,P1,x1.png\nStent of 5"",P2,x2.png"\n',
+        r"invalid CSV: 1 cell in a row",
+    ),
+    "quote in the first column": (
+        'Caption,ID\n"Mass,000.png\nMRI,001.png\nUS",002.png\n',
+        r"invalid CSV: a quote was opened before the row 'Mass,000.png'",
+    ),
     "repeated column": ("ID,Caption,Caption\r\na,x,y\r\n", r"repeated columns: Caption$"),
     "id of spaces": ("ID,Caption\r\n  ,x\r\n", r"ids must not be blank"),
     "text after a quote": ('ID,Caption\r\na,"x"y\r\n', r"invalid CSV: .* \(line 2\)"),
-    "Latin-1": ("ID,Caption\r\na,\xe9\r\n".encode("latin-1"), r"not in UTF-8 \(.* at byte 14\); save it as UTF-8"),
+    "Latin-1": (
+        "ID,Caption\r\na,\xe9\r\n".encode("latin-1"),
+        r"not in UTF-8 \(.* at byte 14, line 2\); save it as UTF-8",
+    ),
     "a cell of 1 MB": (
         "ID,Caption\r\na," + "x" * 2**20,
         r"invalid CSV: field larger than field limit \(131072\) \(line 2\)",
@@ -47,15 +66,28 @@ def test_cells_are_not_changed(tmp_path):
     assert read_column(tmp_path / "p.csv", "Caption") == {"a": " x\r\ny ", "b": ""}
 
 
-def test_blank_lines_are_skipped_and_short_rows_filled(tmp_path):
-    (tmp_path / "p.csv").write_text("\ufeff ID , x,\r\n\r\na\r\nb,1\r\n", encoding="utf-8")
+def test_blank_lines_are_skipped(tmp_path):
+    (tmp_path / "p.csv").write_text("\ufeff\r\n ID , x,\r\n \r\na,,\r\nb,1,\r\n", encoding="utf-8")
     assert read_table(tmp_path / "p.csv", ["ID"]) == {"ID": ["a", "b"], "x": ["", "1"], "": ["", ""]}
+
+
+@pytest.mark.parametrize(
+    "caption", ["FINDINGS:\n1, normal\nCT, axial", "CT.\nNo mass, no effusion.", "a\n12,000 images"]
+)
+def test_captions_may_have_several_lines(tmp_path, caption):
+    (tmp_path / "p.csv").write_text(f'ID,Caption\n000.png,"{caption}"\n1004,"{caption}"\n')
+    assert read_column(tmp_path / "p.csv", "Caption") == {"000.png": caption, "1004": caption}
+
+
+def test_columns_are_found_in_any_case(tmp_path):
+    (tmp_path / "p.csv").write_text("id,CAPTION,Other\na,x,y\n")
+    assert read_table(tmp_path / "p.csv", ["ID", "Caption"]) == {"ID": ["a"], "Caption": ["x"], "Other": ["y"]}
 
 
 def test_position_of_invalid_byte_is_that_in_the_file(tmp_path):
     start = b"ID,Caption\n" + b"a,x\n" * 10_000
     (tmp_path / "p.csv").write_bytes(start + b"b,\xe9\n")
-    with pytest.raises(ValueError, match=rf"at byte {len(start) + 2}\); save it as UTF-8"):
+    with pytest.raises(ValueError, match=rf"at byte {len(start) + 2}, line 10002\); save it as UTF-8"):
         read_table(tmp_path / "p.csv", [])
 
 
