@@ -10,7 +10,7 @@ import os
 import sys
 
 from medcap import __version__
-from medcap.commands import caption, data, evaluate, publish
+from medcap.commands import cache, caption, data, evaluate, publish
 from medcap.commands.options import add_command
 from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_commands(commands)
     caption.add_commands(commands)
     publish.add_commands(commands)
+    cache.add_commands(commands)
     return parser
 
 

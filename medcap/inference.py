@@ -31,7 +31,8 @@ from medcap.modeling.blip import (
     make_generation_config,
     model_errors,
 )
-from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder, open_cache
+from medcap.modeling.feature_cache import FeatureEncoder, open_cache
+from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.generation import are_cut, generate_ids
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
@@ -83,9 +84,12 @@ class Captioner:
         dtype = self.model.dtype
         return torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32)
 
-    def with_cache(self, feature_cache: str, images: int) -> Captioner:
-        """Return the captioner with a cache for `images` images; `feature_cache` as in a recipe."""
-        return replace(self, cache=open_cache(feature_cache, self.blip, self.processor, self.model.dtype, images))
+    def with_cache(self, feature_cache: str, images: int, limit_gb: float | None = None) -> Captioner:
+        """Return the captioner with a cache for `images` images; arguments as `open_cache`."""
+        cache = open_cache(feature_cache, self.blip, self.processor, self.model.dtype, images, limit_gb)
+        if cache is not None:
+            logger.warning(cache.describe(images))
+        return replace(self, cache=cache)
 
     @torch.inference_mode()
     def generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:

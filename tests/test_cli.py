@@ -5,11 +5,13 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from medcap import __version__
 from medcap.cli import main
 from medcap.launch import launch_command, shipped_folder
+from medcap.modeling.feature_store import FeatureCache
 from medcap.phantom import TINY_BASE
 
 
@@ -46,6 +48,8 @@ ERRORS = {
     "overwritten folder": (
         ["publish", "run", "--to", "release", "--overwrite"], 2, "--overwrite applies to a Hub repository",
     ),
+    "unknown cache": (["cache", "clear", "x", "--folder", "/nowhere"], 2, "/nowhere has no cache x; it has none"),
+    "clear without names": (["cache", "clear", "--folder", "/nowhere"], 2, "name the caches to remove"),
     "Space on the Hub": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "use --to DIR"),
 }  # fmt: skip
 
@@ -216,3 +220,15 @@ def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phan
     status, out, _ = run([*argv, "--precision", "bf16"], capsys)
     assert status == 0
     assert "|precision:bf16|" in out
+
+
+def test_cache_lists_and_clears(capsys, tmp_path) -> None:
+    cache = FeatureCache(tmp_path / "0123456789abcdef", (5, 4), torch.float32)
+    cache.put([bytes(16)], torch.zeros(1, 5, 4))
+    cache.flush()
+    folder = ["--folder", str(tmp_path)]
+    status, listed, _ = run(["cache", "list", *folder], capsys)
+    assert status == 0
+    assert listed.splitlines()[0].startswith("0123456789abcdef ")
+    assert run(["cache", "clear", "0123456789abcdef", *folder], capsys)[1].startswith(f"{tmp_path}: 1 caches removed")
+    assert list(tmp_path.iterdir()) == []

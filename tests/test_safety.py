@@ -24,7 +24,7 @@ from medcap.data.images import read_image
 from medcap.data.load import load_data
 from medcap.evaluation.csv_files import write_predictions
 from medcap.inference import load_captioner
-from medcap.modeling.feature_cache import FeatureCache
+from medcap.modeling.feature_store import FeatureCache
 from medcap.recipe import RecipeError, read_recipe, read_yaml
 from medcap.training.checkpoints import write_checksums
 

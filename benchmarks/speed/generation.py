@@ -12,7 +12,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap.data.images import ImageTransform, image_digest, load_image
 from medcap.inference import load_captioner
-from medcap.modeling.feature_cache import FeatureCache
+from medcap.modeling.feature_store import FeatureCache
 from speed.plain import ORIGINAL, generate
 from speed.training import DEVICE
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from medcap.modeling.feature_cache import FeatureCache
+from medcap.modeling.feature_store import FeatureCache
 from medcap.recipe import read_recipe
 from medcap.training.caption_metrics import CaptionMetrics
 

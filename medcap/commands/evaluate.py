@@ -44,6 +44,9 @@ def add_commands(commands: Any) -> None:
         "--feature_cache", "--feature-cache", default="auto", help="cache of image features: auto, off, or a folder"
     )
     evaluate.add_argument(
+        "--feature_cache_gb", "--feature-cache-gb", type=float, help="maximum size of that folder in GB"
+    )
+    evaluate.add_argument(
         "--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control"
     )
     protocol_options(evaluate)
@@ -75,7 +78,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.data, args.split, layout=layout, selection=selection, max_eval_samples=args.max_eval_samples
     )
     name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
-    captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
+    images = len(split.rows) + min(args.nearest, split.training_images)
+    captioner = captioner.with_cache(args.feature_cache, images, args.feature_cache_gb)
     if args.shuffle_images:
         split, name = split.with_shuffled_images(), args.name or f"{name}, shuffled images"
     evaluation = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest)
@@ -99,7 +103,7 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     other = replace(
         other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize
     )
-    other = other.with_cache(args.feature_cache, len(split.rows))
+    other = other.with_cache(args.feature_cache, len(split.rows), args.feature_cache_gb)
     name, out = f"{Path(args.baseline).name} (baseline)", args.out / "baseline"
     evaluation = evaluate(other, split, out, name=name, batch_size=args.batch_size, baselines=False)
     write_page(out / "report.html", evaluation, split.rows)

@@ -48,7 +48,7 @@ class Meteor:
         return self._process.poll() is None
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str | None]:
-        """Return the answer to SCORE for each image, a line of 23 numbers; None, with a warning, if METEOR fails on it.
+        """Return the answer to SCORE for each image, a line of 23 numbers; None, with a warning, if METEOR fails.
 
         Raises:
             RuntimeError: METEOR fails on every image.
@@ -65,7 +65,7 @@ class Meteor:
                 self._score("a", ["a"])
             except RuntimeError:
                 raise error from None  # the cause is not this image
-            message = "image %d (counted from 0; prediction of %d words) is left out of METEOR, and 0 in its scores per image: %s"
+            message = "image %d (counted from 0; %d words) is left out of METEOR, and 0 in its scores per image: %s"
             logger.warning(message, image, len(hypothesis.split()), error)
             return None
 

@@ -202,7 +202,8 @@ def _meteor(pooled: Floats) -> Floats:
 def _meteor_statistics(lines: Sequence[str | None]) -> Floats:
     """Return (n, 6), see `Statistics`, of answers to SCORE: 23 numbers in the order of MeteorStats.java's toString.
 
-    An image without answer has no words, so that it does not count. The chunk of a caption that equals its reference is not counted, as in MeteorStats.addStats.
+    The chunk of a caption that equals its reference is not counted, as in MeteorStats.addStats. An image without
+    answer has no words, so that it does not count.
     """
     numbers = np.array([line.split() if line else [0] * 23 for line in lines], float)
     lengths, matches = numbers[:, :4], numbers[:, 4:20].reshape(-1, 4, 2, 2)  # module, content or function, text

@@ -1,23 +1,17 @@
-"""Disk cache of the frozen vision encoder's features.
-
-Each process writes one part of the folder: PART.bin has the features, PART.idx the 16-byte digests of their images, in
-the same order. A digest is written after its features are synced to disk, so a killed process loses the last few only.
-"""
+"""Disk cache of the frozen vision encoder's features: when it is used, for which model, and how batches read it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
+import math
 import shutil
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import torch
 import transformers
@@ -25,113 +19,12 @@ from torch import nn
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap import __version__
-from medcap.data.images import DIGEST_BYTES
 from medcap.modeling.blip import update_digest
+from medcap.modeling.feature_store import ABOUT, FORMAT, FeatureCache, default_folder, stored_bytes
 
 logger = logging.getLogger(__name__)
 
-FLUSH = 64  # images between syncs to disk
 MAX_DISK_FRACTION = 0.8  # of the free disk space
-
-
-def default_folder() -> Path:
-    """Return `medcap/features` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medcap" / "features"
-
-
-class FeatureCache:
-    """Features of images by digest, in `folder`: tensors of `shape` (1 + patches, width) and `dtype`.
-
-    A pickled or forked copy, as in a DataLoader worker, only reads.
-    """
-
-    def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self.folder, self.shape, self.dtype = folder, shape, dtype
-        self.slot_bytes = shape[0] * shape[1] * dtype.itemsize  # of one image
-        self._slots: dict[bytes, tuple[str, int]] = {}
-        self._read: dict[str, int] = {}  # bytes read of each index
-        self._maps: dict[str, np.memmap] = {}
-        self._part, self._pid = uuid.uuid4().hex, os.getpid()
-        self._pending: list[bytes] = []
-        self._full = False
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features reveal images: private by default
-        self.refresh()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}, "_pending": [], "_pid": None}
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def describe(self, images: int) -> str:
-        """Return one line: the folder, and the disk space of `images` images."""
-        size = images * self.slot_bytes / 1e9
-        return f"features of the vision encoder are cached in {self.folder}: {size:.2f} GB for {images:,} images"
-
-    def refresh(self) -> None:
-        """Read what any process added to the indexes since the last call."""
-        for index in self.folder.glob("*.idx"):
-            done = self._read.get(index.stem, 0)
-            if index.stat().st_size - done < DIGEST_BYTES:
-                continue
-            with index.open("rb") as file:
-                file.seek(done)
-                digests = file.read()
-            complete = len(digests) // DIGEST_BYTES
-            for slot in range(complete):
-                digest = digests[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES]
-                self._slots.setdefault(digest, (index.stem, done // DIGEST_BYTES + slot))
-            self._read[index.stem] = done + complete * DIGEST_BYTES
-
-    def get(self, digest: bytes) -> torch.Tensor | None:
-        """Return a copy of an image's features; None if they are not cached."""
-        if digest not in self._slots:
-            self.refresh()
-        if digest not in self._slots:
-            return None
-        part, slot = self._slots[digest]
-        if part not in self._maps or len(self._maps[part]) <= slot:
-            file = self.folder / f"{part}.bin"
-            shape = (file.stat().st_size // self.slot_bytes, self.slot_bytes)
-            self._maps[part] = np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
-        return torch.from_numpy(np.array(self._maps[part][slot])).view(self.dtype).view(self.shape)
-
-    def put(self, digests: Sequence[bytes], features: torch.Tensor) -> None:
-        """Store `features` (n, 1 + patches, width). On a full disk, warn once and store no more."""
-        if self._full or self._pid != os.getpid():
-            return
-        written = (self._read.get(self._part, 0) // DIGEST_BYTES + len(self._pending)) * self.slot_bytes
-        try:
-            with (self.folder / f"{self._part}.bin").open("ab") as file:
-                file.truncate(written)  # remove an image that was written in part
-                file.write(features.to(self.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._pending += digests
-        if len(self._pending) >= FLUSH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Sync to disk, features before the index."""
-        if not self._pending or self._full or self._pid != os.getpid():
-            return
-        try:
-            with (self.folder / f"{self._part}.bin").open("ab") as file:
-                os.fsync(file.fileno())
-            with (self.folder / f"{self._part}.idx").open("ab") as file:
-                file.write(b"".join(self._pending))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            self._give_up(error)
-        self._pending = []
-        self.refresh()
-
-    def _give_up(self, error: OSError) -> None:
-        """Stop writing: after an incomplete digest, later ones would belong to other features."""
-        self._full = True
-        logger.warning("%s: %s; new features are not cached any more", self.folder, error)
 
 
 @dataclass(frozen=True)
@@ -176,7 +69,12 @@ class FeatureEncoder:
 
 
 def open_cache(
-    setting: str, model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype, images: int
+    setting: str,
+    model: BlipForConditionalGeneration,
+    processor: BlipProcessor,
+    dtype: torch.dtype,
+    images: int,
+    limit_gb: float | None = None,
 ) -> FeatureCache | None:
     """Open the feature cache of `model`, in a folder named by `feature_key`.
 
@@ -186,6 +84,7 @@ def open_cache(
         processor: Part of the key.
         dtype: Of the computation and of the stored features.
         images: Number of images, to estimate the disk space.
+        limit_gb: Maximum size of all features in the folder, of any model; None is no limit but the free disk space.
 
     Returns:
         The cache; None for "off", and, with a warning, for "auto" if features cannot be cached or do not fit on disk.
@@ -198,19 +97,47 @@ def open_cache(
     if reason := caching_obstacle(model):
         _no_cache(setting, reason)
         return None
-    folder = default_folder() if setting == "auto" else Path(setting)
-    folder /= feature_key(model, processor, dtype)[:16]
-    cache = FeatureCache(folder, feature_shape(model), dtype)
-    needed, free = max(images - len(cache), 0) * cache.slot_bytes, shutil.disk_usage(folder).free
-    if needed > MAX_DISK_FRACTION * free:
-        _no_cache(setting, f"{images:,} images need {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free")
+    root = default_folder() if setting == "auto" else Path(setting)
+    folder = root / feature_key(model, processor, dtype)[:16]
+    try:
+        cache = FeatureCache(folder, feature_shape(model), dtype, math.inf if limit_gb is None else limit_gb * 1e9)
+        reason = _space_obstacle(cache, images)
+        _write_about(folder, model, dtype)
+    except OSError as error:
+        reason = f"{folder}: {error.strerror}"
+    if reason:
+        _no_cache(setting, reason)
         return None
     return cache
 
 
+def _space_obstacle(cache: FeatureCache, images: int) -> str:
+    """Return why the features of `images` images cannot be stored; "" if they can, at least up to the limit."""
+    missing, used = max(images - len(cache), 0) * cache.slot_bytes, stored_bytes(cache.folder.parent)
+    if missing and not len(cache) and cache.limit - used < cache.slot_bytes:
+        return (
+            f"feature_cache_gb is {cache.limit / 1e9:g} and {cache.folder.parent} has {used / 1e9:.1f} GB of other "
+            "features; `medcap cache clear` removes them"
+        )
+    needed, free = min(missing, cache.limit - used), shutil.disk_usage(cache.folder).free
+    if needed > MAX_DISK_FRACTION * free:
+        return f"{images:,} images need {needed / 1e9:.1f} GB more, {cache.folder} has {free / 1e9:.1f} GB free"
+    return ""
+
+
+def _write_about(folder: Path, model: BlipForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Write the model's name for `medcap cache`, and the time of this use."""
+    about, size = folder / ABOUT, model.config.vision_config.image_size
+    try:
+        with about.open("x") as file:
+            json.dump({"base": model.name_or_path, "image_size": size, "dtype": str(dtype)}, file)
+    except FileExistsError:
+        about.touch()
+
+
 def _no_cache(setting: str, reason: str) -> None:
     if setting != "auto":
-        raise ValueError(f"feature_cache: {setting} cannot be used: {reason}; set it to auto or off")
+        raise ValueError(f"feature_cache: {setting} cannot be used: {reason}; set it to another folder, auto or off")
     logger.warning("no feature cache: %s", reason)
 
 
@@ -238,6 +165,7 @@ def feature_key(model: BlipForConditionalGeneration, processor: BlipProcessor, d
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "pillow": PIL.__version__,
+        "files": FORMAT,
         "dtype": str(dtype),
         "model_code": model.model_code,
         "vision": model.config.vision_config.to_dict(),

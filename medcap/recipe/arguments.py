@@ -63,6 +63,11 @@ class ModelArguments:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _key("auto", "precision of the computation")
     model_code: Literal["fast", "plain"] = _key("fast", "BLIP modules: medcap's faster ones, or those of transformers")
     feature_cache: str = _key("auto", "cache of encoder features: auto, off, or a folder")
+    feature_cache_gb: float | None = _key(
+        None,
+        "maximum GB of the folder of the cache (default: 80 % of free space)",
+        (0.001, math.inf),
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import Seq2SeqTrainingArguments
 
-from medcap.modeling.feature_cache import caching_obstacle, default_folder, feature_shape
+from medcap.modeling.feature_cache import caching_obstacle, feature_shape
+from medcap.modeling.feature_store import default_folder
 from medcap.modeling.lora import trainable_names, trainable_summary
 from medcap.recipe import Recipe
 
@@ -121,7 +122,10 @@ def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: tor
     if setting == "off" or unused or caching_obstacle(base):
         return None
     folder = default_folder() if setting == "auto" else Path(setting)
-    return DiskSpace(folder, {f"{images:,} images": images * math.prod(feature_shape(base)) * dtype.itemsize})
+    size = images * math.prod(feature_shape(base)) * dtype.itemsize
+    if recipe.model.feature_cache_gb is not None:
+        size = min(size, int(recipe.model.feature_cache_gb * 1e9))
+    return DiskSpace(folder, {f"{images:,} images": size})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # keys that do not affect the result: paths, display, reading and pushing (`data_dir` is compared by its content)
 FREE = {
     "output_dir", "data_dir", "resume_from_checkpoint", "allow_changes", "disable_tqdm", "report_to",
-    "dataloader_num_workers", "feature_cache", "save_total_limit", "push_to_hub", "hub_model_id",
+    "dataloader_num_workers", "feature_cache", "feature_cache_gb", "save_total_limit", "push_to_hub", "hub_model_id",
     "hub_private_repo", "hub_overwrite",
 }  # fmt: skip
 

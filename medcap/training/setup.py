@@ -19,7 +19,8 @@ from medcap.data.images import with_pixel_values
 from medcap.data.load import find_layout, load_recipe_data
 from medcap.data.selection import check_images
 from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
-from medcap.modeling.feature_cache import FeatureCache, open_cache
+from medcap.modeling.feature_cache import open_cache
+from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import Recipe, RecipeError
@@ -125,7 +126,8 @@ def open_feature_cache(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel)
     setting, images = recipe.model.feature_cache, sum(map(len, data.values()))
     if setting == "auto" and recipe.training.num_train_epochs <= 1:
         return None
-    cache = open_cache(setting, adapted.model.get_base_model(), adapted.processor, adapted.dtype, images)
+    limit = recipe.model.feature_cache_gb
+    cache = open_cache(setting, adapted.model.get_base_model(), adapted.processor, adapted.dtype, images, limit)
     if cache is not None and recipe.training.process_index == 0:
         sys.stderr.write(f"{cache.describe(images)}\n")
     return cache

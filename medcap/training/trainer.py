@@ -20,7 +20,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.blip_fast import CaptioningBlip, prepare_blip
-from medcap.modeling.feature_cache import FeatureCache, FeatureEncoder
+from medcap.modeling.feature_cache import FeatureEncoder
+from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import base_model
 from medcap.training.callbacks import FiniteGradients

@@ -123,7 +123,7 @@ def test_an_image_that_meteor_cannot_score_leaves_the_others(fake_java, monkeypa
     others = meteor_of(predictions[::2], references[::2])
     assert scores.metrics == others.metrics
     assert scores.per_image["meteor"] == [others.per_image["meteor"][0], 0, others.per_image["meteor"][1]]
-    assert "image 1 (counted from 0; prediction of 1 words) is left out of METEOR" in caplog.text
+    assert "image 1 (counted from 0; 1 words) is left out of METEOR" in caplog.text
     assert "|meteor:1.5,failed:1|" in str(scores.signature)
 
 

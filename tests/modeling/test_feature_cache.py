@@ -1,186 +1,26 @@
-"""The feature cache returns what the vision encoder computes, also after a kill, with two writers or a full disk."""
+"""The feature cache returns what the vision encoder computes, and is used only where that is constant."""
 
-import multiprocessing
 import os
-import pickle
 import shutil
 from collections import namedtuple
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 
 from medcap.data.captions import CaptionCollator
-from medcap.data.images import DIGEST_BYTES, image_digest, with_pixel_values
+from medcap.data.images import image_digest, with_pixel_values
 from medcap.data.load import load_data
 from medcap.modeling import feature_cache
 from medcap.modeling.blip import first_token_id, load_blip
-from medcap.modeling.feature_cache import (
-    FeatureCache,
-    FeatureEncoder,
-    caching_obstacle,
-    default_folder,
-    feature_key,
-    open_cache,
-)
+from medcap.modeling.feature_cache import FeatureEncoder, caching_obstacle, feature_key, open_cache
+from medcap.modeling.feature_store import FeatureCache, stored_caches
 from medcap.modeling.lora import add_lora
 
 SHAPE = (5, 4)
 
 
-def digest(number):
-    return number.to_bytes(DIGEST_BYTES, "big")
-
-
 def constant_features(*numbers):
     return torch.stack([torch.full(SHAPE, float(number)) for number in numbers])
-
-
-def put(cache, *numbers):
-    cache.put([digest(number) for number in numbers], constant_features(*numbers))
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return FeatureCache(tmp_path, SHAPE, torch.float32)
-
-
-def holds(cache, *numbers):
-    return all(torch.equal(cache.get(digest(number)), constant_features(number)[0]) for number in numbers)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_features_are_stored_bit_for_bit(tmp_path, dtype):
-    cache, features = FeatureCache(tmp_path, SHAPE, dtype), torch.randn(3, *SHAPE).to(dtype)
-    cache.put([digest(n) for n in range(3)], features)
-    cache.flush()
-    assert all(torch.equal(cache.get(digest(n)), features[n]) for n in range(3))
-    assert cache.get(digest(3)) is None
-    assert len(cache) == 3
-    assert cache.slot_bytes == 20 * dtype.itemsize
-
-
-def test_get_returns_a_copy(cache):
-    put(cache, 1)
-    cache.flush()
-    cache.get(digest(1)).zero_()
-    assert holds(cache, 1)
-
-
-def test_a_later_run_reads_the_features_of_an_earlier_one(cache, tmp_path):
-    put(cache, 1, 2)
-    cache.flush()
-    later = FeatureCache(tmp_path, SHAPE, torch.float32)
-    put(later, 3)
-    later.flush()
-    assert holds(later, 1, 2, 3)
-    assert holds(cache, 1, 2, 3)
-
-
-@pytest.mark.parametrize("left", [0, 1, 79, 80, 81])
-def test_features_without_an_index_entry_are_ignored(cache, tmp_path, left):
-    """A kill while features are written leaves any number of bytes."""
-    put(cache, 1)
-    cache.flush()
-    (part,) = tmp_path.glob("*.bin")
-    with part.open("ab") as file:
-        file.write(b"x" * left)
-    later = FeatureCache(tmp_path, SHAPE, torch.float32)
-    put(later, 2)
-    later.flush()
-    assert holds(later, 1, 2)
-    assert len(later) == 2
-
-
-@pytest.mark.parametrize("left", range(1, DIGEST_BYTES))
-def test_an_incomplete_digest_loses_only_its_image(cache, tmp_path, left):
-    put(cache, 1, 2)
-    cache.flush()
-    (index,) = tmp_path.glob("*.idx")
-    os.truncate(index, DIGEST_BYTES + left)
-    later = FeatureCache(tmp_path, SHAPE, torch.float32)
-    assert holds(later, 1)
-    assert later.get(digest(2)) is None
-
-
-def test_features_are_not_in_the_index_before_flush(cache, tmp_path):
-    put(cache, 1)
-    assert not list(tmp_path.glob("*.idx"))
-    assert FeatureCache(tmp_path, SHAPE, torch.float32).get(digest(1)) is None
-
-
-def fill(folder, first, barrier):
-    cache = FeatureCache(folder, SHAPE, torch.float32)
-    barrier.wait()
-    for number in range(first, first + 200):
-        put(cache, number)
-    cache.flush()
-
-
-def test_two_processes_write_to_one_folder(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
-    workers = [context.Process(target=fill, args=(tmp_path, first, barrier)) for first in (0, 100)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    cache = FeatureCache(tmp_path, SHAPE, torch.float32)
-    assert len(cache) == 300
-    assert holds(cache, *range(300))
-
-
-def test_a_pickled_copy_reads_later_features_and_writes_nothing(cache, tmp_path):
-    copy = pickle.loads(pickle.dumps(cache))
-    put(cache, 1)
-    cache.flush()
-    assert holds(copy, 1)
-    put(copy, 2)
-    copy.flush()
-    assert cache.get(digest(2)) is None
-    assert len(list(tmp_path.glob("*.bin"))) == 1
-
-
-def test_a_full_disk_is_reported_once(cache, monkeypatch, caplog):
-    put(cache, 1)
-    cache.flush()
-
-    @contextmanager
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-        yield
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
-        put(cache, 2)
-        put(cache, 3)
-    assert [record.message.count("No space left on device") for record in caplog.records] == [1]
-    assert holds(cache, 1)
-    assert cache.get(digest(2)) is None
-
-
-def test_nothing_is_stored_after_an_incomplete_digest(cache, tmp_path, monkeypatch, caplog):
-    """Later digests would belong to other features."""
-    put(cache, 1)
-    cache.flush()
-    put(cache, 2, 3)
-
-    def fail(descriptor):
-        (index,) = tmp_path.glob("*.idx")
-        if index.stat().st_size > DIGEST_BYTES:  # the second flush wrote half of its first digest
-            os.truncate(index, DIGEST_BYTES + DIGEST_BYTES // 2)
-            raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        cache.flush()
-    assert caplog.text.count("No space left on device") == 1
-    put(cache, 4)
-    cache.flush()
-    later = FeatureCache(tmp_path, SHAPE, torch.float32)
-    assert holds(later, 1)
-    assert len(later) == 1
 
 
 def test_cached_features_do_not_depend_on_the_batch(tmp_path):
@@ -303,12 +143,31 @@ def test_features_must_fit_on_the_disk(blip, monkeypatch, caplog, tmp_path):
     assert open_cache("auto", *blip, torch.float32, limit) is not None
     assert open_cache("auto", *blip, torch.float32, limit + 1) is None
     assert "images need 0.0 GB more" in caplog.text
-    with pytest.raises(ValueError, match="set it to auto or off"):
+    with pytest.raises(ValueError, match="set it to another folder, auto or off"):
         open_cache(str(tmp_path), *blip, torch.float32, limit + 1)
 
 
-def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
+def test_a_limit_below_the_images_caches_a_part(blip, tmp_path):
+    blip[0].requires_grad_(False)
+    cache = open_cache(str(tmp_path), *blip, torch.float32, 9, limit_gb=1e-5)
+    assert "at most 1e-05 GB with all other features there (feature_cache_gb)" in cache.describe(9)
+    (stored,) = stored_caches(tmp_path)
+    assert "32 px, torch.float32" in stored.describe()
+
+
+def test_a_limit_that_other_features_use_up_is_an_error(blip, tmp_path, caplog, monkeypatch):
+    blip[0].requires_grad_(False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.bin").write_bytes(bytes(10_000))
+    with pytest.raises(ValueError, match="feature_cache_gb is 1e-05 .*`medcap cache clear` removes them"):
+        open_cache(str(tmp_path), *blip, torch.float32, 9, limit_gb=1e-5)
+
+
+def test_an_unusable_default_folder_means_no_cache(blip, tmp_path, caplog, monkeypatch):
+    (tmp_path / "medcap").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "medcap" / "features"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path.home() / ".cache" / "medcap" / "features"
+    blip[0].requires_grad_(False)
+    assert open_cache("auto", *blip, torch.float32, 9) is None
+    assert "no feature cache" in caplog.text
+    with pytest.raises(ValueError, match="Not a directory; set it to another folder, auto or off"):
+        open_cache(str(tmp_path / "medcap" / "x"), *blip, torch.float32, 9)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, write_recipe
 
+from medcap.data.images import DIGEST_BYTES
 from medcap.launch import launch_command
+from medcap.modeling.feature_store import ENTRY_BYTES
 from medcap.recipe import RecipeError, read_recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -113,7 +115,7 @@ def test_two_processes_print_everything_once(trained):
 def test_two_processes_fill_one_feature_cache(trained):
     """Each of 18 images is encoded by one process."""
     indexes = [path.read_bytes() for path in (trained[0] / "features").rglob("*.idx")]
-    digests = [index[start : start + 16] for index in indexes for start in range(0, len(index), 16)]
+    digests = [index[start : start + DIGEST_BYTES] for index in indexes for start in range(0, len(index), ENTRY_BYTES)]
     assert len(indexes) == 2
     assert len(digests) == len(set(digests)) == 18
 
