@@ -36,7 +36,7 @@ from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.generation import are_cut, generate_ids
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
-from medcap.recipe import GenerationArguments, check_ranges, read_yaml
+from medcap.recipe import GenerationArguments, check_values, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def load_captioner(
             image_size = image_size or _image_size(adapter)
             saved, recipe = _saved_generation(adapter), adapter_recipe(adapter)
         settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
-        check_ranges({**settings, "image_size": image_size})
+        check_values({**settings, "image_size": image_size})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         precision = precision or recipe.get("precision", "fp32")
         allow_tf32(precision, device)

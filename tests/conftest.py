@@ -32,6 +32,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from medcap.metrics.meteor import Meteor
 from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
+from medcap.recipe import RecipeError, read_recipe
 
 ROOT = Path(__file__).parents[1]
 SIZE, PATCH, WIDTH = 32, 8, 32  # image size in pixels, patch size in pixels, hidden size
@@ -178,6 +179,29 @@ def write_recipe(path: Path, **keys: Any) -> Path:
     return path
 
 
+SMALLEST_RECIPE = {"data_dir": "data", "model_name_or_path": "base", "output_dir": "run", "use_cpu": True}
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Return a function that writes the smallest recipe with other keys and lines, and returns its path."""
+
+    def write(text: str = "", **keys: Any) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**SMALLEST_RECIPE, **keys}) + text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def recipe_error(arguments: list[str]) -> str:
+    """Return the message of the RecipeError for these arguments; always one line."""
+    with pytest.raises(RecipeError, match=r"\w") as caught:
+        read_recipe(arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.fixture(scope="session")
 def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
     """Two epochs of three steps at 48 px on a base for 32 px, evaluated by generation; read-only."""
@@ -200,8 +224,8 @@ def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
         num_beams=2,
         max_new_tokens=24,  # more than the default of generate, 20
         no_repeat_ngram_size=3,
-        metric_for_best_model="loss",
-        greater_is_better=True,  # selects the epoch with the higher loss, the first one, not the last one
+        metric_for_best_model="length_ratio",
+        greater_is_better=False,  # selects the epoch with the shorter captions, the first one, not the last one
         use_cpu=True,
         seed=5,
     )

@@ -8,34 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SMALLEST_RECIPE, recipe_error
 
 from medcap.modeling.blip import load_blip
-from medcap.recipe import GROUPS, REQUIRED, RecipeError, read_recipe
-from medcap.recipe.arguments import RANGES, REPLACED
+from medcap.recipe import GROUPS, REQUIRED, read_recipe
+from medcap.recipe.arguments import REPLACED
 from medcap.recipe.help import recipe_help
 from medcap.recipe.values import key_types
 
-SMALLEST = {"data_dir": "data", "model_name_or_path": "base", "output_dir": "run", "use_cpu": True}
 FILES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 RECIPES = {str(path.relative_to(path.parents[1])): path for path in FILES if path.parent.name != "accelerate"}
-
-
-@pytest.fixture
-def recipe_file(tmp_path):
-    def write(text="", **keys):
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({**SMALLEST, **keys}) + text, encoding="utf-8")
-        return str(path)
-
-    return write
-
-
-def error_message(arguments):
-    """Return the message of the RecipeError for these arguments; always one line."""
-    with pytest.raises(RecipeError, match=r"\w") as caught:
-        read_recipe(arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_recipes_are_found():
@@ -50,7 +32,7 @@ def test_every_key_of_every_recipe_is_known_and_its_value_allowed(path):
 
 
 def test_attn_implementation_is_an_unknown_key(recipe_file):
-    assert "unknown key 'attn_implementation'" in error_message(["--config", recipe_file(attn_implementation="sdpa")])
+    assert "unknown key 'attn_implementation'" in recipe_error(["--config", recipe_file(attn_implementation="sdpa")])
 
 
 def test_blip_is_loaded_with_eager_attention(tiny_base):
@@ -72,20 +54,20 @@ TYPOS = {
 @pytest.mark.parametrize(("typo", "right"), TYPOS.values(), ids=TYPOS)
 def test_a_typo_in_the_file_is_refused_with_the_nearest_key(recipe_file, typo, right):
     path = recipe_file(**{typo: 1})
-    message = error_message(["--config", path])
+    message = recipe_error(["--config", path])
     assert message.startswith(f"{path}: unknown key {typo!r}; did you mean ")
     assert right is None or repr(right) in message
 
 
 @pytest.mark.parametrize("arguments", [["--learning_rat", "1"], ["--learning-rat=1"], ["--no_learning_rat"]])
 def test_a_typo_on_the_command_line_is_refused_with_the_nearest_key(recipe_file, arguments):
-    message = error_message(["--config", recipe_file(), *arguments])
+    message = recipe_error(["--config", recipe_file(), *arguments])
     assert message.startswith("command line: unknown key ")
     assert message.endswith("did you mean 'learning_rate'?")
 
 
 def test_a_prefix_of_a_key_is_unknown(recipe_file):
-    assert "unknown key 'learning'" in error_message(["--config", recipe_file(), "--learning", "1"])
+    assert "unknown key 'learning'" in recipe_error(["--config", recipe_file(), "--learning", "1"])
 
 
 STRAY = {
@@ -101,14 +83,14 @@ STRAY = {
 def test_argument_without_key_and_key_without_value_are_refused(recipe_file, arguments, message):
     config = ["--config", recipe_file()]
     extra = [*config, *arguments] if arguments[0] != "stray" else [*arguments, *config]
-    assert error_message(extra).startswith(f"command line: {message}")
+    assert recipe_error(extra).startswith(f"command line: {message}")
 
 
 @pytest.mark.parametrize("key", REPLACED)
 def test_a_removed_key_is_refused_with_its_replacement(recipe_file, key):
     advice = f"there is no key {key!r}; use {REPLACED[key]}"
-    assert error_message(["--config", recipe_file(**{key: 1})]).endswith(advice)
-    assert error_message(["--config", recipe_file(), f"--{key}", "1"]) == f"command line: {advice}"
+    assert recipe_error(["--config", recipe_file(**{key: 1})]).endswith(advice)
+    assert recipe_error(["--config", recipe_file(), f"--{key}", "1"]) == f"command line: {advice}"
 
 
 @pytest.mark.parametrize("key", ["warmup_ratio", "overwrite_output_dir", "logging_dir"])
@@ -128,7 +110,7 @@ def test_replacements_are_known_keys():
 def test_a_bare_no_is_refused(recipe_file, key):
     path = recipe_file(f"{key}: no\n")
     message = f'{path}: {key}: YAML reads a bare no or off as false; quote it: {key}: "no"'
-    assert error_message(["--config", path]) == message
+    assert recipe_error(["--config", path]) == message
 
 
 def test_a_quoted_no_is_no(recipe_file):
@@ -149,20 +131,20 @@ NOT_RECIPES = {
 def test_file_that_is_not_a_recipe_is_named(tmp_path, content, message):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    assert str(path) in error_message(["--config", str(path)])
-    assert message in error_message(["--config", str(path)])
+    assert str(path) in recipe_error(["--config", str(path)])
+    assert message in recipe_error(["--config", str(path)])
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert error_message(["--config", str(tmp_path / "none.yaml")]).endswith("none.yaml: cannot read the recipe: "
+    assert recipe_error(["--config", str(tmp_path / "none.yaml")]).endswith("none.yaml: cannot read the recipe: "
                                                                         "No such file or directory")  # fmt: skip
 
 
 @pytest.mark.parametrize("key", REQUIRED)
 def test_a_missing_required_key_is_named(tmp_path, key):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({name: value for name, value in SMALLEST.items() if name != key}))
-    assert error_message(["--config", str(path)]) == f"{key} is missing: write it into the recipe or give --{key}"
+    path.write_text(yaml.safe_dump({name: value for name, value in SMALLEST_RECIPE.items() if name != key}))
+    assert recipe_error(["--config", str(path)]) == f"{key} is missing: write it into the recipe or give --{key}"
 
 
 WRONG_VALUES = {
@@ -191,16 +173,7 @@ WRONG_VALUES = {
 
 @pytest.mark.parametrize(("keys", "message"), WRONG_VALUES.values(), ids=WRONG_VALUES)
 def test_a_wrong_value_is_named(recipe_file, keys, message):
-    assert message in error_message(["--config", recipe_file(**keys)])
-
-
-@pytest.mark.parametrize(("key", "lowest", "highest"), [(key, *ends) for key, ends in RANGES.items()])
-def test_value_out_of_range_is_named(recipe_file, key, lowest, highest):
-    for outside in [lowest - 1, *([highest + 1] if highest != float("inf") else [])]:
-        path = recipe_file(**{key: outside})
-        message = error_message(["--config", path])
-        assert message.startswith(f"{path}: {key} is {outside}")
-        assert message.endswith(f"allowed is {lowest} to {highest}")
+    assert message in recipe_error(["--config", recipe_file(**keys)])
 
 
 WRONG_OPTIONS = {
@@ -213,13 +186,7 @@ WRONG_OPTIONS = {
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
 def test_error_of_a_wrong_option_names_the_command_line(recipe_file, arguments, message):
-    assert error_message(["--config", recipe_file(lora_r=4), *arguments]).startswith(f"command line: {message}")
-
-
-def test_a_list_sets_no_other_keys(recipe_file):
-    items = ["none", "--push_to_hub", "true", "--weight_decay", "0.5"]
-    training = read_recipe(["--config", recipe_file(report_to=items)]).training
-    assert (training.push_to_hub, training.weight_decay, training.report_to) == (False, 0.0, items)
+    assert recipe_error(["--config", recipe_file(lora_r=4), *arguments]).startswith(f"command line: {message}")
 
 
 @pytest.mark.parametrize("value", ["--lora_r=1", "a --lora_r 1", "a\n--lora_r=1"])
@@ -229,7 +196,8 @@ def test_text_sets_no_other_keys(recipe_file, value):
 
 
 @pytest.mark.parametrize(
-    ("keys", "precision"), [({"bf16": True}, "bf16"), ({"fp16": True}, "fp16"), ({"bf16": False}, "fp32")]
+    ("keys", "precision"),
+    [({"bf16": True}, "bf16"), ({"fp16": False, "bf16": True}, "bf16"), ({"bf16": False}, "fp32")],
 )
 def test_bf16_and_fp16_set_the_precision(recipe_file, tmp_path, keys, precision):
     recipe = read_recipe(["--config", recipe_file(**keys)])
@@ -275,10 +243,11 @@ SAVED_KEYS = {
     "text beyond ASCII": {"data_dir": "données/röntgen", "run_name": "x → y"},
     "text that looks like a number": {"run_name": "007", "prompt": "1"},
     "numbers": {"learning_rate": 2e-5, "max_train_samples": 7, "lora_dropout": 0.0, "length_penalty": -1.0},
-    "booleans": {"gradient_checkpointing": True, "load_best_model_at_end": False, "greater_is_better": False},
+    "booleans": {"gradient_checkpointing": True, "load_best_model_at_end": False, "greater_is_better": True},
     "an enumeration": {"lr_scheduler_type": "cosine", "eval_strategy": "steps", "eval_steps": 5, "save_strategy": "no",
                        "load_best_model_at_end": False},
-    "a dictionary": {"lr_scheduler_kwargs": {"num_cycles": 2}},
+    "a dictionary": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}},
+    "a plateau": {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.5}},
     "a boolean in a dictionary": {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
     "a list": {"label_names": ["labels"]},
     "no reports": {"report_to": "none"},
@@ -294,7 +263,7 @@ def test_a_saved_recipe_reads_as_the_same_recipe(recipe_file, tmp_path, keys):
     recipe.save(tmp_path / "saved.yaml")
     again = read_recipe(["--config", str(tmp_path / "saved.yaml")])
     assert again.as_dict() == recipe.as_dict()
-    assert recipe.as_dict().keys() >= {**SMALLEST, **keys}.keys()
+    assert recipe.as_dict().keys() >= {**SMALLEST_RECIPE, **keys}.keys()
     assert again.training.to_dict() == recipe.training.to_dict()
 
 
@@ -311,7 +280,10 @@ ON_THE_COMMAND_LINE = {
     "hyphens": (["--learning-rate", "0.5"], {"learning_rate": 0.5}),
     "a negative number": (["--length_penalty", "-1"], {"length_penalty": -1.0}),
     "no value": (["--dedupe"], {"dedupe": True}),
-    "a mapping": (["--lr_scheduler_kwargs", '{"num_cycles": 2}'], {"lr_scheduler_kwargs": {"num_cycles": 2}}),
+    "a mapping": (
+        ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": 2}'],
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}},
+    ),
     "a list": (["--label_names", "a", "b"], {"label_names": ["a", "b"]}),
 }
 
@@ -350,11 +322,10 @@ def test_help_all_shows_every_key():
 NOT_PUSHED = {
     "no evaluation": ('eval_strategy: "no"\nload_best_model_at_end: false\n', "eval_strategy is 'no'"),
     "steps": ("eval_strategy: steps\nsave_strategy: steps\n", "eval_strategy is 'steps'"),
-    "no captions": ("predict_with_generate: false\n", "predict_with_generate must be true"),
 }
 
 
 @pytest.mark.parametrize(("keys", "message"), NOT_PUSHED.values(), ids=NOT_PUSHED)
 def test_push_to_hub_needs_evaluated_and_saved_epochs(recipe_file, keys, message):
-    assert message in error_message(["--config", recipe_file(f"{keys}push_to_hub: true\n")])
+    assert message in recipe_error(["--config", recipe_file(f"{keys}push_to_hub: true\n")])
     read_recipe(["--config", recipe_file(keys)])

@@ -11,7 +11,7 @@ from medcap.recipe.arguments import (
     GenerationArguments,
     Recipe,
     RecipeError,
-    check_ranges,
+    check_values,
 )
 from medcap.recipe.reader import REQUIRED, read_recipe, read_yaml
 
@@ -23,7 +23,7 @@ __all__ = [
     "GenerationArguments",
     "Recipe",
     "RecipeError",
-    "check_ranges",
+    "check_values",
     "read_recipe",
     "read_yaml",
 ]

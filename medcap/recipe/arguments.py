@@ -16,14 +16,16 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from medcap.io import write_text
+from medcap.recipe.learning_rate import WATCHES_METRIC
+from medcap.recipe.ranges import FIXED, LENGTHS, NAMES, POSITIVE, SEED, TRAINER_RANGES, Range, find_fault
 
 
 class RecipeError(ValueError):
     """The recipe or its overrides are wrong. Nothing was started, and the command line exits with status 2."""
 
 
-def _key(default: Any, text: str, allowed: tuple[float, float] | None = None) -> Any:
-    """Return a field with its default, its help text, and the range of its values (ends included)."""
+def _key(default: Any, text: str, allowed: Range | tuple[float, float] | None = None) -> Any:
+    """Return a field with its default, its help text, and the range of its values (a tuple: ends included)."""
     return field(default=default, metadata={"help": text, "range": allowed})
 
 
@@ -38,13 +40,13 @@ class DataArguments:
     group_column: str | None = _key(None, "patient or study: generated splits never divide a group")
     valid_fraction: float = _key(0.1, "fraction for validation if there are no splits", (0, 1))
     test_fraction: float = _key(0.1, "fraction for testing if there are no splits", (0, 1))
-    split_seed: int = _key(0, "seed of the generated splits")
+    split_seed: int = _key(0, "seed of the generated splits", SEED)
     allow_outside: bool = _key(False, "read image files outside the data set's folder, and links to them")
     license_filter: Literal["any", "commercial"] = _key("any", "keep only images licensed for this use")
     dedupe: bool = _key(False, "use only the first of near-duplicate images")
     exclude_leaks: bool = _key(False, "drop training images and patients that are also in valid or test")
-    train_fraction: float = _key(1.0, "fraction of the training split to use")
-    fraction_seed: int = _key(0, "seed of train_fraction")
+    train_fraction: float = _key(1.0, "fraction of the training split to use", Range(0, 1, above=True))
+    fraction_seed: int = _key(0, "seed of train_fraction", SEED)
     max_train_samples: int | None = _key(None, "maximum number of training images", (1, math.inf))
     max_eval_samples: int | None = _key(None, "maximum number of validation images", (1, math.inf))
     max_broken: float = _key(0.001, "stop if more than this fraction of images is unreadable", (0, 1))
@@ -75,8 +77,8 @@ class LoraArguments:
     """The adapter (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models")."""
 
     lora_r: int = _key(16, "rank", (1, 1024))
-    lora_alpha: float = _key(32, "scaling: updates are multiplied by alpha / r")
-    lora_dropout: float = _key(0.05, "dropout on the adapter's input, 0 to 1", (0, 1))
+    lora_alpha: float = _key(32, "scaling: updates are multiplied by alpha / r", POSITIVE)
+    lora_dropout: float = _key(0.05, "dropout on the adapter's input, 0 to below 1", Range(0, 1, below=True))
     lora_target_modules: str = _key("attention", "a name in medcap.modeling.lora, or a regex")
 
 
@@ -87,7 +89,7 @@ class GenerationArguments:
     num_beams: int = _key(4, "number of beams; 1 is greedy search", (1, 64))
     max_new_tokens: int = _key(64, "maximum number of generated tokens", (1, 511))
     no_repeat_ngram_size: int = _key(0, "never repeat an n-gram of this size; 0: no limit", (0, 64))
-    length_penalty: float = _key(1.0, "beam search: above 0 favors long captions")
+    length_penalty: float = _key(1.0, "beam search: above 0 favors long captions", (-100, 100))
 
 
 @dataclass
@@ -123,6 +125,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # without it accelerate does not connect the processes, and each trains alone
         super().__post_init__()
+        if self.lr_scheduler_type in WATCHES_METRIC:  # transformers would minimize any metric
+            given: Any = self.lr_scheduler_kwargs
+            self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **(given or {})}
         if self.dataloader_num_workers < 0:
             cores = (os.cpu_count() or 1) // self.world_size
             self.dataloader_num_workers = 0 if self.device.type == "cpu" else min(8, cores)
@@ -136,9 +141,16 @@ GROUPS = {  # the attributes of a Recipe
     "generation": GenerationArguments,
     "training": CaptionTrainingArguments,
 }
-RANGES = {
-    key.name: key.metadata["range"] for group in GROUPS.values() for key in fields(group) if key.metadata.get("range")
+RANGES: dict[str, Range] = {
+    **TRAINER_RANGES,
+    **{
+        key.name: Range(*key.metadata["range"])
+        for group in GROUPS.values()
+        for key in fields(group)
+        if key.metadata.get("range")
+    },
 }
+CHECKED = RANGES.keys() | NAMES.keys() | LENGTHS.keys() | FIXED.keys() | {"report_to"}
 # keys that were removed or never supported, and their replacement in transformers 5 or medcap
 REPLACED = {
     "warmup_ratio": "warmup_steps: a value below 1 is a fraction of all steps",
@@ -154,6 +166,15 @@ REPLACED = {
     "hub_strategy": "push_to_hub: true, which pushes every epoch as its own revision and the best one as main",
     "hub_always_push": "push_to_hub: true, which pushes every epoch even if an earlier push is running",
     "hub_revision": "push_to_hub: true; the revisions are named epoch-1, epoch-2, ... and main",
+    "dataloader_persistent_workers": "dataloader_num_workers: the workers always persist between epochs",
+    "bf16_full_eval": "precision: bf16",
+    "fp16_full_eval": "precision: fp16",
+    "sortish_sampler": "train_sampling_strategy: group_by_length",
+    "local_rank": "accelerate launch, which sets it",
+    "parallelism_config": "a configuration of accelerate, see `medcap train --accelerate`",
+    "do_train": "`medcap train`, which always trains",
+    "do_eval": "eval_strategy",
+    "do_predict": "`medcap evaluate`",
     "fraction": "train_fraction",
     "target_modules": "lora_target_modules",
 }
@@ -198,9 +219,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, dict)) else str(value)
 
 
-def check_ranges(values: Mapping[str, Any]) -> None:
-    """Raise RecipeError for a value outside the range of its key; None is not checked."""
-    for key, (lowest, highest) in RANGES.items():
-        value = values.get(key)
-        if value is not None and not lowest <= value <= highest:
-            raise RecipeError(f"{key} is {value}; allowed is {lowest} to {highest}")
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise RecipeError for a value that its key does not allow; None is not checked."""
+    for key in values.keys() & CHECKED:
+        if values[key] is not None and (fault := find_fault(key, values[key], RANGES.get(key))):
+            raise RecipeError(fault)

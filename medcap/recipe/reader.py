@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any, get_origin
 import yaml
 
 from medcap.logs import error_line
-from medcap.recipe.arguments import GROUPS, REPLACED, CaptionTrainingArguments, Recipe, RecipeError, check_ranges
-from medcap.recipe.help import recipe_help
+from medcap.recipe.arguments import GROUPS, REPLACED, Recipe, RecipeError, check_values
+from medcap.recipe.help import TRAINING, recipe_help
+from medcap.recipe.rules import faults
+from medcap.recipe.suggestions import closest
 from medcap.recipe.values import convert, key_types
 
 COMMAND_LINE = "command line"
@@ -123,7 +125,8 @@ def _check_known(key: str) -> None:
         raise RecipeError(f"there is no key {key!r}; use {REPLACED[key]}")
     if key not in key_types():
         known = sorted(key_types().keys() - REPLACED.keys())
-        raise RecipeError(f"unknown key {key!r}; did you mean {difflib.get_close_matches(key, known, 1, 0)[0]!r}?")
+        own = {field.name for name, group in GROUPS.items() if name != "training" for field in fields(group)}
+        raise RecipeError(f"unknown key {key!r}; did you mean {closest(key, known, own | TRAINING.keys())!r}?")
 
 
 def _merge_precision(values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -139,17 +142,13 @@ def _merge_precision(values: dict[str, Any], sources: dict[str, str]) -> None:
 
 
 def _check_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    """Raise RecipeError for a missing key and for values that are out of range or contradict each other."""
+    """Raise RecipeError for values that their keys do not allow, and for a missing key."""
+    for key, value in values.items():
+        with _error_source(sources[key]):
+            check_values({key: value})
     for key in REQUIRED:
         if not values.get(key):
             raise RecipeError(f"{key} is missing: write it into the recipe or give --{key}")
-    for key, value in values.items():
-        with _error_source(sources[key]):
-            check_ranges({key: value})
-            if key == "train_fraction" and not 0 < value <= 1:
-                raise RecipeError(f"train_fraction is {value}; allowed is above 0, at most 1")
-            if key == "remove_unused_columns" and value:
-                raise RecipeError("remove_unused_columns must be false: the collator needs the image column")
 
 
 def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Recipe:
@@ -159,29 +158,15 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Recipe:
             for name, group in GROUPS.items()
         }
     except Exception as error:  # Seq2SeqTrainingArguments raises errors of many types
-        raise RecipeError(f"{_files(sources)}: {error_line(error)}") from error
+        line = error_line(error)
+        raise RecipeError(f"{_sources_of(re.findall(r'[a-z0-9_]+', line), sources)}: {line}") from error
     recipe = Recipe(**groups, given=frozenset(sources))
-    held_out = recipe.data.valid_fraction + recipe.data.test_fraction
-    if held_out >= 1:
-        raise RecipeError(
-            f"valid_fraction and test_fraction are {held_out:g} together; "
-            "their sum must be below 1 to leave images for training"
-        )
-    _check_push(recipe.training)
+    for keys, fault in faults(recipe):
+        raise RecipeError(f"{_sources_of(keys, sources)}: {fault}")
     return recipe
 
 
-def _files(sources: Mapping[str, str]) -> str:
-    """Return the sources that were read, for an error that belongs to no single key."""
-    return " and ".join(sorted(set(sources.values()), key=lambda source: source == COMMAND_LINE)) or COMMAND_LINE
-
-
-def _check_push(training: CaptionTrainingArguments) -> None:
-    """Check that push_to_hub has an evaluated adapter to push after each epoch."""
-    if not training.push_to_hub:
-        return
-    for key in ("eval_strategy", "save_strategy"):
-        if (value := getattr(training, key).value) != "epoch":
-            raise RecipeError(f"push_to_hub pushes evaluated and saved epochs: {key} is {value!r}, must be 'epoch'")
-    if not training.predict_with_generate:
-        raise RecipeError("push_to_hub pushes the captions of each epoch: predict_with_generate must be true")
+def _sources_of(keys: Iterable[str], sources: Mapping[str, str]) -> str:
+    """Return where the keys of an error were given, or if none of them was, all sources."""
+    found = {sources[key] for key in keys if key in sources} or set(sources.values())
+    return " and ".join(sorted(found, key=lambda source: source == COMMAND_LINE)) or COMMAND_LINE

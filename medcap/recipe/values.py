@@ -19,6 +19,7 @@ _BOOLS = {
 _TYPE_PHRASES = {
     bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping",
 }  # fmt: skip
+CONFIG_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
 @cache
@@ -37,7 +38,9 @@ def convert(key: str, value: Any) -> Any:
     Raises:
         RecipeError: in one line the key, its value and what is expected.
     """
-    allowed = key_types()[key]
+    allowed = _kinds(key, value)
+    if option := next((item for item in value if str(item).startswith("-")), "") if isinstance(value, list) else "":
+        raise RecipeError(f"{key} lists {option!r}; a value of a list must not begin with - as an option does")
     for kind in allowed:
         try:
             return _convert_to(kind, value)
@@ -48,6 +51,15 @@ def convert(key: str, value: Any) -> Any:
         raise RecipeError(f'{key}: YAML reads a bare {bare} as {str(value).lower()}; quote it: {key}: "{quoted}"')
     text = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}..."
     raise RecipeError(f"{key} is {text}; expected {' or '.join(map(describe_type, allowed))}")
+
+
+def _kinds(key: str, value: Any) -> tuple[Any, ...]:
+    """Return the types allowed for a key: text for a mapping is JSON, or in CONFIG_FILES also the path of a file."""
+    kinds = key_types()[key]
+    if dict not in {typing.get_origin(kind) or kind for kind in kinds}:
+        return kinds
+    is_path = key in CONFIG_FILES and not str(value).startswith("{")
+    return tuple(kind for kind in kinds if kind is not str or is_path)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

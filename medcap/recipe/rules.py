@@ -1,0 +1,149 @@
+"""Settings of a recipe that contradict each other, as a table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from medcap.logs import error_line
+from medcap.recipe.arguments import Recipe
+from medcap.recipe.learning_rate import WATCHES_METRIC, scheduler_fault
+from medcap.recipe.ranges import DIRECTIONS, UNDIRECTED
+
+MIN_CAPTION_TOKENS = 3  # of a training caption behind the prompt: [DEC], one token, [SEP]
+
+
+def faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield for each broken rule its keys and what is wrong; lazily, because a later rule may rely on earlier ones."""
+    for keys, find_fault in RULES:
+        if fault := find_fault(recipe):
+            yield keys, fault
+
+
+def _held_out(recipe: Recipe) -> str:
+    held_out = recipe.data.valid_fraction + recipe.data.test_fraction
+    if held_out < 1:
+        return ""
+    return (
+        f"valid_fraction and test_fraction are {held_out:g} together; "
+        "their sum must be below 1 to leave images for training"
+    )
+
+
+def _prompt(recipe: Recipe) -> str:
+    words, most = len(recipe.data.prompt.split()), recipe.data.max_caption_tokens - MIN_CAPTION_TOKENS
+    if words <= most:  # a word has at least one token
+        return ""
+    return f"prompt has {words:,} words, but max_caption_tokens leaves room for {most:,} tokens before a caption"
+
+
+def _precision(recipe: Recipe) -> str:
+    if recipe.model.precision != "fp16" or recipe.training.device.type != "cpu":
+        return ""
+    return "precision is fp16, which needs a GPU; on a CPU auto, fp32 and bf16 are allowed"
+
+
+def _direction(recipe: Recipe) -> str:
+    metric, rises = str(recipe.training.metric_for_best_model).removeprefix("eval_"), recipe.training.greater_is_better
+    if metric in UNDIRECTED and "greater_is_better" not in recipe.given:
+        return f"metric_for_best_model {metric} has no better direction: give greater_is_better: true or false"
+    if (better := DIRECTIONS.get(metric, rises)) == rises:
+        return ""
+    return (
+        f"greater_is_better is {str(rises).lower()}, but {'more' if better else 'less'} {metric} is better: remove it"
+    )
+
+
+def _plateau_mode(recipe: Recipe) -> str:
+    """Compare the mode with `greater_is_better`, by which CaptionTrainingArguments sets it if it is not given."""
+    args = recipe.training
+    if args.lr_scheduler_type not in WATCHES_METRIC:
+        return ""
+    mode, needed = (args.lr_scheduler_kwargs or {}).get("mode"), "max" if args.greater_is_better else "min"
+    if mode == needed:
+        return ""
+    direction = "more" if args.greater_is_better else "less"
+    return (
+        f"lr_scheduler_kwargs has mode {mode!r}, but {direction} {args.metric_for_best_model} is better: "
+        f"mode must be {needed!r}, or left out"
+    )
+
+
+def _early_stopping(recipe: Recipe) -> str:
+    args = recipe.training
+    if args.early_stopping_patience is None or args.eval_strategy != "no":
+        return ""
+    return "early_stopping_patience counts evaluations, but eval_strategy is 'no'; set it to epoch or steps"
+
+
+def _checkpointing(recipe: Recipe) -> str:
+    args = recipe.training
+    for key in ("activation_checkpointing", "gradient_checkpointing"):
+        if (getattr(args, f"{key}_kwargs", None) or {}).get("use_reentrant"):
+            return (
+                f"{key}_kwargs sets use_reentrant: the frozen base then gives the adapter no gradients; "
+                "set it to false, or remove it"
+            )
+    return ""
+
+
+def _loader(recipe: Recipe) -> str:
+    args = recipe.training
+    for key in ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
+        if getattr(args, key) is not None and args.dataloader_num_workers == 0:
+            return f"{key} is {getattr(args, key)}, but dataloader_num_workers is 0: raise it to 1 or more"
+    return ""
+
+
+def _optimizer(recipe: Recipe) -> str:
+    if not recipe.given & {"optim", "optim_args"}:
+        return ""
+    from transformers import Trainer  # takes time to import
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(recipe.training)
+    except Exception as error:  # a package is missing, or an argument is not understood
+        return f"optim is {recipe.training.optim.value}: {error_line(error)}"
+    return ""
+
+
+def _schedule(recipe: Recipe) -> str:
+    steps = recipe.training.max_steps
+    return scheduler_fault(recipe.training, steps) if steps > 0 else scheduler_fault(recipe.training)
+
+
+def _reports(recipe: Recipe) -> str:
+    names = recipe.training.report_to or []
+    alone = [name for name in ("none", "all") if name in names and len(names) > 1]
+    return f"report_to lists {alone[0]!r} with others; give it alone, or only the others" if alone else ""
+
+
+def _folder(recipe: Recipe) -> str:
+    path = Path(recipe.training.output_dir)
+    return f"output_dir {path} is a file; name a new folder" if path.is_file() else ""
+
+
+def _push(recipe: Recipe) -> str:
+    """Check that push_to_hub has an evaluated adapter to push after each epoch."""
+    for key in ("eval_strategy", "save_strategy") if recipe.training.push_to_hub else ():
+        if (value := getattr(recipe.training, key).value) != "epoch":
+            return f"push_to_hub pushes evaluated and saved epochs: {key} is {value!r}, must be 'epoch'"
+    return ""
+
+
+Rule = tuple[tuple[str, ...], Callable[[Recipe], str]]
+RULES: tuple[Rule, ...] = (
+    (("valid_fraction", "test_fraction"), _held_out),
+    (("prompt", "max_caption_tokens"), _prompt),
+    (("precision", "use_cpu"), _precision),
+    (("greater_is_better", "metric_for_best_model"), _direction),
+    (("lr_scheduler_kwargs", "lr_scheduler_type", "greater_is_better", "metric_for_best_model"), _plateau_mode),
+    (("early_stopping_patience", "eval_strategy"), _early_stopping),
+    (("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"), _checkpointing),
+    (("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_num_workers"), _loader),
+    (("optim", "optim_args"), _optimizer),
+    (("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps"), _schedule),
+    (("report_to",), _reports),
+    (("output_dir",), _folder),
+    (("push_to_hub", "eval_strategy", "save_strategy"), _push),
+)
