@@ -101,6 +101,7 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     save_strategy: IntervalStrategy | str = _key("epoch", "when to write a checkpoint")
     load_best_model_at_end: bool = _key(True, "save the adapter of the best epoch")
     metric_for_best_model: str | None = _key("cider", "a caption metric, or loss")
+    lr_scheduler_kwargs: dict[str, Any] | None = _key(None, "arguments of lr_scheduler_type")
     report_to: str | list[str] | None = _key("none", "none, tensorboard, wandb, trackio, ...")
     logging_steps: float = _key(10, "steps between log lines")
     remove_unused_columns: bool = _key(False, "must be false: the transform needs the image column")
@@ -126,8 +127,8 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
             self.use_cpu = True  # without it accelerate does not connect the processes, and each trains alone
         super().__post_init__()
         if self.lr_scheduler_type in WATCHES_METRIC:  # transformers would minimize any metric
-            given: Any = self.lr_scheduler_kwargs
-            self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **(given or {})}
+            mode = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
         if self.dataloader_num_workers < 0:
             cores = (os.cpu_count() or 1) // self.world_size
             self.dataloader_num_workers = 0 if self.device.type == "cpu" else min(8, cores)
