@@ -14,10 +14,14 @@ from medcap.commands.options import (
     generation_options,
     layout_from_args,
     layout_options,
+    overwrite_option,
     protocol_options,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medcap.evaluation.folder import EvaluationFolder
     from medcap.evaluation.split import Split
     from medcap.inference import Captioner
 
@@ -31,6 +35,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument(
         "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
     )
+    overwrite_option(evaluate, "an evaluation of another model or data, or with other options")
     evaluate.add_argument("--baseline", metavar="BASE", help="evaluate this model too, and compare the two")
     evaluate.add_argument("--name", help="name of the system in tables (default: the model's folder)")
     evaluate.add_argument("--max_eval_samples", type=int, help="evaluate only the first N images")
@@ -62,9 +67,32 @@ def add_commands(commands: Any) -> None:
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
     compare.add_argument("--out", type=Path, required=True, help="folder of comparison.json and comparison.md")
+    overwrite_option(compare, "a comparison of other systems or data")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from medcap.evaluation.folder import evaluation_folder
+
+    with evaluation_folder(args.out, _options(args), args.overwrite) as folder:
+        printed = _evaluate_into(args, folder)
+    print("\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
+
+
+# options without influence on the results
+_FREE = {"run", "debug", "out", "overwrite", "feature_cache", "batch_size"}
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `medcap evaluate` that its results depend on, with absolute paths."""
+    given = {key: value for key, value in vars(args).items() if key not in _FREE and value is not None}
+    for key in ("model", "base", "baseline", "data"):
+        if key in given and Path(given[key]).exists():
+            given[key] = str(Path(given[key]).resolve())
+    return given
+
+
+def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[str]:
+    """Evaluate into the staging folder; return the text to print."""
     from medcap.data.selection import Selection
     from medcap.evaluation.evaluate import evaluate
     from medcap.evaluation.split import load_split
@@ -77,23 +105,25 @@ def _evaluate(args: argparse.Namespace) -> None:
     split = load_split(
         args.data, args.split, layout=layout, selection=selection, max_eval_samples=args.max_eval_samples
     )
+    out = folder.start(captioner, split)
     name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
-    images = len(split.rows) + min(args.nearest, split.training_images)
-    captioner = captioner.with_cache(args.feature_cache, images, args.feature_cache_gb)
+    captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
     if args.shuffle_images:
         split, name = split.with_shuffled_images(), args.name or f"{name}, shuffled images"
-    evaluation = evaluate(captioner, split, args.out, name=name, batch_size=args.batch_size, nearest=args.nearest)
-    write_page(args.out / "report.html", evaluation, split.rows)
+    evaluation = evaluate(captioner, split, out, name=name, batch_size=args.batch_size, nearest=args.nearest)
+    write_page(out / "report.html", evaluation, split.rows)
     result, captions = evaluation.result, dict(zip(split.ids, evaluation.captions, strict=True))
-    print(text_table(result.rows))
-    print(f"\n{verdict_text(result)}\n{result.signature}\nReport: {args.out / 'report.html'}")
+    printed = [text_table(result.rows), f"\n{verdict_text(result)}\n{result.signature}"]
     if args.protocol == "imageclef":
-        _score_imageclef(args, captions, split.references, args.out / "predictions.csv", args.out / "metrics.json")
+        printed.append(
+            _score_imageclef(args, captions, split.references, out / "predictions.csv", out / "metrics.json")
+        )
     if args.baseline is not None:
-        _evaluate_baseline(args, captioner, split)
+        printed += ["", *_evaluate_baseline(args, captioner, split, out)]
+    return printed
 
 
-def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> None:
+def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Split, out: Path) -> list[str]:
     """Evaluate --baseline on the same split with the same generation settings, and compare the two."""
     from medcap.evaluation.evaluate import evaluate
     from medcap.inference import load_captioner
@@ -103,12 +133,11 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     other = replace(
         other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize
     )
-    other = other.with_cache(args.feature_cache, len(split.rows), args.feature_cache_gb)
-    name, out = f"{Path(args.baseline).name} (baseline)", args.out / "baseline"
-    evaluation = evaluate(other, split, out, name=name, batch_size=args.batch_size, baselines=False)
-    write_page(out / "report.html", evaluation, split.rows)
-    print()
-    _compare(argparse.Namespace(folders=[args.out, out], out=args.out))
+    other = other.with_cache(args.feature_cache, len(split.rows))
+    name, folder = f"{Path(args.baseline).name} (baseline)", out / "baseline"
+    evaluation = evaluate(other, split, folder, name=name, batch_size=args.batch_size, baselines=False)
+    write_page(folder / "report.html", evaluation, split.rows)
+    return [*_compare_into(out, [out, folder]), f"With intervals: {args.out / 'comparison.md'}"]
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -130,13 +159,13 @@ def _score(args: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2))
     if args.protocol == "imageclef":
         captions = dict(zip(ids, predictions, strict=True))
-        _score_imageclef(args, captions, references, args.predictions, args.out)
+        print(_score_imageclef(args, captions, references, args.predictions, args.out))
 
 
 def _score_imageclef(
     args: argparse.Namespace, captions: dict[str, str], references: list[str], submission: Path, out: Path | None
-) -> None:
-    """Print the scores of ImageCLEFmedical and the problems of the submission, and add them to the file `out`."""
+) -> str:
+    """Return the scores of ImageCLEFmedical and the problems of the submission, and add them to the file `out`."""
     from medcap.io import write_json
     from medcap.metrics.imageclef import check_submission, score_imageclef
 
@@ -145,15 +174,23 @@ def _score_imageclef(
     result = {"metrics": scored["metrics"], "signature": scored["signature"], "submission": problems or "valid"}
     if out is not None:
         write_json(out, {**json.loads(out.read_text(encoding="utf-8")), "imageclef": result})
-    print(json.dumps({"imageclef": result}, indent=2, ensure_ascii=False))
+    return json.dumps({"imageclef": result}, indent=2, ensure_ascii=False)
 
 
 def _compare(args: argparse.Namespace) -> None:
-    """Compare evaluations, write comparison.json and comparison.md, and print the table."""
+    """Compare evaluations, and print the table."""
+    from medcap.locks import lock_folder
+
+    with lock_folder(args.out):
+        printed = _compare_into(args.out, args.folders, args.overwrite)
+    print("\n".join([*printed, f"With intervals: {args.out / 'comparison.md'}"]))
+
+
+def _compare_into(out: Path, folders: Sequence[Path], overwrite: bool = False) -> list[str]:
+    """Write comparison.json and comparison.md; return the text to print."""
     from medcap.evaluation.compare import compare
     from medcap.reporting.tables import differences_text, text_table, write_comparison
 
-    comparison = compare(args.folders, args.out)
-    write_comparison(args.out / "comparison.md", comparison)
-    print(text_table(comparison.systems))
-    print(f"\n{differences_text(comparison.tests)}\nWith intervals: {args.out / 'comparison.md'}")
+    comparison = compare(folders, out, overwrite=overwrite)
+    write_comparison(out / "comparison.md", comparison)
+    return [text_table(comparison.systems), f"\n{differences_text(comparison.tests)}"]

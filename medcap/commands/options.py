@@ -44,6 +44,11 @@ def protocol_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def overwrite_option(parser: argparse.ArgumentParser, replaced: str) -> None:
+    """Add --overwrite, without which a command does not replace other results."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {replaced} in --out")
+
+
 def layout_options(parser: argparse.ArgumentParser, text: str) -> None:
     """Add the options of the data layout, named as in a recipe."""
     group = parser.add_argument_group("data layout", text)

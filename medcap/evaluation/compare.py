@@ -19,13 +19,14 @@ from medcap.metrics.statistics import Statistics, paired_test, summarize_runs
 logger = logging.getLogger(__name__)
 
 
-def compare(folders: Sequence[Path], out: Path) -> Comparison:
+def compare(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Comparison:
     """Compare the evaluations in `folders`, and the baselines of the first one that has any; write comparison.json.
 
     Each pair of systems is tested on the same images (`paired_test`). Runs that differ only in the seed are pooled.
     Different decoding is allowed, with a warning.
 
     Raises:
+        FileExistsError: `out` holds a comparison of other systems or data, and `overwrite` is false.
         ValueError: A folder has no metrics.json or scores.csv, images differ, or two systems have the same name.
     """
     with named_errors(", ".join(map(str, folders))):
@@ -38,11 +39,33 @@ def compare(folders: Sequence[Path], out: Path) -> Comparison:
         systems = [(_system(result), folder) for result, folder in evaluated]
         first, folder = next((pair for pair in evaluated if pair[0].baselines), evaluated[0])
         systems += [(row, folder / "baselines" / name) for name, row in first.baselines.items()]
+        if not overwrite:
+            _refuse_other(out, [system for system, _ in systems])
         tests = _tests({system.name: folder / "scores.csv" for system, folder in systems})
         comparison = Comparison(systems=[system for system, _ in systems], tests=tests, seeds=_seeds(results))
     out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.md").unlink(missing_ok=True)  # of an earlier comparison
     comparison.write(out / "comparison.json")
     return comparison
+
+
+def _refuse_other(out: Path, systems: Sequence[SystemScores]) -> None:
+    if not (path := out / "comparison.json").exists():
+        return
+    try:
+        before = _names_and_data(Comparison.read(path).systems)
+    except ValueError:  # of another version
+        before = []
+    if before != _names_and_data(systems):
+        names = ", ".join(name for name, _ in before) or "unknown systems"
+        raise FileExistsError(
+            f"{path} is a comparison of other systems or data ({names}): name another --out, or replace it with "
+            "--overwrite"
+        )
+
+
+def _names_and_data(systems: Sequence[SystemScores]) -> list[tuple[str, str | None]]:
+    return [(system.name, system.signature.get("data") if system.signature else None) for system in systems]
 
 
 def _read(folder: Path) -> EvaluationResult:

@@ -135,6 +135,19 @@ def test_two_systems_with_one_name_raise(tmp_path: Path) -> None:
         compare(folders, tmp_path / "out")
 
 
+def test_comparison_of_other_systems_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
+    one, two, out = evaluation(tmp_path / "one", "one"), evaluation(tmp_path / "two", "two"), tmp_path / "out"
+    for _ in range(2):  # the same one again
+        compare([one], out)
+    (out / "comparison.md").write_text("of one")
+    before = (out / "comparison.json").read_text()
+    with pytest.raises(FileExistsError, match=r"other systems or data \(one\): name another --out, or .*--overwrite"):
+        compare([two], out)
+    assert (out / "comparison.json").read_text() == before
+    compare([two], out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["comparison.json"]  # the table of the other one is gone
+
+
 def test_missing_files_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no metrics\.json"):
         compare([tmp_path], tmp_path / "out")
