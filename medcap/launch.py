@@ -14,10 +14,15 @@ import signal
 import sys
 from pathlib import Path
 from subprocess import CalledProcessError
+from typing import Any
+
+import psutil
+import yaml
 
 from medcap.logs import redact_streams
 
 PACKAGE = Path(__file__).parent
+THREADS = "--num_cpu_threads_per_process"
 
 
 def shipped_folder(name: str) -> Path:
@@ -36,6 +41,7 @@ def launch_command(arguments: list[str], config: str | None, num_processes: str 
 
     Raises:
         FileNotFoundError: there is no such config.
+        ValueError: OMP_NUM_THREADS is not a positive integer.
     """
     options: list[str] = []
     if config is not None:
@@ -44,11 +50,37 @@ def launch_command(arguments: list[str], config: str | None, num_processes: str 
             names = ", ".join(sorted(path.stem for path in known.parent.glob("*.yaml")))
             raise FileNotFoundError(f"--accelerate {config}: no such file; known names are {names}")
         options = ["--config_file", str(known if known.is_file() else config)]
-    if config == "cpu":  # without it accelerate prints a long message that it chose the number
-        options += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
+    if threads := cpu_threads(options[1:], num_processes):
+        options += [THREADS, str(threads)]
     if num_processes is not None:
         options += ["--num_processes", num_processes]
     return [sys.executable, "-m", "medcap.launch", *options, str(shipped_folder("scripts") / "train.py"), *arguments]
+
+
+def cpu_threads(config: list[str], num_processes: str | None) -> int | None:
+    """Return the threads per process to compute on a CPU with, as accelerate chooses them; None to leave it to it.
+
+    `config` holds the path of accelerate's config, if there is one. OMP_NUM_THREADS has priority.
+
+    Raises:
+        ValueError: OMP_NUM_THREADS is not a positive integer, or the config not a YAML mapping.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given and not (given.isdecimal() and int(given) > 0):
+        raise ValueError(f"OMP_NUM_THREADS is {given!r}; it must be a positive integer, or unset")
+    settings = _read_config(Path(config[0])) if config else {}
+    if given or not settings.get("use_cpu"):
+        return None
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or available, available)
+    return max(cores // int(num_processes or settings.get("num_processes", 1)), 1)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
+        raise ValueError(f"--accelerate {path}: not a config of accelerate, which is a YAML mapping") from None
 
 
 def main() -> None:
@@ -61,6 +93,9 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     redact_streams()
+    if THREADS in sys.argv:
+        threads = sys.argv[sys.argv.index(THREADS) + 1]
+        sys.stderr.write(f"threads: {threads} of the CPU per process; OMP_NUM_THREADS sets another number\n")
     logging.disable(logging.CRITICAL)  # many lines on the processes that are ended after a failure
     try:
         accelerate_launch()

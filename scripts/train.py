@@ -39,7 +39,7 @@ from medcap.reporting.plots import write_sample_sheet
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dry_run_recipe
 from medcap.training.memory import MemoryReport
-from medcap.training.plan import Schedule, describe_plan, feature_disk_space, run_disk_space
+from medcap.training.plan import Schedule, check_steps, describe_plan, feature_disk_space, run_disk_space
 from medcap.training.preemption import PreemptionCallback
 from medcap.training.rows import reader_errors
 from medcap.training.run_folder import (
@@ -89,6 +89,7 @@ def train(recipe: Recipe) -> None:
     for library in ("transformers", "torch"):
         check_hooks(library)
     check_devices(recipe)
+    check_reporters(recipe.training)
     checkpoint = checkpoint_to_resume(recipe)
     destination = push_destination(recipe)
     set_seed(recipe.training.seed)
@@ -152,7 +153,7 @@ def fit(
 def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> None:
     """Train four steps on a few images in a temporary folder, and print the plan of the full run on stdout."""
     args, splits = recipe.training, load_splits(recipe)
-    check_reporters(args)
+    check_steps(args, len(splits["train"]))
     schedule = Schedule.of(args, len(splits["train"]))
     data, decoded = dry_run_data(recipe, splits, adapted.processor.tokenizer, schedule.batch)
     timer = StepTimer()

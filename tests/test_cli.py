@@ -10,7 +10,7 @@ from PIL import Image
 
 from medcap import __version__
 from medcap.cli import main
-from medcap.launch import launch_command, shipped_folder
+from medcap.launch import THREADS, launch_command, shipped_folder
 from medcap.modeling.feature_store import FeatureCache
 from medcap.phantom import TINY_BASE
 
@@ -96,6 +96,41 @@ def test_train_passes_all_arguments_to_accelerate_launch() -> None:
     assert command[-5:] == [str(shipped_folder("scripts") / "train.py"), "--config", "r.yaml", "--lora_r", "4"]
     assert Path(command[4]).name == "cpu.yaml"
     assert launch_command(["--config", "r.yaml"], "ddp", "4")[5:7] == ["--num_processes", "4"]
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "threads"), [("cpu", None, 6), ("cpu-ddp", None, 3), ("cpu-ddp", "4", 1)]
+)
+def test_train_computes_on_all_cores(monkeypatch, config, processes, threads) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 12 if logical else 6)
+    command = launch_command([], config, processes)
+    assert command[command.index(THREADS) + 1] == str(threads)
+
+
+@pytest.mark.parametrize("config", ["cpu", "cpu-ddp", "ddp", None])
+def test_train_leaves_omp_num_threads_as_it_is(monkeypatch, config) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert THREADS not in launch_command([], config)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "4,2", "many"])
+def test_invalid_omp_num_threads_is_named(monkeypatch, capsys, value) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    status, _, err = run(["train", "--accelerate", "cpu", "--config", "r.yaml"], capsys)
+    assert (status, err) == (
+        2, f"medcap: error: OMP_NUM_THREADS is {value!r}; it must be a positive integer, or unset\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["use_cpu: [", "- cpu", "cpu", ""])
+def test_a_file_that_is_no_config_of_accelerate_is_named(monkeypatch, tmp_path, capsys, text) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "c.yaml").write_text(text)
+    status, _, err = run(["train", "--accelerate", str(tmp_path / "c.yaml"), "--config", "r.yaml"], capsys)
+    assert status == 2
+    assert f"--accelerate {tmp_path / 'c.yaml'}: not a config of accelerate" in err
 
 
 def test_score_pairs_captions_by_id(capsys, tmp_path) -> None:

@@ -20,11 +20,11 @@ def train(arguments: list[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(prog="medcap train", add_help=False, allow_abbrev=False)
     parser.add_argument("--accelerate", default="cpu" if not _has_cuda() else None)
-    parser.add_argument("--num_processes")
+    parser.add_argument("--num_processes", type=int)
     options, rest = parser.parse_known_args(arguments)
     try:
-        command = launch_command(rest, options.accelerate, options.num_processes)
-    except FileNotFoundError as error:
+        command = launch_command(rest, options.accelerate, options.num_processes and str(options.num_processes))
+    except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"medcap: error: {error}\n")
         return 2
     # the launcher inherits this and waits too; training handles both signals and exits with a checkpoint

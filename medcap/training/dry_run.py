@@ -30,7 +30,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from medcap.data.captions import TokenizedCaptions
 from medcap.data.selection import check_images
-from medcap.recipe import Recipe
+from medcap.logs import error_line
+from medcap.recipe import Recipe, RecipeError
 from medcap.training.plan import Timing, nearest_folder
 
 DECODED = 256  # images of each split that a dry run decodes; a run, and `medcap data audit`, decode all
@@ -105,9 +106,13 @@ def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def check_reporters(args: Seq2SeqTrainingArguments) -> None:
-    """Raise RuntimeError if an integration in `report_to` is not installed."""
-    for callback in get_reporting_integration_callbacks(args.report_to):
-        callback()
+    """Raise RecipeError if an integration in `report_to` is not installed."""
+    for name in args.report_to or []:
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (RuntimeError, ImportError) as error:
+            raise RecipeError(f"report_to is {name}: {error_line(error)}") from error
 
 
 class StepTimer(TrainerCallback):

@@ -223,16 +223,22 @@ class MemoryReport(TrainerCallback):
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.is_measuring = False
 
-    on_evaluate = on_epoch_end
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.peak:
+            self.is_measuring = False
+        else:  # before the first step: eval_on_start
+            reset_peak(args.device)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._print(state, self.outcome())
 
     def outcome(self) -> str:
         """Return one line with estimate and measured peak."""
+        if not self.peak:  # a resumed run that had ended
+            return f"memory: not measured, {self.estimate or 'nor estimated'}"
         if self.estimate is None:
             return f"memory: {gigabytes(self.peak)} GB measured, not estimated"
-        ratio = self.estimate.total / max(self.peak, 1) - 1
+        ratio = self.estimate.total / self.peak - 1
         return f"memory: {gigabytes(self.peak)} GB measured, {gigabytes(self.estimate.total)} estimated ({ratio:+.0%})"
 
     def _print(self, state: TrainerState, line: str) -> None:

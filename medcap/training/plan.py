@@ -14,7 +14,8 @@ from transformers import Seq2SeqTrainingArguments
 from medcap.modeling.feature_cache import caching_obstacle, feature_shape
 from medcap.modeling.feature_store import default_folder
 from medcap.modeling.lora import trainable_names, trainable_summary
-from medcap.recipe import Recipe
+from medcap.recipe import Recipe, RecipeError
+from medcap.recipe.learning_rate import scheduler_fault
 
 
 def nearest_folder(path: Path) -> Path:
@@ -53,6 +54,24 @@ class Schedule:
             saves=_event_count(args.save_strategy, args.save_steps, steps, per_epoch),
             warmup_steps=args.get_warmup_steps(steps),
             batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        )
+
+
+def check_steps(args: Seq2SeqTrainingArguments, images: int) -> None:
+    """Raise RecipeError for settings that leave a run on `images` training images without steps or evaluations."""
+    schedule, batch = Schedule.of(args, images), args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and images < batch:
+        raise RecipeError(
+            f"dataloader_drop_last leaves no batch: {images:,} training images are fewer than the {batch:,} of a "
+            "batch; lower per_device_train_batch_size, or set it to false"
+        )
+    if fault := scheduler_fault(args, schedule.steps):
+        raise RecipeError(fault)
+    end, unit = (schedule.steps, "steps") if args.eval_strategy == "steps" else (schedule.epochs, "epochs")
+    if args.eval_strategy != "no" and args.eval_delay > end:
+        raise RecipeError(
+            f"eval_delay is {args.eval_delay:g} {unit}, but the run has {end:g}: nothing would be evaluated; "
+            'lower it, or set eval_strategy: "no"'
         )
 
 

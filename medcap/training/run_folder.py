@@ -149,6 +149,7 @@ def _first_undamaged(candidates: list[Path], recipe: Recipe) -> str | None:
         if damage := find_damage_for_resume(checkpoint, args.load_best_model_at_end):
             damaged.append(f"{checkpoint} is damaged ({damage})")
             continue
+        _check_optimizer(checkpoint, recipe)
         log("%sresuming from %s", "".join(f"{text}; " for text in damaged), checkpoint)
         return str(checkpoint)
     if args.resume_from_checkpoint is not None:
@@ -157,6 +158,17 @@ def _first_undamaged(candidates: list[Path], recipe: Recipe) -> str | None:
         )
     log("%s; no other checkpoint exists, training from scratch", "; ".join(damaged))
     return None
+
+
+def _check_optimizer(checkpoint: Path, recipe: Recipe) -> None:
+    """Raise RecipeError for a checkpoint of `save_only_model`; log it instead if the recipe allows changes."""
+    if next(checkpoint.glob("rng_state*"), None):  # the Trainer writes it with the optimizer, whatever the engine
+        return
+    problem = f"{checkpoint} holds only the model (save_only_model): optimizer and schedule would start again"
+    if not recipe.training.allow_changes:
+        raise RecipeError(f"{problem}; use another --output_dir, or resume all the same with --allow_changes")
+    if recipe.training.process_index == 0:
+        logger.warning("%s", problem)
 
 
 def recipe_changes(written: Path, recipe: Recipe) -> list[str]:

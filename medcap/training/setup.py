@@ -28,6 +28,7 @@ from medcap.training.callbacks import Draw, MetricsLog, Progress, Samples
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
 from medcap.training.monitors import TrainingMonitor
+from medcap.training.plan import check_steps
 from medcap.training.trainer import CaptionTrainer
 
 SAMPLES = 8  # validation images whose predictions are written after each epoch
@@ -97,11 +98,16 @@ def load_splits(recipe: Recipe) -> DatasetDict:
 
 
 def load_checked_splits(recipe: Recipe) -> DatasetDict:
-    """Return `load_splits` after every image was decoded once, by the main process while the others wait."""
+    """Return `load_splits` after every image was decoded once, by the main process while the others wait.
+
+    Raises RecipeError, before decoding, if the recipe does not suit the number of images.
+    """
     with recipe.training.main_process_first(desc="decoding"):
         data = load_splits(recipe)
+        check_steps(recipe.training, len(data["train"]))
         for split in data:
             data[split] = check_images(data[split], recipe.data.max_broken)
+    check_steps(recipe.training, len(data["train"]))  # without unreadable images
     return data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -92,11 +92,22 @@ class CaptionTrainer(ResumableTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the Trainer's loader of numbered rows."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return super().get_eval_dataloader(self._numbered(dataset))
+        with self._all_rows():
+            return super().get_eval_dataloader(self._numbered(dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Return the Trainer's loader of numbered rows."""
-        return super().get_test_dataloader(self._numbered(test_dataset))
+        with self._all_rows():
+            return super().get_test_dataloader(self._numbered(test_dataset))
+
+    @contextmanager
+    def _all_rows(self) -> Iterator[None]:
+        """Let `dataloader_drop_last` apply to training only: the Trainer would leave rows out of evaluations."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

@@ -16,10 +16,10 @@ import yaml
 from conftest import write_recipe
 from torch.utils.data import DataLoader
 
-from medcap.recipe import CaptionTrainingArguments, read_recipe
-from medcap.training import plan
-from medcap.training.dry_run import DECODED, dry_run_rows, evenly_spaced
-from medcap.training.plan import DiskSpace, Schedule, Timing, duration, nearest_folder
+from medcap.recipe import CaptionTrainingArguments, RecipeError, read_recipe
+from medcap.training import plan, setup
+from medcap.training.dry_run import DECODED, check_reporters, dry_run_rows, evenly_spaced
+from medcap.training.plan import DiskSpace, Schedule, Timing, check_steps, duration, nearest_folder
 from medcap.training.trainer import CaptionTrainer
 
 
@@ -106,7 +106,7 @@ def test_small_disk_is_found(trained_run, train_script, tmp_path, capsys, monkey
 
 def test_missing_reporter_is_found(trained_run, train_script, tmp_path, capsys):
     status, line = error_of(train_script, capsys, dry_run_argv(trained_run, tmp_path, "--report_to", "comet_ml"))
-    assert status == 1
+    assert status == 2
     assert "comet" in line
 
 
@@ -174,6 +174,53 @@ def test_steps_agree_with_the_trainer(images, settings, tmp_path):
     schedule = Schedule.of(args, images)
     assert (schedule.steps_per_epoch, schedule.steps) == (counted[1], counted[6])
     assert schedule.warmup_steps == args.get_warmup_steps(schedule.steps)
+
+
+def test_settings_that_suit_the_number_of_images_are_read(tmp_path):
+    settings = {"dataloader_drop_last": True, "warmup_steps": 3, "eval_delay": 3, "num_train_epochs": 3}
+    check_steps(CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings), images=8)
+
+
+UNUSABLE = {
+    "no batch": (
+        3,
+        {"dataloader_drop_last": True},
+        "dataloader_drop_last leaves no batch: 3 training images are fewer ",
+    ),
+    "warm-up beyond all steps": (12, {"warmup_steps": 10}, "warmup_steps is 10, but the run has 9 steps"),
+    "decay beyond all steps": (
+        12,
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 10}},
+        "warmup_steps and lr_scheduler_kwargs take 10 steps, but the run has 9",
+    ),
+    "evaluation after the end": (12, {"eval_delay": 4}, "eval_delay is 4 epochs, but the run has 3"),
+    "evaluation after the last step": (
+        12,
+        {"eval_delay": 10, "eval_strategy": "steps", "save_strategy": "steps"},
+        "eval_delay is 10 steps, but the run has 9",
+    ),
+}
+
+
+@pytest.mark.parametrize(("images", "settings", "message"), UNUSABLE.values(), ids=UNUSABLE)
+def test_settings_that_do_not_suit_the_number_of_images_are_refused(images, settings, message, tmp_path):
+    args = CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, **settings)
+    with pytest.raises(RecipeError, match=message):
+        check_steps(args, images)
+
+
+def test_images_are_counted_before_they_are_decoded(recipe_file, phantoms, monkeypatch):
+    monkeypatch.setattr(setup, "check_images", None)
+    path = recipe_file(data_dir=str(phantoms), dataloader_drop_last=True, per_device_train_batch_size=100)
+    with pytest.raises(RecipeError, match="dataloader_drop_last leaves no batch"):
+        setup.load_checked_splits(read_recipe(["--config", path]))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_reporter_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(f"transformers.integrations.integration_utils.is_{name}_available", lambda: False)
+    with pytest.raises(RecipeError, match=f"report_to is {name}: .* {name}"):
+        check_reporters(CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[name]))
 
 
 TIMES = {

@@ -21,6 +21,7 @@ from medcap.locks import lock_folder
 from medcap.modeling.blip import load_blip
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
+from medcap.training.checkpoints import write_checksums
 from medcap.training.run_folder import checkpoint_to_resume, environment_changes, recipe_changes, remove_leftovers
 
 
@@ -52,6 +53,23 @@ def damage(checkpoint):
 def test_same_command_resumes_from_the_newest_checkpoint(recipe_in, interrupted, caplog):
     assert checkpoint_to_resume(recipe_in(interrupted)) == str(interrupted / "checkpoint-6")
     assert caplog.messages == [f"resuming from {interrupted / 'checkpoint-6'}"]
+
+
+def test_a_checkpoint_without_optimizer_is_resumed_only_on_request(recipe_in, trained_run, tmp_path, caplog):
+    part, final = tmp_path / "part", tmp_path / "run" / "checkpoint-6"
+    shutil.copytree(trained_run.folder / "checkpoint-6", part)
+    for path in (*part.glob("*.pt"), *part.glob("*.pth"), *part.glob("loss_window_*")):
+        path.unlink()  # what save_only_model leaves out
+    write_checksums(part)
+    final.parent.mkdir()
+    part.rename(final)
+    problem = f"{final} holds only the model (save_only_model): optimizer and schedule would start again"
+    settings = {"resume_from_checkpoint": "last", "load_best_model_at_end": False, "save_only_model": True}
+    with pytest.raises(RecipeError) as caught:
+        checkpoint_to_resume(recipe_in(tmp_path / "run", **settings))
+    assert str(caught.value).startswith(f"{problem}; use another --output_dir")
+    assert checkpoint_to_resume(recipe_in(tmp_path / "run", **settings, allow_changes=True)) == str(final)
+    assert problem in caplog.messages
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_it_used(recipe_in, interrupted, caplog):

@@ -4,6 +4,7 @@ Traps 6, 7, 8, 14, 17, 19, 20, 21, 22, 23. pytest tests/training/test_trainer.py
 """
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from medcap.metrics.statistics import caption_statistics
 from medcap.modeling.blip import decode_captions, first_token_id, load_blip, make_generation_config
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
-from medcap.training import caption_metrics
+from medcap.training import caption_metrics, memory
 from medcap.training.caption_metrics import CaptionMetrics
+from medcap.training.memory import MemoryEstimate, MemoryReport
 from medcap.training.trainer import CaptionTrainer
 
 # 3 to 22 tokens, with hyphens, decimals, parentheses and apostrophes
@@ -300,6 +302,13 @@ def test_generation_starts_with_the_prompt(make_trainer):
     assert not any(text.startswith("an image of") for text in decoded(trainer, ids))
 
 
+def test_evaluation_scores_all_rows_although_training_drops_the_last(make_trainer):
+    trainer = make_trainer(dataloader_drop_last=True, per_device_train_batch_size=3, per_device_eval_batch_size=3)
+    assert len(trainer.get_train_dataloader()) == 2
+    assert len(trainer.predict(trainer.eval_dataset).predictions) == 8
+    assert trainer.args.dataloader_drop_last
+
+
 def test_loss_needs_no_generation(make_trainer, monkeypatch):
     trainer = make_trainer(prediction_loss_only=True)
     monkeypatch.setattr(trainer, "_generate", None)
@@ -324,3 +333,15 @@ def test_every_prediction_is_scored_against_its_own_reference(loaded, monkeypatc
     assert scored == [(["", "a cyst", "a large mass", "a cyst"], [["R0"], ["R1"], ["R2"], ["R3"]])]
     assert scores.predictions == scored[0][0]
     assert metrics == {"cider": 1.5, "mean_words": 7 / 4, "length_ratio": 0.5, "distinct_fraction": 3 / 4}
+
+
+def test_memory_is_measured_after_an_evaluation_on_start(monkeypatch):
+    monkeypatch.setattr(memory, "peak_memory", lambda _: 3_000_000_000)
+    report, args, state = MemoryReport(None), SimpleNamespace(device=torch.device("cpu")), None
+    report.estimate = MemoryEstimate(1_500_000_000, 0, 0, 0, 0, 1)
+    assert report.outcome().startswith("memory: not measured, about 1.50 GB: 0.00 weights, 1.50 libraries")
+    report.on_evaluate(args, state, None)
+    report.on_step_end(args, state, None)
+    assert report.outcome() == "memory: 3.00 GB measured, 1.50 estimated (-50%)"
+    report.on_evaluate(args, state, None)
+    assert not report.is_measuring
