@@ -105,8 +105,8 @@ class Captioner:
         captions = decode_captions(tokenizer, ids, self.prompt, self.detokenize)
         return captions, are_cut(ids, self.generation_config)
 
-    def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """Return the captions of PIL images of any size and mode."""
+    def caption(self, images: Sequence[Any]) -> list[str]:
+        """Return the captions of images, as for `load_image`."""
         pixels = ImageTransform(self.processor.image_processor)({"image": list(images)})["pixel_values"]
         return self.generate({"pixel_values": torch.stack(pixels)})[0]
 

@@ -21,7 +21,7 @@ import numpy as np
 from datasets import Dataset, Image, config
 from tqdm import tqdm
 
-from medcap.data.images import load_image
+from medcap.data.images import PIXEL_VERSION, load_image
 from medcap.data.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def _keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
 
 def _open_cache() -> sqlite3.Connection:
     """Open the cache file; if that fails, warn and use a cache in memory."""
-    path = Path(config.HF_DATASETS_CACHE) / "medcap" / f"image-info-{_VERSION}.sqlite"
+    path = Path(config.HF_DATASETS_CACHE) / "medcap" / f"image-info-{_VERSION}.{PIXEL_VERSION}.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _with_table(sqlite3.connect(path, timeout=60))

@@ -2,10 +2,7 @@
 
 import functools
 import hashlib
-import io
 import os
-import stat
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,17 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from medcap.data import raster
 from medcap.data.dicom import is_dicom, register_dicom
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers.image_processing_utils import BaseImageProcessor
 
 DIGEST_BYTES = 16
-MAX_FILE_BYTES = 2**30  # of one image; a DICOM series in one file has some hundred MB
-# All others are left out: for PostScript, Pillow runs Ghostscript, which executes what the file contains
-FORMATS = ("AVIF", "BMP", "DIB", "DICOM", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = (*raster.FORMATS, "DICOM")
+PIXEL_VERSION = 2  # increase it when a file gives other pixels: caches depend on it
 Data = TypeVar("Data", datasets.Dataset, datasets.DatasetDict)
 _Content = tuple[bytes, str] | Image.Image  # bytes and name of an image file, or a PIL image
 
@@ -103,34 +100,9 @@ def read_image(path: str | os.PathLike[str], frame: int | None = None) -> Image.
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a PIL image as 8-bit RGB, upright, on white; the first frame if there are several.
-
-    The EXIF orientation is applied, and nothing else turns or flips an image, because captions state left and right.
-    Gray images of more than 8 bits (I;16, I, F) are rescaled; `convert("RGB")` would clip 40000 to 255. Transparent
-    pixels become white, as on the page of the article. Raises ValueError as `read_image`.
-    """
+    """Return a PIL image as `medcap.data.raster.to_rgb` does. Raises ValueError as `read_image`."""
     with _errors_named(getattr(image, "filename", "") or "in memory"):
-        return _rgb(image)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _rescale(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _rescale(image: Image.Image) -> Image.Image:
-    """Return an L image in which the min and max of the finite values are 0 and 255; a constant one is black."""
-    values = np.asarray(image).astype(np.float64)  # (H, W)
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    scaled = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+        return raster.to_rgb(image)
 
 
 def _read_entry(entry: Any) -> _Content:
@@ -149,19 +121,9 @@ def _read_bytes(path: str) -> bytes:
     if path.startswith("zip://"):
         member, _, archive = path.removeprefix("zip://").rpartition("::")
         opened = _open_zip(archive, os.getpid(), os.stat(archive).st_mtime_ns)
-        _check_size(opened.getinfo(member).file_size, "bytes when unpacked")  # some KB can hold many GB of zeros
+        raster.check_size(opened.getinfo(member).file_size, "bytes when unpacked")  # some KB can hold many GB of zeros
         return opened.read(member)
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a file")  # reading a pipe could block
-    _check_size(status.st_size, "bytes")
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _check_size(size: int, unit: str) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"{size:,} {unit}; at most {MAX_FILE_BYTES:,} are read: make the image smaller, or remove it")
+    return raster.read_bytes(path)
 
 
 @functools.lru_cache(maxsize=8)
@@ -175,23 +137,8 @@ def _decode(content: _Content, frame: int | None = None) -> Image.Image:
         return to_rgb(content)
     data, name = content
     with _errors_named(name):
-        return _rgb(_open(data, name, frame))
-
-
-def _open(data: bytes, name: str, frame: int | None) -> Image.Image:
-    register_dicom()
-    file = io.BytesIO(data)
-    file.name = name  # its extension identifies a DICOM file without preamble
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=FORMATS)
-        if frame is not None:
-            frames = getattr(image, "n_frames", 1)
-            if not 0 <= frame < frames:
-                raise ValueError(f"no frame {frame}: it has {frames}, counted from 0")
-            image.seek(frame)
-        image.load()  # with the warnings as errors: some formats (ICO, GIF) know their size only now
-    return image
+        register_dicom()
+        return raster.decode_rgb(data, name, frame, FORMATS)
 
 
 @contextmanager
@@ -206,7 +153,8 @@ def _errors_named(name: str) -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image in a format that is read ({', '.join(FORMATS)})"  # Pillow's message has an address
+        # Pillow's message contains a memory address
+        return f"not an image in a format that is read ({', '.join(sorted(FORMATS))})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -144,13 +144,13 @@ def _hub_texts(rows: Dataset, split: str, layout: DataLayout, name: str, is_spli
 def _hub_rows(rows: Dataset, table: Table, split: str, layout: DataLayout, name: str) -> Dataset:
     """Return rows with the columns of `FEATURES`; the texts are rewritten, the images are not."""
     image = _require_column(rows.column_names, layout.image_column or "image", "image_column", name)
-    result = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", Image())
+    result = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", Image(decode=False))
     files = _named_files(result)
     if any(files):
         found = find_images(
             files, Path(name), _hub_roots(name), layout.allow_outside, f"{name}, split {split}: {image}"
         )
-        entries = result.cast_column("image", Image(decode=False))["image"][:]
+        entries = result["image"][:]
         images = [
             (path and {"bytes": None, "path": path}) if file else entry
             for file, path, entry in zip(files, found, entries, strict=True)

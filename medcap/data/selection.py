@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 FEATURES = Features(
     image_id=Value("string"),
-    image=Image(),
+    image=Image(decode=False),  # only `load_image` opens a file: `datasets` would pass it to any plugin of Pillow
     caption=Value("string"),
     cuis=List(Value("string")),
     manual_cuis=List(Value("string")),

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap import __version__
+from medcap.data.images import PIXEL_VERSION
 from medcap.modeling.blip import update_digest
 from medcap.modeling.feature_store import ABOUT, FORMAT, FeatureCache, default_folder, stored_bytes
 
@@ -166,6 +167,7 @@ def feature_key(model: BlipForConditionalGeneration, processor: BlipProcessor, d
         "transformers": transformers.__version__,
         "pillow": PIL.__version__,
         "files": FORMAT,
+        "pixels": PIXEL_VERSION,
         "dtype": str(dtype),
         "model_code": model.model_code,
         "vision": model.config.vision_config.to_dict(),

@@ -12,7 +12,7 @@ import yaml
 from peft import PeftConfig
 
 from medcap.data import detokenize as detokenization
-from medcap.data import truecasing
+from medcap.data import raster, truecasing
 from medcap.data.captions import clean_caption
 from medcap.io import write_json
 from medcap.publish.card import card_metadata
@@ -22,7 +22,10 @@ from medcap.publish.run_reader import ReleaseSource
 
 APP_FOLDER = Path(__file__).parent / "space_app"
 GRADIO = "6.31.0"  # the tested version
-OWN_FILES = ("app.py", "page.py", "detokenize.py", "truecasing.py", "settings.json", "requirements.txt", "README.md")
+OWN_FILES = (
+    "app.py", "page.py", "raster.py", "detokenize.py", "truecasing.py",
+    "settings.json", "requirements.txt", "README.md",
+)  # fmt: skip
 BASE_FILES = ("config.json", "model.safetensors", *FROM_ADAPTER)
 SPACE_FILES = frozenset(
     [*OWN_FILES, *(f"adapter/{name}" for name in RELEASE_FILES), *(f"base/{name}" for name in BASE_FILES)]
@@ -45,7 +48,8 @@ def write_space(folder: Path, source: ReleaseSource) -> None:
         _copy_base(Path(PeftConfig.from_pretrained(source.adapter).base_model_name_or_path or ""), folder / "base")
     for name in ("app.py", "page.py"):
         shutil.copyfile(APP_FOLDER / name, folder / name)
-    (folder / "truecasing.py").write_text(inspect.getsource(truecasing), encoding="utf-8")
+    for module in (raster, truecasing):
+        shutil.copyfile(inspect.getfile(module), folder / f"{module.__name__.rpartition('.')[2]}.py")
     (folder / "detokenize.py").write_text(_detokenize_source(), encoding="utf-8")
     write_json(folder / "settings.json", _settings(card_data))
     (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
@@ -84,7 +88,7 @@ def _settings(card_data: CardData) -> dict[str, Any]:
 def _requirements() -> str:
     """Return the app's requirements, pinned to the installed versions."""
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in ("peft", "torch", "transformers")]
-    return "\n".join([f"gradio=={GRADIO}", "numpy", "pillow", *pinned]) + "\n"
+    return "\n".join([f"gradio=={GRADIO}", "imagecodecs", "numpy", "pillow", "tifffile", *pinned]) + "\n"
 
 
 def _readme(card_data: CardData) -> str:

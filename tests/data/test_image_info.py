@@ -210,7 +210,8 @@ def test_relative_path_has_its_folder_in_the_key(tmp_path, monkeypatch):
 def test_invalid_cache_is_replaced_by_one_in_memory(tmp_path, caplog, content):
     if content:
         (tmp_path / "cache" / "medcap").mkdir(parents=True)
-        (tmp_path / "cache" / "medcap" / f"image-info-{image_info._VERSION}.sqlite").write_bytes(content)
+        name = f"image-info-{image_info._VERSION}.{image_info.PIXEL_VERSION}.sqlite"
+        (tmp_path / "cache" / "medcap" / name).write_bytes(content)
     else:
         (tmp_path / "cache").touch()  # not a folder
     assert inspect_images(write_files(tmp_path / "files"))[0] == inspect_image(jpeg(0))

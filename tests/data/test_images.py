@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BlipImageProcessor
 
-from medcap.data import images
+from medcap.data import images, raster
 from medcap.data.images import (
     ImageTransform,
     image_digest,
@@ -316,7 +316,7 @@ def test_single_column_can_be_read(tmp_path, processor):
 
 
 def test_zip_bomb_raises_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(raster, "MAX_FILE_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(1001))
     monkeypatch.setattr(zipfile.ZipFile, "read", None)

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from table_files import all_in_train, paths, simple_rows, touch, write_csv, write_table
 
-from medcap.data import images
+from medcap.data import images, raster
 from medcap.data.layout import DataLayout
 from medcap.data.readers import read_csv, read_hub, read_imagefolder
 from medcap.data.selection import FEATURES, Selection, select_rows
@@ -81,7 +81,7 @@ def test_backslashes_separate_folders(tmp_path):
 
 
 def test_reading_a_table_opens_no_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "_open", lambda data: pytest.fail("opened an image"))
+    monkeypatch.setattr(raster, "decode_rgb", lambda *_: pytest.fail("opened an image"))
     monkeypatch.setattr(images, "_read_bytes", lambda path: pytest.fail("read an image"))
     write_csv(tmp_path / "metadata.csv", simple_rows(20_000, patients=5_000))
     data = read_imagefolder(tmp_path, DataLayout(group_column="patient"))

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from medcap.data import SPLITS, readers, selection
+from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.data.selection import Selection, check_images, drop_counts, fingerprint
 
@@ -91,7 +92,7 @@ def _caches_in_tmp(tmp_path, monkeypatch):
 
 
 def levels(data):
-    return [int(np.asarray(row["image"].convert("L")).mean().round()) for row in data]
+    return [int(np.asarray(load_image(row["image"])).mean().round()) for row in data]
 
 
 IMAGE_PATHS = [

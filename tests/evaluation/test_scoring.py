@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as PilImage
 
+from medcap.data.images import load_image
 from medcap.data.selection import FEATURES
 from medcap.evaluation.nearest import image_features, nearest_captions
 from medcap.evaluation.scoring import breakdown
@@ -71,7 +72,7 @@ def test_shuffled_images_keep_references_and_move_every_image():
     split = split_of(CAPTIONS, CUIS, colours=colours)
     moved = split.with_shuffled_images()
     assert (moved.ids, moved.references, moved.modalities) == (split.ids, split.references, split.modalities)
-    before, after = ([image.getpixel((0, 0)) for image in part.rows["image"]] for part in (split, moved))
+    before, after = ([load_image(image).getpixel((0, 0)) for image in part.rows["image"]] for part in (split, moved))
     assert sorted(before) == sorted(after)
     assert all(one != two for one, two in zip(before, after, strict=True))
 

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import json
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from detokenize import detokenize
 from page import make_page
 from peft import PeftModel
-from PIL import Image, ImageOps
+from PIL import Image
+from raster import decode_rgb, read_bytes
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 HERE = Path(__file__).resolve().parent
@@ -53,24 +52,8 @@ def resolve(name: str) -> str:
 
 
 def read(path: str) -> Image.Image:
-    """Open a file as RGB; raises for an unreadable file or more pixels than Pillow allows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB, upright and on white; higher bit depths are rescaled, `convert("RGB")` would clip them."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))  # (H, W)
-        span = max(values.max() - values.min(), 1e-9)
-        image = Image.fromarray(np.round((values - values.min()) * 255 / span).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    """Open a file as RGB; raises for an unreadable file, and for one that is too large."""
+    return decode_rgb(read_bytes(path))
 
 
 if __name__ == "__main__":
