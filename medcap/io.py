@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 
 from medcap.locks import lock_file
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are full-width = + - @
 PARTIAL = ".part"  # suffix of an incomplete file or folder, which the next attempt removes
 
 
@@ -49,11 +51,27 @@ def read_json(path: Path) -> Any:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically; each row ends with a newline."""
+    """Write a CSV file atomically; each row ends with a newline. Texts that are formulas are quoted by `guard`."""
     with atomic_file(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        plain, quoted = (csv.writer(file, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+        plain.writerow(header)
+        for row in rows:
+            cells = [guard(cell) if isinstance(cell, str) else cell for cell in row]
+            has_return = any("\r" in cell for cell in cells if isinstance(cell, str))  # csv quotes it only as of 3.13
+            (quoted if has_return else plain).writerow(cells)
+
+
+def guard(cell: str) -> str:
+    """Return a text with ' before it if a spreadsheet would run it as a formula (OWASP, CSV Injection).
+
+    Such a text begins with = + - @, a tab or a line break. `unguard` returns the same text again.
+    """
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unguard(cell: str) -> str:
+    """Return the text that `guard` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def staging_folder(folder: Path) -> Path:

@@ -21,6 +21,8 @@ TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may
 MIN_TOKEN = 8  # characters; a shorter value, such as "true", is also an ordinary word
 _SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")
 _URL_LOGIN = re.compile(r"(?<=://)(?<!zip://)[^/\s\"'<>]+(?=@)")  # user:password of a URL
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MOVES = re.compile(r"(\n|\x1b\[A)+")  # what tqdm writes to reach the line of a bar
 _used_tokens: set[str] = set()  # from requests; the Hub's client can also obtain a token from the network
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)  # their messages need no type
 ADVICE = "run again with --debug for the traceback"
@@ -145,14 +147,30 @@ def _written_forms(token: str) -> tuple[str, ...]:
     return token, quote(token, safe=""), quote_plus(token), repr(token)[1:-1], json.dumps(token)[1:-1]
 
 
-class _RedactedStream:
-    """A text stream that redacts what is written to it."""
+def visible(text: str) -> str:
+    r"""Replace control, bidirectional and half characters by \uXXXX: they could change what a terminal shows.
+
+    Newlines and tabs remain. Inside JSON, \uXXXX is the same text.
+    """
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _escaped(text: str) -> str:
+    """Return `visible` text, except for what progress bars write: moves, and returns at the start or the end."""
+    if _MOVES.fullmatch(text):
+        return text
+    start, end = len(text) - len(text.lstrip("\r")), len(text.rstrip("\r"))
+    return text[:start] + visible(text[start:end]) + text[max(start, end) :]
+
+
+class _SafeStream:
+    """A text stream that redacts tokens and makes control characters visible, except those of progress bars."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        self._stream.write(_escaped(redact(text)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -164,7 +182,7 @@ class _RedactedStream:
 
 
 def redact_streams() -> None:
-    """Redact tokens in everything that is written to stdout and stderr: tracebacks, warnings, logs, results."""
+    """Redact and make visible all that is written to stdout and stderr: tracebacks, warnings, logs, results."""
     for name in ("stdout", "stderr"):
-        if not isinstance(stream := getattr(sys, name), _RedactedStream):
-            setattr(sys, name, _RedactedStream(stream))
+        if not isinstance(stream := getattr(sys, name), _SafeStream):
+            setattr(sys, name, _SafeStream(stream))

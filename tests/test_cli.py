@@ -152,7 +152,7 @@ def test_score_reports_a_missing_id(capsys, tmp_path) -> None:
     references = write_csv(tmp_path / "r.csv", {"a": "one", "b": "two"})
     argv = ["score", "--predictions", str(predictions), "--references", str(references)]
     status, _, err = run(argv, capsys)
-    assert (status, "p.csv: 1 ids are missing, the first: b" in err) == (1, True)
+    assert (status, "p.csv: 1 of 2 ids are missing: b" in err) == (1, True)
 
 
 def test_caption_writes_a_json_line_per_image(capsys, tmp_path, tiny_base) -> None:

@@ -1,5 +1,7 @@
 """A token in use is never printed, whatever its shape and whoever prints it (SECURITY.md)."""
 
+import json
+import re
 import subprocess
 import sys
 from urllib.parse import quote
@@ -100,3 +102,39 @@ def test_traceback_of_debug_has_no_token(monkeypatch):
     assert "Traceback" in done.stderr
     assert "ftp://(token)@zenodo.example" in done.stderr
     assert "own-token" not in done.stderr + done.stdout
+
+
+PRINT_UNSAFE = """
+import logging, sys
+from tqdm import tqdm
+from medcap.logs import configure_logging, report_errors
+configure_logging()
+text = "a\\x1b[2J\\x9b\\u202eb\\rc\\ud800\\x00\\td\\n"
+print(text, end="")
+logging.getLogger("medcap").warning("file %s", text)
+tqdm.write("bar " + text, sys.stderr, end="")
+for _ in tqdm(range(2), desc="outer", position=1): pass
+with report_errors():
+    raise ValueError("error " + text)
+"""
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    done = subprocess.run([sys.executable, "-c", PRINT_UNSAFE], capture_output=True, check=False)
+    shown = r"a\u001b[2J\u009b\u202eb\u000dc\ud800\u0000" + "\td\n"
+    stderr = done.stderr.decode()
+    assert done.stdout.decode() == shown
+    assert f"file {shown}" in stderr
+    assert f"bar {shown}" in stderr
+    assert r"medcap: error: error a\u001b[2J\u009b\u202eb c\ud800\u0000 d" in stderr
+    assert set(re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", stderr)) == {"\r", "\x1b"}  # of the progress bar
+    assert "\router: 100%" in stderr
+    assert "\x1b[A" in stderr
+    assert "\x1b[2J" not in stderr
+
+
+def test_visible_json_is_the_same_text():
+    text = "a\x1b\x9b\u202e\x7f\n\u00e4"
+    line = logs.visible(json.dumps(text, ensure_ascii=False))
+    assert json.loads(line) == text
+    assert "\x9b" not in line

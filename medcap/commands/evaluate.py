@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
     overwrite_option(evaluate, "an evaluation of another model or data, or with other options")
     evaluate.add_argument("--baseline", metavar="BASE", help="evaluate this model too, and compare the two")
     evaluate.add_argument("--name", help="name of the system in tables (default: the model's folder)")
-    evaluate.add_argument("--max_eval_samples", type=int, help="evaluate only the first N images")
+    evaluate.add_argument("--max_eval_samples", type=int, help="evaluate only N images, chosen by a hash of their ids")
     evaluate.add_argument("--license_filter", "--license-filter", default="any", choices=("any", "commercial"))
     evaluate.add_argument("--dedupe", action="store_true", help="use only the first of near-duplicate images")
     evaluate.add_argument(

@@ -15,6 +15,7 @@ from medcap.data.dicom import register_dicom
 from medcap.data.layout import DataLayout, LayoutName, split_of
 from medcap.data.readers import find_csvs, find_metadata, read_csv, read_hub, read_imagefolder
 from medcap.data.rocov2 import read_rocov2
+from medcap.data.same_images import warn_same_images
 from medcap.data.selection import Selection, select_rows
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -75,13 +76,16 @@ def read_data(
 ) -> dict[str, Dataset]:
     """Return the raw rows of `splits`, and with `other_splits` also of the other splits that exist.
 
-    The columns are those of `FEATURES`, with unchanged captions and None for a missing image. Raises as `load_data`.
+    The columns are those of `FEATURES`, with unchanged captions and None for a missing image. A warning counts the
+    image files that are in several splits. Raises as `load_data`.
     """
     register_dicom()  # `datasets` decodes with Pillow
     layout, splits = layout or DataLayout(), [split_of(split) or split for split in splits]
     name, path = find_layout(path, layout.data_format), os.path.expanduser(path)
     if name == "rocov2":
-        return read_rocov2(path, splits, other_splits, layout.allow_outside)
+        data = read_rocov2(path, splits, other_splits, layout.allow_outside)
+        warn_same_images(data, path)
+        return data
     read = {"imagefolder": read_imagefolder, "csv": read_csv, "hub": read_hub}[name]
     data = read(path, layout)
     if missing := [split for split in splits if split not in data]:
@@ -90,7 +94,9 @@ def read_data(
             f"no split {missing[0]!r} in {path}: it has {sizes}; add this split or, if there is only train, add "
             "rows or set valid_fraction or test_fraction"
         )
-    return {split: data[split] for split in SPLITS if split in (data if other_splits else splits)}
+    data = {split: data[split] for split in SPLITS if split in data}
+    warn_same_images(data, path)
+    return {split: rows for split, rows in data.items() if other_splits or split in splits}
 
 
 def find_layout(path: str | os.PathLike[str], requested: LayoutName = "auto") -> LayoutName:

@@ -149,6 +149,17 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def sample_rows(rows: Dataset, n: int | None) -> Dataset:
+    """Return the `n` rows with the lowest hashes of their ids, in their order; all rows for None or a larger `n`.
+
+    Which rows these are does not depend on the order of the rows, and changes little when rows are added.
+    """
+    if n is None or n >= len(rows):
+        return rows
+    hashes = [_hash(f"sample:{image_id}") for image_id in rows.with_format(None)["image_id"][:]]
+    return rows.select(np.sort(np.argsort(np.array(hashes, np.uint64))[:n]))
+
+
 def _usable_rows(rows: Dataset, split: str, selection: Selection) -> Dataset:
     """Return the rows with a caption, an allowed license and an image, within the fraction; captions are cleaned."""
     ids, fraction = rows["image_id"][:], selection.fraction if split == "train" else 1.0
@@ -239,8 +250,12 @@ def _with_counts(rows: Dataset, counts: Mapping[str, Any]) -> Dataset:
 
 def _in_fraction(image_id: str, fraction: float, seed: int) -> bool:
     """Return whether the 64-bit hash of seed and id is in the first `fraction` of its range."""
-    digest = hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return _hash(f"{seed}:{image_id}") < fraction * 2**64
+
+
+def _hash(text: str) -> int:
+    """Return a hash of 64 bits that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _check_dropped(dropped: list[str], n: int, what: str, limit: float) -> None:

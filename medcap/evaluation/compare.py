@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medcap.evaluation.csv_files import read_scores
+from medcap.evaluation.csv_files import check_same_ids, read_scores
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
 from medcap.evaluation.verdict import SIGNIFICANT
 from medcap.logs import named_errors
@@ -100,6 +100,9 @@ def _tests(paths: Mapping[str, Path]) -> list[PairedDifference]:
     """Test each pair of systems by metric; `paths` are scores.csv by system."""
     scores = {name: read_scores(path) for name, path in paths.items()}
     ids, groups, _ = next(iter(scores.values()))
+    first_path = next(iter(paths.values()))
+    for name, (own_ids, _, _) in scores.items():
+        check_same_ids(own_ids, paths[name], ids, first_path)
     statistics = {name: _reorder(ids, own_ids, own) for name, (own_ids, _, own) in scores.items()}
     tests = []
     pairs = list(combinations(statistics, 2))

@@ -14,7 +14,7 @@ from medcap.data.captions import clean_caption
 from medcap.data.concepts import concept_names, modality_in_words, modality_of
 from medcap.data.layout import DataLayout
 from medcap.data.load import find_layout, read_data
-from medcap.data.selection import Selection, check_images, select_rows
+from medcap.data.selection import Selection, check_images, sample_rows, select_rows
 from medcap.evaluation.baselines import shuffled
 from medcap.phantom.truth import read_truth
 
@@ -90,13 +90,13 @@ def load_split(
         name: train, valid or test.
         layout: Layout of the data; None to detect it.
         selection: Rows to use; None for all.
-        max_eval_samples: Use only the first rows.
+        max_eval_samples: Use at most this many rows (see `sample_rows`).
     """
     layout, selection = layout or DataLayout(), selection or Selection()
     raw = read_data(data, layout, [name])
     sys.stderr.write(f"{data}: read as {find_layout(data, layout.data_format)}\n")
     rows = select_rows(raw if selection.exclude_leaks else {name: raw[name]}, [name], selection)[name]
-    rows = check_images(rows.select(range(min(max_eval_samples or len(rows), len(rows)))), selection.max_broken)
+    rows = check_images(sample_rows(rows, max_eval_samples), selection.max_broken)
     training = raw.get("train")
     if training is None:
         logger.warning("the baselines constant and nearest are omitted: the data has no training split")

@@ -20,6 +20,7 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 
 from medcap import __version__
+from medcap.io import unguard
 from medcap.metrics.signature import Signature
 
 BERT_MODEL = "microsoft/deberta-xlarge-mnli"
@@ -134,7 +135,7 @@ def check_submission(path: Path, ids: Collection[str]) -> list[str]:
     rows = [line for line in lines[1:] if line]
     if wrong := [line for line in rows if len(line) != 2]:
         return [f"{len(wrong)} lines do not have two cells, the first: {','.join(wrong[0])[:80]}"]
-    counts = Counter(line[0] for line in rows)
+    counts = Counter(unguard(line[0]) for line in rows)
     problems = {
         "ids are missing": [image_id for image_id in ids if image_id not in counts],
         "ids are not in the split": [image_id for image_id in counts if image_id not in set(ids)],

@@ -13,11 +13,11 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, StrictUndefined
 
+from medcap.markdown import cell, code, escape
 from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.metrics.coco import METRICS
 from medcap.publish import card_sections as sections
 from medcap.publish.card_data import ROCOV2, CardData, last_part
-from medcap.publish.markdown import cell, code, escape
 from medcap.reporting.tables import TITLES
 
 TEMPLATE = Path(__file__).with_name("card_template.md")

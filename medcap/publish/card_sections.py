@@ -7,9 +7,9 @@ from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from medcap.evaluation.result import EvaluationResult, PartScores, SystemScores
+from medcap.markdown import cell, code, escape, measured_table, table
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData, SystemRow
-from medcap.publish.markdown import cell, code, escape, measured_table, table
 from medcap.recipe import GROUPS, REQUIRED
 from medcap.reporting.tables import TITLES, differences_text
 

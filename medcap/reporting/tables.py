@@ -8,6 +8,7 @@ from pathlib import Path
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
 from medcap.evaluation.verdict import verdict
 from medcap.io import write_text
+from medcap.markdown import escape, table
 from medcap.metrics.statistics import METRICS
 from medcap.phantom.truth import FACTS
 
@@ -120,6 +121,4 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def _markdown(header: Sequence[str], *rows: Sequence[str]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return table(header, [list(map(escape, row)) for row in rows]) + "\n"

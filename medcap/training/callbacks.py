@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from medcap.io import write_text
+from medcap.markdown import escape
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.monitors import TrainingMonitor
 
@@ -160,7 +161,7 @@ class Samples(TrainerCallback):
         ids, references = list(self.images["image_id"]), list(self.images["caption"])
         predictions = self.scores.predictions[: len(ids)]
         blocks = [
-            f"**{image_id}**\n- reference: {reference}\n- prediction: {prediction}\n"
+            f"**{escape(image_id)}**\n- reference: {escape(reference)}\n- prediction: {escape(prediction)}\n"
             for image_id, reference, prediction in zip(ids, references, predictions, strict=True)
         ]
         self.folder.mkdir(exist_ok=True)

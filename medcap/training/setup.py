@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from medcap.data.captions import CaptionCollator, TokenizedCaptions
 from medcap.data.images import with_pixel_values
 from medcap.data.load import find_layout, load_recipe_data
-from medcap.data.selection import check_images
+from medcap.data.selection import check_images, sample_rows
 from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
 from medcap.modeling.feature_cache import open_cache
 from medcap.modeling.feature_store import FeatureCache
@@ -93,7 +93,7 @@ def load_splits(recipe: Recipe) -> DatasetDict:
     """Return the training and validation splits that the recipe selects, images not decoded."""
     data = load_recipe_data(recipe.data, splits=("train", "valid"))
     for split, limit in (("train", recipe.data.max_train_samples), ("valid", recipe.data.max_eval_samples)):
-        data[split] = data[split].select(range(min(limit or len(data[split]), len(data[split]))))
+        data[split] = sample_rows(data[split], limit)
     return data
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medcap.data.image_info import ImageInfo
 from medcap.data.load import load_data
-from medcap.data.selection import FEATURES, REASONS, Selection, check_images, drop_counts, select_rows
+from medcap.data.selection import FEATURES, REASONS, Selection, check_images, drop_counts, sample_rows, select_rows
 from medcap.phantom.dataset import write_phantom
 
 
@@ -262,3 +262,17 @@ def test_mirrored_image_is_not_a_duplicate(clean, folder):
     )
     data = load_data(folder / "data", selection=Selection(dedupe=True, exclude_leaks=True))
     assert [reasons(rows) for rows in data.values()] == [{}, {}, {}]
+
+
+def test_samples_are_chosen_by_a_hash_of_the_id():
+    ids = [f"i{n}" for n in range(1000)]
+    rows = datasets.Dataset.from_dict({"image_id": ids})
+    sample = sample_rows(rows, 100)["image_id"][:]
+    assert len(sample) == 100
+    assert sample == sorted(sample, key=ids.index)  # in the order of the data
+    assert sample != ids[:100]
+    assert {*sample_rows(rows.shuffle(seed=1), 100)["image_id"]} == {*sample}
+    assert {*sample_rows(rows, 40)["image_id"]} < {*sample}
+    more = datasets.Dataset.from_dict({"image_id": [*ids, *(f"new{n}" for n in range(10))]})
+    assert len({*sample_rows(more, 100)["image_id"]} & {*sample}) > 90
+    assert sample_rows(rows, None) is sample_rows(rows, 1000) is rows

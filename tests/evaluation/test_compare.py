@@ -174,4 +174,22 @@ def test_tables_align_and_escape() -> None:
     lines = text_table(systems).splitlines()
     assert len({len(line) for line in lines if line.strip()}) == 1
     assert "88%" in lines[2]
-    assert "a\\|b" in intervals_table(systems)
+    assert "| a&#124;b |" in intervals_table(systems)
+
+
+def test_names_are_escaped_in_markdown_and_html_is_text(tmp_path: Path) -> None:
+    name = "<script>x</script>\x1b[36m|`_a_`\nb"
+    folders = [evaluation(tmp_path / "a", name), evaluation(tmp_path / "b", "other", 0.8, 1)]
+    comparison = compare(folders, tmp_path / "out")
+    write_comparison(tmp_path / "out" / "comparison.md", comparison)
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert not {"<", ">", "`", "\x1b"} & set(text.replace(">= .05", ""))
+    assert text.count("| &#60;script&#62;x&#60;/script&#62;") == 2
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {9}
+
+
+def test_other_ids_in_scores_are_named(tmp_path: Path) -> None:
+    folders = [evaluation(tmp_path / "a", "a"), evaluation(tmp_path / "b", "b", 0.8, 1)]
+    write_scores(folders[1] / "scores.csv", [f"other-{n}" for n in range(N)], GROUPS, statistics(0.5, 0))
+    with pytest.raises(ValueError, match=r"no id of .*b/scores\.csv is in .*a/scores\.csv: the first has other-0, "):
+        compare(folders, tmp_path / "out")

@@ -17,9 +17,9 @@ from card_examples import (
 )
 from huggingface_hub import ModelCard
 
+from medcap.markdown import escape
 from medcap.metrics.coco import METRICS
 from medcap.publish.card import render_card
-from medcap.publish.markdown import escape
 from medcap.reporting.tables import TITLES
 
 

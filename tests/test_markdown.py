@@ -2,7 +2,7 @@
 
 import pytest
 
-from medcap.publish.markdown import code, escape
+from medcap.markdown import code, escape
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from medcap.publish.markdown import code, escape
         ("_it_ __b__ _", "&#95;it&#95; &#95;&#95;b&#95;&#95; &#95;"),
         ("<b> | https://x", "&#60;b&#62; &#124; https&#58;//x"),
         ("two\n\nlines ", "two lines"),
+        ("a\x1b[31m\u202eb", "a&#92;u001b&#91;31m&#92;u202eb"),
         (7, "7"),
     ],
 )
@@ -26,6 +27,7 @@ def test_escape_replaces_markdown_and_html(text, expected):
         ("an image of ", "`an image of `"),
         ("a|b", r"`a\|b`"),
         (r"a\|b", r'<code>"a&#92;&#92;&#124;b"</code>'),
+        ("a\x1bb", r'<code>"a&#92;u001bb"</code>'),
         ("a`b", '<code>"a&#96;b"</code>'),
         (None, "`null`"),
         (["q", 1], '`["q", 1]`'),

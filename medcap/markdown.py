@@ -7,20 +7,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from medcap.logs import visible
+
 
 def escape(value: object) -> str:
     """Return text on one line, with all Markdown and HTML syntax escaped.
 
     Entities are used because CommonMark (6.2) treats them as text everywhere, table cells included.
     """
-    line = " ".join(str(value).split())
+    line = visible(" ".join(str(value).split()))
     return re.sub(r"[&<>|`*\[\]\\~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)", lambda match: f"&#{ord(match[0])};", line)
 
 
 def code(value: object) -> str:
     """Return a recipe value as inline code that is valid in a table."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if not text.strip() or re.search(r"[`\r\n]|\\\||\\$", text):  # not possible in a code span
+    if not text.strip() or visible(text) != text or re.search(r"[`\n]|\\\||\\$", text):  # not possible in a code span
         return f"<code>{escape(json.dumps(text, ensure_ascii=False))}</code>"
     return f"`{text}`".replace("|", "\\|")
 
