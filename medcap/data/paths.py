@@ -46,7 +46,8 @@ def find_images(
 def check_inside(paths: Iterable[str], root: Path) -> None:
     """Raise ValueError for files outside `root`, to which a link leads."""
     is_inside = _inside([root])
-    if outside := [path for path in paths if not is_inside(path)]:
+    files = dict.fromkeys(path.rpartition("::")[2] for path in paths)  # of a zip:// URL, the archive
+    if outside := [path for path in files if not is_inside(path)]:
         raise ValueError(f"links in {root} lead to files outside of it: {list_some(outside)}; {ALLOW}")
 
 

@@ -7,6 +7,7 @@ from datasets import Dataset, Image
 from PIL import Image as PilImage
 
 from medcap.data.images import load_image
+from medcap.data.layout import DataLayout
 from medcap.data.selection import FEATURES
 from medcap.evaluation.nearest import image_features, nearest_captions
 from medcap.evaluation.scoring import breakdown
@@ -115,7 +116,7 @@ def test_training_split_without_images_omits_nearest_with_a_warning(phantoms, tm
     for file in phantoms.iterdir():
         if file.name != "train_images.zip":
             (tmp_path / file.name).symlink_to(file)
-    split = load_split(str(tmp_path), "test")
+    split = load_split(str(tmp_path), "test", layout=DataLayout(allow_outside=True))
     assert split.training is None
     assert len(split.training_captions) == 12
     assert "baseline nearest is omitted: the training split has no images" in caplog.text
