@@ -1,13 +1,13 @@
-"""Fuzz the command line with malformed recipes, tables, images, captions, checkpoints and adapters.
+"""Fuzz the command line with malformed recipes, tables, images, captions, checkpoints, DICOM headers and caches.
 
-    python tests/fuzz.py                          2,000 inputs, 400 of each kind; exits with 1 if a command misbehaved
+    python tests/fuzz.py                          400 inputs of each kind; exits with 1 if a command misbehaved
     python tests/fuzz.py --kind images --count 50 --seed 7
     python tests/fuzz.py --kind images --only 31  repeat one input and print its output
 
 Each input is determined by its kind, number and seed, and its command runs in this process. A command must exit with
 status 0, 1 or 2, print at most one `medcap: error:` and no traceback, end in time, write only into its own folder, and
 leave no temporary files. An error must name its cause: `KeyError: 'x' (run again with --debug for the traceback)` is
-a fault too.
+a fault too. For some kinds the right result is known: see fuzz_oracles.py.
 """
 
 import argparse

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import yaml
+from fuzz_oracles import make_dicom, make_features, make_pairs
 from PIL import Image
 
 from medcap.cli import main as medcap
@@ -181,6 +183,8 @@ def make_recipe(rng: Random, folder: Path, sources: Sources) -> Input:
     options: list[str] = []
     for _ in range(rng.randint(1, 3)):
         key, value = rng.choice(KEYS), rng.choice(VALUES)
+        if rng.random() < 0.1:  # a list whose items look like options
+            value = [rng.choice(TEXTS), f"--{rng.choice(KEYS)}", rng.choice(("true", "x", "0"))]
         if chance < 0.2 and not (isinstance(value, str) and "\0" in value):
             options += [f"--{key}", str(value)[:1000]]
         else:
@@ -202,9 +206,47 @@ def make_table(rng: Random, folder: Path, sources: Sources) -> Input:
         return score_input(rng, folder, [f"i{n}" for n in range(3)], captions, is_corrupted=True)
     if rng.random() < 0.2:
         return compare_input(rng, folder)
+    if rng.random() < 0.3:
+        return parquet_input(rng, folder, sources)
     data = shutil.copytree(sources.data, folder / "data")
     path = rng.choice(sorted(data.glob("*.csv")))
     path.write_bytes(corrupt_bytes(rng, path.read_bytes()))
+    return audit_input(data, folder, sources)
+
+
+IMAGES = (
+    "0.png", "./0.png", "../0.png", "/etc/passwd", "http://127.0.0.1/x.png", "file:///etc/passwd", "0.png\x00", "",
+    {"bytes": None, "path": "0.png"}, {"bytes": b"x", "path": None}, {"bytes": None, "path": "/etc/passwd"},
+)  # fmt: skip
+
+
+def parquet_input(rng: Random, folder: Path, sources: Sources) -> Input:
+    """Write an image folder whose parquet table has unusual values, columns or bytes."""
+    data = folder / "data"
+    data.mkdir()
+    for number in range(4):
+        Image.new("L", (20, 20), 40 * number).save(data / f"{number}.png")
+    images = [f"{number}.png" for number in range(4)]
+    if rng.random() < 0.4:
+        images = [rng.choice([value for value in IMAGES if isinstance(value, str)]), *images[1:]]
+    if rng.random() < 0.2:
+        images = [{"bytes": None, "path": name} for name in images[:3]] + [rng.choice(IMAGES[-3:])]
+    captions = rng.choice(
+        (["a", None, "c", "d"], [1.5, float("nan"), 2.0, 0.0], [rng.choice(TEXTS) for _ in range(4)])
+    )
+    names = [rng.choice(("file_name", "File_Name", "image")), rng.choice(("caption", "Caption", "text"))]
+    table = {
+        names[0]: images,
+        names[1]: captions,
+        rng.choice(("split", "SPLIT", "x")): ["train", "train", "valid", "test"],
+    }
+    path = data / "metadata.parquet"
+    with contextlib.suppress(pyarrow.ArrowException, UnicodeEncodeError):  # not writable: lone surrogates, mixed types
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    if not path.exists():
+        return parquet_input(rng, shutil.rmtree(data) or folder, sources)
+    if rng.random() < 0.3:
+        path.write_bytes(corrupt_bytes(rng, path.read_bytes()))
     return audit_input(data, folder, sources)
 
 
@@ -353,5 +395,5 @@ def run_input(rng: Random, folder: Path, sources: Sources, *, is_published: bool
 
 MAKERS = {
     "recipes": make_recipe, "tables": make_table, "images": make_image, "captions": make_captions,
-    "checkpoints": make_checkpoint,
+    "checkpoints": make_checkpoint, "dicom": make_dicom, "features": make_features, "pairs": make_pairs,
 }  # fmt: skip

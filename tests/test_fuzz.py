@@ -7,7 +7,16 @@ import pytest
 from fuzz import MONITOR, Case, fuzz, run
 from fuzz_inputs import MAKERS, Sources
 
-COUNTS = {"recipes": 25, "tables": 20, "images": 25, "captions": 15, "checkpoints": 15}
+COUNTS = {
+    "recipes": 25,
+    "tables": 20,
+    "images": 25,
+    "captions": 15,
+    "checkpoints": 15,
+    "dicom": 40,
+    "features": 40,
+    "pairs": 3,
+}
 SKIPPED = ("score", "evaluate")  # they start Java for METEOR; python tests/fuzz.py runs them
 
 
@@ -23,7 +32,7 @@ def test_malformed_input_gives_a_status_and_at_most_one_error(
     sources = Sources(tiny_base, phantoms, trained_run.folder)
     results = list(fuzz(kind, range(count), 1, tmp_path, shared, sources, skip=SKIPPED))
     assert [f"{case.number}: {outcome.fault}" for case, outcome in results if outcome.fault] == []
-    assert len(results) > count / 2
+    assert len(results) >= count / 2
 
 
 def test_every_kind_is_sampled():
