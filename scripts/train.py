@@ -130,7 +130,8 @@ def fit(
     if is_main:
         start_run(recipe, data, adapted, checkpoint)
     cache = open_feature_cache(recipe, data, adapted)
-    with Meteor() if is_main else contextlib.nullcontext() as meteor:  # the main process scores
+    evaluates = is_main and recipe.training.eval_strategy != "no"  # the main process scores
+    with Meteor() if evaluates else contextlib.nullcontext() as meteor:
         pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
         scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], recipe.data.prompt, meteor, pairs)
         trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)

@@ -226,7 +226,7 @@ def parquet_input(rng: Random, folder: Path, sources: Sources) -> Input:
     data.mkdir()
     for number in range(4):
         Image.new("L", (20, 20), 40 * number).save(data / f"{number}.png")
-    images = [f"{number}.png" for number in range(4)]
+    images: list[Any] = [f"{number}.png" for number in range(4)]
     if rng.random() < 0.4:
         images = [rng.choice([value for value in IMAGES if isinstance(value, str)]), *images[1:]]
     if rng.random() < 0.2:
