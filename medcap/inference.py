@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from huggingface_hub import file_exists, hf_hub_download
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
-from medcap.data.captions import CaptionCollator
+from medcap.data.captions import CaptionCollator, prompt_length
 from medcap.data.images import ImageTransform, is_image, read_image, with_pixel_values
+from medcap.modeling.adapter import adapter_recipe, base_of, has_adapter, image_size_of, saved_generation
 from medcap.modeling.blip import (
-    check_model_name,
+    check_prompt,
     decode_captions,
     first_token_id,
     load_blip,
@@ -36,7 +36,7 @@ from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.generation import are_cut, generate_ids
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
-from medcap.recipe import GenerationArguments, check_values, read_yaml
+from medcap.recipe import GenerationArguments, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,9 @@ def load_captioner(
 ) -> Captioner:
     """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter determines base, revision, image size, prompt, precision and generation settings, unless given. A base
-    that was a folder is also searched for next to the adapter.
+    An adapter determines base, revision, image size, prompt, precision and generation settings, unless given; what
+    its files do not say, because PEFT alone wrote them, is that of the base or the default. A base that was a folder
+    is also searched for next to the adapter.
 
     Args:
         model: Folder or Hub name.
@@ -144,11 +145,14 @@ def load_captioner(
     with model_errors(model):
         adapter = model if has_adapter(model) else None
         if adapter:
-            base_name, revision = (base, None) if base else _base_of(adapter)
-            image_size = image_size or _image_size(adapter)
-            saved, recipe = _saved_generation(adapter), adapter_recipe(adapter)
-        settings = {**vars(GenerationArguments()), **saved, **(generation or {})}
+            base_name, revision = (base, None) if base else base_of(adapter)
+            image_size = image_size or image_size_of(adapter)
+            saved, recipe = saved_generation(adapter), adapter_recipe(adapter)
+        given = {**saved, **(generation or {})}
+        length = given.pop("max_length", None)
+        settings = {**vars(GenerationArguments()), **given}
         check_values({**settings, "image_size": image_size})
+        prompt = str(recipe.get("prompt") or "")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         precision = precision or recipe.get("precision", "fp32")
         allow_tf32(precision, device)
@@ -159,10 +163,13 @@ def load_captioner(
             dtype=resolve_dtype(precision, device),
             model_code=model_code or recipe.get("model_code", "fast"),
         )
+        if length is not None and "max_new_tokens" not in given:  # it includes [DEC] and the prompt
+            settings["max_new_tokens"] = length - 1 - prompt_length(processor.tokenizer, prompt)
+            check_values(settings)
+        check_prompt(blip, processor.tokenizer, prompt, settings["max_new_tokens"])
         generation_config = make_generation_config(blip, **settings)
         loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
-    prompt = str(recipe.get("prompt") or "")
     return Captioner(loaded, processor, generation_config, base_name, adapter, prompt, detokenize, recipe)
 
 
@@ -171,45 +178,6 @@ def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
         return PeftModel.from_pretrained(blip, adapter)
-
-
-def has_adapter(model: str) -> bool:
-    """Return whether a folder or Hub repository has a PEFT adapter; FileNotFoundError for an invalid name."""
-    check_model_name(model)
-    if Path(model).is_dir():
-        return (Path(model) / "adapter_config.json").is_file()
-    return file_exists(model, "adapter_config.json")
-
-
-def _base_of(adapter: str) -> tuple[str, str | None]:
-    """Return name and revision of the base of an adapter. In a release, a local base is named by its folder only."""
-    config = PeftConfig.from_pretrained(adapter)
-    name = config.base_model_name_or_path or ""
-    beside = Path(adapter).resolve().parent / name
-    if Path(adapter).is_dir() and name and "/" not in name and beside.is_dir():
-        return str(beside), None
-    return name, config.revision
-
-
-def _image_size(adapter: str) -> int:
-    processor = BlipProcessor.from_pretrained(adapter, trust_remote_code=False)
-    return int(processor.image_processor.size["height"])
-
-
-def _saved_generation(adapter: str) -> dict[str, Any]:
-    saved = GenerationConfig.from_pretrained(adapter)
-    values = {name: getattr(saved, name) for name in vars(GenerationArguments())}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def adapter_recipe(adapter: str) -> dict[str, Any]:
-    """Return the recipe of an adapter (folder or Hub name); empty if it was trained without medcap."""
-    if Path(adapter).is_dir():
-        path = Path(adapter) / "recipe.yaml"
-        return read_yaml(path) if path.is_file() else {}
-    if not file_exists(adapter, "recipe.yaml"):
-        return {}
-    return read_yaml(Path(hf_hub_download(adapter, "recipe.yaml")))
 
 
 def caption_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from medcap.evaluation.verdict import depends_on_image
 from medcap.metrics.clinical.concept_f1 import ConceptScores, concept_f1
 from medcap.metrics.coco import Meteor, Scores, score_captions
 from medcap.metrics.statistics import Statistics, bootstrap, paired_test
+from medcap.modeling.generation import extra_settings
 from medcap.phantom.truth import findings_accuracy
 
 REFERENCE_LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words, both ends included
@@ -46,10 +48,23 @@ def signature_pairs(
     return {
         "split": split,
         "data": fingerprint(rows),
-        "decoding": f"beams-{settings.num_beams},max-{settings.max_new_tokens},ngram-{settings.no_repeat_ngram_size}",
+        "decoding": describe_decoding(settings),
         "precision": precision,
         "text": "detokenized" if detokenized else "decoded",
     }
+
+
+def describe_decoding(settings: GenerationConfig) -> str:
+    """Return beams, tokens and n-grams, and every other setting that changes captions; lists by their hash."""
+    others = extra_settings(settings.to_dict())
+    if settings.num_beams > 1 and settings.length_penalty != 1:
+        others["length_penalty"] = settings.length_penalty
+    texts = {name: str(value) for name, value in sorted(others.items())}
+    short = {
+        name: text if len(text) < 9 else hashlib.sha256(text.encode()).hexdigest()[:8] for name, text in texts.items()
+    }
+    parts = [f"beams-{settings.num_beams}", f"max-{settings.max_new_tokens}", f"ngram-{settings.no_repeat_ngram_size}"]
+    return ",".join([*parts, *(f"{name}-{text}" for name, text in short.items())])
 
 
 def score_concepts(captions: Sequence[str], split: Split) -> ConceptScores | None:

@@ -170,13 +170,14 @@ def make_generation_config(
     max_new_tokens: int,
     no_repeat_ngram_size: int = 0,
     length_penalty: float = 1.0,
+    **more: Any,
 ) -> GenerationConfig:
-    """Make the `generation_config` to pass to every call of `generate`.
+    """Make the `generation_config` to pass to every call of `generate`; `more` are other settings of it.
 
     BLIP uses its text decoder's settings and ignores a `generation_config.json` that is not passed.
     """
     text: Any = model.config.text_config  # type: ignore[union-attr]
-    beams = {"length_penalty": length_penalty, "early_stopping": True} if num_beams > 1 else {}
+    beams = {"length_penalty": length_penalty, "early_stopping": more.pop("early_stopping", True)}
     return GenerationConfig(
         bos_token_id=text.bos_token_id,
         eos_token_id=text.sep_token_id,
@@ -185,7 +186,8 @@ def make_generation_config(
         max_new_tokens=max_new_tokens,
         no_repeat_ngram_size=no_repeat_ngram_size,
         do_sample=False,
-        **beams,
+        **(beams if num_beams > 1 else {}),
+        **more,
     )
 
 
@@ -193,6 +195,18 @@ def prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str
     """Return `rows` times [DEC] and the tokens of `prompt`, (rows, 1 + tokens) int64 on the model's device."""
     tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     return torch.tensor([[first_token_id(model), *tokens]] * rows, device=next(model.parameters()).device)
+
+
+def check_prompt(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int) -> int:
+    """Return the number of tokens of a prompt. Raises RecipeError if the decoder has no room for it and a caption."""
+    tokens = prompt_length(tokenizer, prompt)
+    room = int(model.config.text_config.max_position_embeddings) - 1  # type: ignore[union-attr, arg-type]
+    if tokens + max_new_tokens > room:
+        raise RecipeError(
+            f"prompt has {tokens:,} tokens and max_new_tokens is {max_new_tokens:,}; the text decoder has room for "
+            f"{room:,} together"
+        )
+    return tokens
 
 
 def decode_captions(

@@ -48,9 +48,10 @@ def render_card(card_data: CardData) -> str:
 
 def card_metadata(card_data: CardData) -> ModelCardData:
     """Return the front matter, the Hub's metadata; it has scores only if there was an evaluation."""
+    relation = "adapter" if card_data.format == "adapter" else "finetune"
     return ModelCardData(
-        base_model=card_data.base,
-        base_model_relation="adapter" if card_data.format == "adapter" else "finetune",
+        base_model=None if card_data.base_is_local else card_data.base,  # the Hub would look it up
+        base_model_relation=None if card_data.base_is_local else relation,
         datasets=[ROCOV2] if card_data.is_rocov2 else None,
         language="en",
         library_name=LIBRARIES.get(card_data.format),

@@ -112,7 +112,8 @@ def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
     name = given or trained
     if not _LOCAL_PATH.match(name) and (given or not Path(name).is_dir()):
         validate_repo_id(name)
-        return name, False
+        if "/" in name:  # as every captioner on the Hub has
+            return name, False
     return re.sub(r"[^\w.-]+", "-", last_part(name)), True
 
 

@@ -13,7 +13,7 @@ from medcap.recipe.arguments import (
     RecipeError,
     check_values,
 )
-from medcap.recipe.reader import REQUIRED, read_recipe, read_yaml
+from medcap.recipe.reader import REQUIRED, check_saved, read_recipe, read_yaml
 
 __all__ = [
     "GROUPS",
@@ -23,6 +23,7 @@ __all__ = [
     "GenerationArguments",
     "Recipe",
     "RecipeError",
+    "check_saved",
     "check_values",
     "read_recipe",
     "read_yaml",

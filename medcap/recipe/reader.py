@@ -120,6 +120,18 @@ def _option_value(key: str, texts: list[str]) -> str | list[str] | bool:
     return texts if len(texts) > 1 else texts[0]
 
 
+def check_saved(values: Mapping[str, Any], source: str) -> None:
+    """Raise RecipeError for a value of the data or the model in a saved recipe that is not allowed.
+
+    Other keys, such as those of another version of medcap, are not checked: captions do not depend on them.
+    """
+    with _error_source(source):
+        for group in ("data", "model"):
+            for key in {field.name for field in fields(GROUPS[group])} & values.keys():
+                if values[key] is not None:
+                    check_values({key: convert(key, values[key])})
+
+
 def _check_known(key: str) -> None:
     if key in REPLACED:
         raise RecipeError(f"there is no key {key!r}; use {REPLACED[key]}")

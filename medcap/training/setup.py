@@ -11,19 +11,26 @@ from pathlib import Path
 import torch
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
-from transformers import BlipProcessor, EarlyStoppingCallback, GenerationConfig, ProgressCallback
+from transformers import (
+    BlipForConditionalGeneration,
+    BlipProcessor,
+    EarlyStoppingCallback,
+    GenerationConfig,
+    ProgressCallback,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from medcap.data.captions import CaptionCollator, TokenizedCaptions
 from medcap.data.images import with_pixel_values
 from medcap.data.load import find_layout, load_recipe_data
 from medcap.data.selection import check_images, sample_rows
-from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
+from medcap.modeling.blip import check_prompt, first_token_id, load_blip, make_generation_config
 from medcap.modeling.feature_cache import open_cache
 from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.lora import add_lora, trainable_summary
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import Recipe, RecipeError
+from medcap.recipe.rules import MIN_CAPTION_TOKENS
 from medcap.training.callbacks import Draw, MetricsLog, Progress, Samples
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
@@ -77,6 +84,7 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> AdaptedModel:
         dtype=dtype,
         model_code=recipe.model.model_code,
     )
+    check_caption_tokens(recipe, base, processor)
     generation_config = make_generation_config(base, **vars(recipe.generation))
     model = add_lora(
         base,
@@ -87,6 +95,18 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> AdaptedModel:
         revision=recipe.model.model_revision,
     )
     return AdaptedModel(model, processor, generation_config, dtype)
+
+
+def check_caption_tokens(recipe: Recipe, base: BlipForConditionalGeneration, processor: BlipProcessor) -> None:
+    """Raise RecipeError if the text decoder, or max_caption_tokens, has no room for the prompt and a caption."""
+    prompt, most = recipe.data.prompt, recipe.data.max_caption_tokens
+    tokens = check_prompt(base, processor.tokenizer, prompt, recipe.generation.max_new_tokens)
+    if most > (positions := base.config.text_config.max_position_embeddings):
+        raise RecipeError(f"max_caption_tokens is {most:,}; the text decoder has room for {positions:,}")
+    if tokens + MIN_CAPTION_TOKENS > most:
+        raise RecipeError(
+            f"prompt has {tokens:,} tokens and leaves no room for captions in max_caption_tokens, {most:,}"
+        )
 
 
 def load_splits(recipe: Recipe) -> DatasetDict:

@@ -116,7 +116,7 @@ def test_files_are_copies_of_the_run(release, run):
 def test_card_has_scores_and_replaces_pefts_card(release):
     card = ModelCard.load(release / "README.md")
     assert [result.metric_value for result in card.data.eval_results] == list(SCORES.values())
-    assert card.data.base_model == "tiny-base"
+    assert card.data.base_model is None  # a local folder: the Hub would link to another model of this name
     assert "More Information Needed" not in card.text
     assert "on a base for 384 px" in card.text  # read from the base itself
     assert "13 | 1.5000 | 0.9000 | 0.4000" in card.text
@@ -141,6 +141,13 @@ def test_local_base_is_named_without_path_and_warns(run, tmp_path, caplog):
         "the base model 'tiny-base' is a local folder: users of this adapter need a copy of it "
         "(or name a base on the Hub with --base)"
     ]
+
+
+@pytest.mark.parametrize("base", [None, "base", "./base"])
+def test_a_local_base_is_not_pushed(run, tmp_path, base):
+    with pytest.raises(ValueError, match=r"is a local folder, .*give its name on the Hub with --base NAMESPACE/NAME"):
+        build_release(run, tmp_path / "release", base=base, repo_id="someone/captions")
+    assert not (tmp_path / "release").exists()
 
 
 def test_hub_base_is_named_in_all_files(run, tmp_path, caplog):
