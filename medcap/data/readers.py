@@ -11,10 +11,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.compute as compute
+import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, config, load_dataset
 from datasets.exceptions import DatasetBuildError
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -26,7 +29,7 @@ from medcap.data.layout import SPLIT_NAMES, DataLayout, complete_splits, rows_by
 from medcap.data.licenses import license_of
 from medcap.data.paths import absolute, find_images
 from medcap.data.selection import FEATURES
-from medcap.data.tables import find_column, list_some, read_jsonl, read_parquet, read_table
+from medcap.data.tables import find_column, list_some, read_jsonl, read_parquet, read_table, table_columns
 from medcap.logs import error_line
 
 LICENSES = ("license", "licence")  # names of the column
@@ -111,6 +114,10 @@ def _load_dataset(name: str) -> DatasetDict:
     path = Path(name)  # data/rocov2 is a wrong path, not a Hub id, where data/ exists
     if not (any(path.rglob("*.parquet")) if path.exists() else _HUB_ID.fullmatch(name) and not path.parent.is_dir()):
         raise FileNotFoundError(advice)
+    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else ():
+        with suppress(pyarrow.ArrowInvalid, OSError):  # reported by `load_dataset`
+            if not pyarrow.parquet.read_metadata(file).num_rows:
+                raise ValueError(f"{file}: there is no row")
     try:
         return load_dataset(name)
     except (FileNotFoundError, ConnectionError) as error:
@@ -128,7 +135,8 @@ def _hub_texts(rows: Dataset, split: str, layout: DataLayout, name: str, is_spli
     needed = ("image_id", "cuis", "cui", *LICENSES, "split", layout.caption_column or "caption", layout.group_column)
     found = {find_column(rows.column_names, column, source) for column in needed if column}
     labels = {column for column in found if column and isinstance(rows.features[column], ClassLabel)}
-    table = rows.select_columns([column for column in rows.column_names if column in found]).to_dict()
+    text_columns = rows.select_columns([column for column in rows.column_names if column in found])
+    table = table_columns(text_columns.with_format("arrow")[:], source)
     for column in labels:
         table[column] = [None if value is None else rows.features[column].int2str(value) for value in table[column]]
     ids = _column(table, source, "image_id")
@@ -144,7 +152,12 @@ def _hub_texts(rows: Dataset, split: str, layout: DataLayout, name: str, is_spli
 def _hub_rows(rows: Dataset, table: Table, split: str, layout: DataLayout, name: str) -> Dataset:
     """Return rows with the columns of `FEATURES`; the texts are rewritten, the images are not."""
     image = _require_column(rows.column_names, layout.image_column or "image", "image_column", name)
-    result = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", Image(decode=False))
+    try:
+        result = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(
+            f"{name}, split {split}: the column {image} has no images but {rows.features[image]}; set image_column"
+        ) from error
     files = _named_files(result)
     if any(files):
         found = find_images(

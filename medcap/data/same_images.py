@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 import pyarrow.compute as compute
-from datasets import Dataset, Image
+from datasets import Dataset
 
 from medcap.data.images import image_digest
 
@@ -28,9 +28,7 @@ def warn_same_images(data: Mapping[str, Dataset], source: object) -> None:
     bytes. Of a zip, the sizes and CRCs in its index are compared. Images with the same pixels in different files are
     found by the audit and by `exclude_leaks`.
     """
-    images = {
-        name: rows.select_columns(["image"]).cast_column("image", Image(decode=False)) for name, rows in data.items()
-    }
+    images = {split: rows.select_columns(["image"]) for split, rows in data.items()}
     sizes = {(split, row): size for split, rows in images.items() for row, size in enumerate(_sizes(rows)) if size}
     same = _in_several_splits(sizes)
     for content in (_tail, _digest):

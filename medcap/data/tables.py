@@ -95,11 +95,26 @@ def _json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 def read_parquet(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
     """Return {column: values} of a parquet file. Raises ValueError for an invalid file."""
     try:
-        return dict(pyarrow.parquet.read_table(path).to_pydict())
+        table = pyarrow.parquet.read_table(path)
     except FileNotFoundError:
         raise
     except (pyarrow.ArrowInvalid, OSError) as error:  # OSError: invalid after the first bytes
         raise ValueError(f"{path}: invalid parquet file: {error_line(error)}") from error
+    return table_columns(table, path)
+
+
+def table_columns(table: pyarrow.Table, source: object) -> dict[str, list[Any]]:
+    """Return {column: values}. Raises ValueError, with `source`, column and row, for a text that is not in UTF-8."""
+    try:
+        return dict(table.to_pydict())
+    except UnicodeDecodeError:
+        for name in table.column_names:
+            for row, value in enumerate(table[name], 1):
+                try:
+                    value.as_py()
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{source}: {name} is not in UTF-8 ({error.reason}, row {row})") from error
+        raise
 
 
 def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:

@@ -4,6 +4,8 @@ import os
 import unicodedata
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from table_files import all_in_train, paths, touch, write_csv, write_table
 
@@ -72,6 +74,26 @@ def test_folder_that_is_a_link_is_read(tmp_path, outside):
     write_csv(tmp_path / "data" / "metadata.csv", [{"file_name": "a.png", "caption": "c"}])
     os.symlink(tmp_path / "data", tmp_path / "named")
     assert paths(read_imagefolder(tmp_path / "named", all_in_train())["train"]) == [str(tmp_path / "named" / "a.png")]
+
+
+NO_IMAGES = {
+    "numbers": ({"image": [3]}, "split train: the column image has no images but Value.*int64.*; set image_column"),
+    "lists": ({"image": [["a.png"]]}, "split train: the column image has no images but List"),
+    "URL": ({"image": ["https://x.org/a.png"]}, r"but has 'https://x\.org/a\.png' \(row 1\)$"),
+    "no rows": ({"image": pyarrow.array([], pyarrow.string())}, r"train\.parquet: there is no row$"),
+    "Latin-1": (
+        {"image": ["a.png"], "caption": pyarrow.array([b"\xe9"]).view(pyarrow.string())},
+        r"split train: caption is not in UTF-8 \(.*, row 1\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("columns", "message"), NO_IMAGES.values(), ids=NO_IMAGES)
+def test_parquet_without_images_or_texts_is_refused(tmp_path, outside, columns, message):
+    columns.setdefault("caption", pyarrow.array(["c"] * len(columns["image"]), pyarrow.string()))
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "data" / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_hub(str(tmp_path / "data"), DataLayout())
 
 
 @pytest.mark.parametrize(("written", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
