@@ -191,10 +191,10 @@ def test_feature_cache_is_readable_by_its_owner_only(tmp_path):
     assert stat.S_IMODE((tmp_path / "features").stat().st_mode) & 0o077 == 0
 
 
-def test_captions_that_look_like_formulas_are_not_escaped(tmp_path):
-    """A submission must contain the exact captions; an added quote would be scored (SECURITY.md)."""
-    write_predictions(tmp_path / "predictions.csv", {"a": "=1+1", "b": "-29 HU"})
-    assert (tmp_path / "predictions.csv").read_text() == "ID,Caption\na,=1+1\nb,-29 HU\n"
+def test_captions_are_no_formulas_in_a_spreadsheet(tmp_path):
+    """`tests/test_io.py` checks that medcap reads the captions back unchanged."""
+    write_predictions(tmp_path / "predictions.csv", {"a": "=1+1", "b": "-29 HU", "c": "29 HU"})
+    assert (tmp_path / "predictions.csv").read_text() == "ID,Caption\na,'=1+1\nb,'-29 HU\nc,29 HU\n"
 
 
 def test_decompression_bomb_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from argparse import Namespace
 
 import datasets
 import pyarrow
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from table_files import all_in_train, paths, touch, write_csv, write_table
 
+from medcap.commands.options import LAYOUT_OPTIONS, layout_from_args
 from medcap.data.layout import DataLayout
 from medcap.data.load import read_data
 from medcap.data.readers import read_csv, read_hub, read_imagefolder
@@ -119,3 +121,12 @@ def test_hub_column_split_is_used_or_refused(tmp_path, outside, names):
         return
     data = read_hub(str(tmp_path / "data"), all_in_train())
     assert {split: part["caption"][:] for split, part in data.items()} == {"train": ["c0"], "test": ["c1"]}
+
+
+def test_only_the_user_allows_files_outside():
+    names = ("data_format", *LAYOUT_OPTIONS, "allow_outside")
+    given = Namespace(**dict.fromkeys(names))
+    assert not layout_from_args(given, {"allow_outside": True, "split_seed": 3}).allow_outside  # an adapter's recipe
+    assert layout_from_args(given, {"split_seed": 3}).split_seed == 3
+    given.allow_outside = True
+    assert layout_from_args(given, {}).allow_outside
