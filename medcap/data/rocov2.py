@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from datasets import Dataset, NamedSplit
@@ -15,6 +16,8 @@ from medcap.data.licenses import Source, read_sources
 from medcap.data.paths import check_inside, nfc
 from medcap.data.selection import FEATURES
 from medcap.data.tables import read_column
+
+logger = logging.getLogger(__name__)
 
 
 def read_rocov2(
@@ -58,6 +61,8 @@ def _read_split(folder: Path, split: str, needs_images: bool, allow_outside: boo
     if not allow_outside:
         check_inside(images.values(), folder)
     images = {**{nfc(name): image for name, image in images.items()}, **images}
+    if needs_images and not any(image_id in images or nfc(image_id) in images for image_id in captions):
+        raise ValueError(f"no image of {folder} has an id of {path.name}: {_examples(images, captions)}")
     sources_of_rows = [sources.get(image_id, Source()) for image_id in captions]
     columns = {
         "image_id": list(captions),
@@ -71,10 +76,16 @@ def _read_split(folder: Path, split: str, needs_images: bool, allow_outside: boo
     return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
 
 
-def _concepts(folder: Path, split: str, suffix: str, ids: Iterable[str]) -> list[list[str]]:
+def _concepts(folder: Path, split: str, suffix: str, ids: Collection[str]) -> list[list[str]]:
     path = _find(folder, split, suffix)
     cells = read_column(path, "CUIs") if path else {}
+    if cells and not any(image_id in cells for image_id in ids):
+        logger.warning("%s is not used: none of its ids has a caption: %s", path, _examples(cells, ids))
     return [split_cuis(cells.get(image_id)) for image_id in ids]
+
+
+def _examples(names: Iterable[str], ids: Iterable[str]) -> str:
+    return f"it has {', '.join([*names][:3])}; the captions have {', '.join([*ids][:3])}"
 
 
 def _find(folder: Path, split: str, suffix: str) -> Path | None:

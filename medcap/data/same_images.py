@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import zipfile
@@ -17,23 +18,23 @@ from medcap.data.images import image_digest
 
 logger = logging.getLogger(__name__)
 
-_TAIL = 4096  # bytes; the ends of two compressed images of one size differ
+_PART = 4096  # bytes
 Entry = tuple[str, int]  # split and row
 
 
 def warn_same_images(data: Mapping[str, Dataset], source: object) -> None:
     """Warn about images of which another split has the same file, with their number and an example.
 
-    Files are compared by size, those of one size by their last 4 KiB, and those that still agree by a hash of all
-    bytes. Of a zip, the sizes and CRCs in its index are compared. Images with the same pixels in different files are
-    found by the audit and by `exclude_leaks`.
+    Files are compared by size, those of one size by 4 KiB at the start, middle and end, and those that still agree by
+    a hash of all bytes. Of a zip, the sizes and CRCs in its index are compared. Images with the same pixels in
+    different files are found by the audit and by `exclude_leaks`.
     """
     images = {split: rows.select_columns(["image"]) for split, rows in data.items()}
     sizes = {(split, row): size for split, rows in images.items() for row, size in enumerate(_sizes(rows)) if size}
     same = _in_several_splits(sizes)
-    for content in (_tail, _digest):
+    for content in (_parts, _digest):
         found = {(split, row): content(images[split][row]["image"]) for split, row in same}
-        same = _in_several_splits({entry: (same[entry], found[entry]) for entry in same})
+        same = _in_several_splits({entry: (same[entry], key) for entry, key in found.items() if key is not None})
     for lower, higher in combinations(data, 2):
         first = {key: row for (split, row), key in same.items() if split == lower}
         rows = [(row, first[key]) for (split, row), key in same.items() if split == higher and key in first]
@@ -77,15 +78,22 @@ def _index(archive: str) -> dict[str, tuple[int, int]]:
         return {member.filename: (member.file_size, member.CRC) for member in file.infolist()}
 
 
-def _tail(image: Mapping[str, Any]) -> bytes:
-    if image["bytes"] is not None:
-        return bytes(image["bytes"][-_TAIL:])
-    if image["path"].startswith("zip://"):
+def _parts(image: Mapping[str, Any]) -> bytes | None:
+    """Return the start, middle and end of a file, nothing of a zip, and None for a file that cannot be read."""
+    path, data = image["path"] or "", image["bytes"]
+    if data is None and path.startswith("zip://"):
         return b""
-    with open(image["path"], "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-        return file.read()
+    try:
+        with io.BytesIO(data) if data is not None else open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            parts = [(file.seek(max(0, start)), file.read(_PART))[1] for start in (0, size // 2, size - _PART)]
+        return b"".join(parts)
+    except OSError:
+        return None
 
 
-def _digest(image: Mapping[str, Any]) -> bytes:
-    return b"" if image["bytes"] is None and image["path"].startswith("zip://") else image_digest(image)
+def _digest(image: Mapping[str, Any]) -> bytes | None:
+    try:
+        return b"" if image["bytes"] is None and image["path"].startswith("zip://") else image_digest(image)
+    except ValueError:
+        return None

@@ -80,3 +80,18 @@ def test_concepts_are_joined_by_id(tmp_path):
     rows = read_rocov2(tmp_path)["valid"]
     assert rows["cuis"][:] == [["C1", "C0040405"], ["C2"], []]
     assert rows["manual_cuis"][:] == [["C0040405"], [], []]
+
+
+def test_ids_that_match_nothing_are_named(tmp_path, caplog):
+    (tmp_path / "train_captions.csv").write_text("ID,Caption\na1,x\na2,y\n")
+    (tmp_path / "train_concepts.csv").write_text("ID,CUIs\nb1,C1\n")
+    assert read_rocov2(tmp_path)["train"]["cuis"][:] == [[], []]
+    assert "train_concepts.csv is not used: none of its ids has a caption: it has b1; the captions have a1, a2" in (
+        caplog.text
+    )
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "c1.png").touch()
+    with pytest.raises(
+        ValueError, match=r"no image of .* has an id of train_captions\.csv: it has c1; the captions have a"
+    ):
+        read_rocov2(tmp_path, ["train"])

@@ -1,5 +1,6 @@
 """Image files in several splits are reported on loading, and few files are read for it."""
 
+import os
 import shutil
 import zipfile
 
@@ -61,8 +62,16 @@ def test_files_of_other_sizes_are_not_read(tmp_path, caplog, monkeypatch):
     for n, path in enumerate(sorted(tmp_path.glob("*.png"))):
         path.write_bytes(path.read_bytes() + b"x" * n)
     shutil.copy(tmp_path / "train-0.png", tmp_path / "test-2.png")
+    (tmp_path / "test-1.png").write_bytes(b"\0" * len((tmp_path / "train-1.png").read_bytes()))
     read = []
     monkeypatch.setattr(same_images, "image_digest", lambda image: read.append(image["path"]) or image_digest(image))
     read_data(tmp_path, all_in_train())
     assert "1 images of test are also in train, such as test-2 and train-0" in caplog.text
     assert sorted(path.rpartition("/")[2] for path in read) == ["test-2.png", "train-0.png"]
+
+
+def test_unreadable_files_are_left_to_the_selection(tmp_path, caplog, monkeypatch):
+    csv_files(tmp_path)
+    monkeypatch.setattr(same_images, "open", lambda path, mode: os.open(tmp_path / "gone", os.O_RDONLY), raising=False)
+    read_data(tmp_path, all_in_train())
+    assert "are also in" not in caplog.text
