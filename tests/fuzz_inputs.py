@@ -333,7 +333,7 @@ def make_image(rng: Random, folder: Path, sources: Sources) -> Input:
 
 def dicom_bytes(rng: Random) -> bytes:
     """Return a DICOM file of a random transfer syntax with up to two unexpected values in its header."""
-    from data.dicom_files import dicom
+    from data.dicom_files import compressed, dicom
     from pydicom.uid import (
         DeflatedExplicitVRLittleEndian,
         ExplicitVRLittleEndian,
@@ -350,7 +350,7 @@ def dicom_bytes(rng: Random) -> bytes:
     if syntax == DeflatedExplicitVRLittleEndian:
         data_set.file_meta.TransferSyntaxUID = syntax
     elif syntax is not None:
-        data_set.compress(syntax)
+        compressed(data_set, syntax)
     names = ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "SamplesPerPixel", "WindowCenter",
              "PhotometricInterpretation", "RescaleSlope", "PixelRepresentation", "WindowWidth")  # fmt: skip
     for name in rng.sample(names, rng.choice((0, 0, 1, 2))):

@@ -18,12 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from medcap.data.dicom_streams import INSTALL, check_inflation, check_stream
+from medcap.data.dicom_codecs import check_compression, decode_frame
+from medcap.data.dicom_colors import eight_bit_colors, palette_colors
+from medcap.data.dicom_streams import INSTALL, check_inflation
+from medcap.data.dicom_tags import PIXELS, TagError, complete_tags, element, integer
+from medcap.data.dicom_values import apply_modality, padding_mask, stored_values
+from medcap.data.dicom_windows import Window, file_shades, has_hounsfield_units
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 EXTENSIONS = (".dcm", ".dicom", ".ima")
+NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG")  # Modality of objects that are no images
+NO_IMAGE_CLASSES = (  # SOP classes with pixels that are no image: segmentations and a dose
+    "1.2.840.10008.5.1.4.1.1.66.4",
+    "1.2.840.10008.5.1.4.1.1.66.7",
+    "1.2.840.10008.5.1.4.1.1.481.2",
+)
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
@@ -41,18 +52,23 @@ def register_dicom() -> None:
     Image.register_extensions(DicomImageFile.format, list(EXTENSIONS))
 
 
+class NoImageError(ValueError):
+    """The file is DICOM, but not an image: a report, a plan, a segmentation, ..."""
+
+
 class DicomImageFile(ImageFile.ImageFile):
     """One frame of a DICOM file as 8-bit "L" or "RGB": the middle one or, after `seek(n)`, frame n (from 0).
 
-    Gray values are transformed in the order of PS3.4 N.2: modality LUT or rescale (PS3.3 C.11.1); VOI LUT or the
-    first window (C.11.2; LINEAR, LINEAR_EXACT or SIGMOID), else the range from min to max without padding
-    (C.7.5.1.1.2); inversion for MONOCHROME1 or a presentation LUT shape INVERSE (C.11.6). The functional groups of
-    enhanced multi-frame objects (C.7.6.16) apply to their frame. PALETTE COLOR and YBR become RGB; colors of more
-    than 8 bits are rescaled. Overlays are not drawn, and the pixel aspect ratio is ignored.
+    Gray values are transformed in the order of PS3.4 N.2: modality LUT or rescale (PS3.3 C.11.1); VOI LUT or window
+    (C.11.2; see `file_shades`), or the windows given to `use_windows`; inversion for MONOCHROME1 or a presentation LUT
+    shape INVERSE (C.11.6). Padding (C.7.5.1.1.2) is black. The functional groups of enhanced multi-frame objects
+    (C.7.6.16) apply to their frame. PALETTE COLOR and YBR become RGB; colors of more than 8 bits are rescaled.
+    Overlays are not drawn, and the pixel aspect ratio is ignored.
 
     Raises:
-        ValueError: The file has no image, no such frame, truncated pixel data, more pixels than
-            `Image.MAX_IMAGE_PIXELS`, or a compression that no installed package reads.
+        NoImageError: The file has no image.
+        ValueError: It has no such frame, truncated pixel data, more pixels than `Image.MAX_IMAGE_PIXELS`, tags that
+            contradict the pixels, or a compression that no installed package reads.
     """
 
     format = "DICOM"
@@ -70,16 +86,23 @@ class DicomImageFile(ImageFile.ImageFile):
             if not has_magic and "Rows" not in self._dataset:
                 raise SyntaxError("not a DICOM file, although its name says so")
             _check(self._dataset)
-            self.n_frames = _integer(self._dataset, "NumberOfFrames") or 1
-            self._size = (_integer(self._dataset, "Columns"), _integer(self._dataset, "Rows"))
+            self.n_frames = integer(self._dataset, "NumberOfFrames") or 1
+            self._size = (integer(self._dataset, "Columns"), integer(self._dataset, "Rows"))
         self._frame = self.n_frames // 2
         self._mode = "L" if _is_gray(self._dataset) else "RGB"
+        self._windows: tuple[Window, ...] = ()
         self._is_rendered = False
 
     @property
     def is_animated(self) -> bool:
         """Return whether there are several frames."""
         return self.n_frames > 1
+
+    @property
+    def has_burned_in_annotation(self) -> bool:
+        """Return whether the file says that text in its pixels may identify the patient."""
+        with _pydicom_silenced():
+            return element(self._dataset, "BurnedInAnnotation") == "YES"
 
     def tell(self) -> int:
         """Return the number of the frame, from 0."""
@@ -91,11 +114,28 @@ class DicomImageFile(ImageFile.ImageFile):
             raise ValueError(f"no frame {frame}: it has {self.n_frames}, counted from 0")
         self._frame, self._is_rendered = frame, False
 
+    def use_windows(self, windows: tuple[Window, ...]) -> None:
+        """Use one window, or one each for red, green and blue, instead of what the file says.
+
+        Raises:
+            ValueError: The file is in color, or the windows are in Hounsfield units and its values are not.
+        """
+        with _pydicom_silenced():
+            settings = _settings(self._dataset, self._frame)
+            is_hounsfield = has_hounsfield_units(settings, element(self._dataset, "Modality"))
+        if self._mode == "RGB":
+            raise ValueError("a window applies to grayscale, and this image is in color")
+        if not is_hounsfield and any(window.name for window in windows):
+            names = ",".join(window.name for window in windows)
+            raise ValueError(f"window {names} is in Hounsfield units, which only CT with a RescaleSlope has")
+        self._windows, self._is_rendered = windows, False
+        self._mode = "RGB" if len(windows) == 3 else "L"
+
     def load(self) -> Image.core.PixelAccess | None:
         """Decode the frame."""
         if not self._is_rendered:
             with _pydicom_silenced():
-                pixels = _render(self._dataset, self._frame)
+                pixels = _render(self._dataset, self._frame, self._windows)
             self.im = Image.fromarray(pixels).im
             self._size, self._is_rendered = (pixels.shape[1], pixels.shape[0]), True
         return Image.Image.load(self)
@@ -130,21 +170,29 @@ def _read(file: Any) -> Dataset:
 
 def _check(dataset: Dataset) -> None:
     """Raise ValueError for a file without an image, or with one that is too large or cannot be decompressed."""
-    names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-    if not any(name in dataset for name in names) or not dataset.get("Rows") or not dataset.get("Columns"):
-        raise ValueError(f"a DICOM file without an image ({_class_name(dataset.get('SOPClassUID'))})")
-    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
+    if not any(name in dataset for name in PIXELS) or not dataset.get("Rows") or not dataset.get("Columns"):
+        raise NoImageError(f"a DICOM file without an image ({_class_name(dataset.get('SOPClassUID'))})")
+    if element(dataset, "Modality") in NO_IMAGES or element(dataset, "SOPClassUID") in NO_IMAGE_CLASSES:
+        raise NoImageError(f"a DICOM file that is not an image ({_class_name(dataset.get('SOPClassUID'))})")
+    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     if rows * columns > (Image.MAX_IMAGE_PIXELS or np.inf):
         raise ValueError(f"{columns} x {rows} pixels are more than the {Image.MAX_IMAGE_PIXELS} allowed")
-    _check_compression(dataset)
+    _complete_syntax(dataset)
+    check_compression(dataset)
+    complete_tags(dataset)
 
 
-def _integer(dataset: Dataset, name: str) -> int:
-    """Return an element as an integer, 0 if it is absent. Raises ValueError without quoting the value."""
-    try:
-        return int(dataset.get(name) or 0)
-    except (TypeError, ValueError):
-        raise ValueError(f"invalid DICOM file: {name} is not an integer") from None
+def _complete_syntax(dataset: Dataset) -> None:
+    """Set a transfer syntax that is not stated to the one that pydicom has detected and read the file with."""
+    from pydicom import uid
+
+    if "TransferSyntaxUID" in dataset.file_meta:
+        return
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        raise TagError("TransferSyntaxUID is missing, and the pixels are compressed")
+    is_implicit, is_little = dataset.original_encoding
+    explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit
 
 
 def _class_name(uid: Any) -> str:
@@ -155,108 +203,38 @@ def _class_name(uid: Any) -> str:
     return name if name != str(uid or "") else "of unknown class"
 
 
-def _check_compression(dataset: Dataset) -> None:
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import ImplicitVRLittleEndian
-
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # PS3.5 section 10.1: the default
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not _is_encapsulated(syntax):
-        return
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise ValueError(f"compressed as {syntax.name} ({syntax}), which pydicom cannot read") from None
-    if not decoder.is_available:
-        readers = " or ".join(decoder.missing_dependencies)
-        raise ValueError(f"compressed as {syntax.name} ({syntax}), which needs a package: {INSTALL} ({readers})")
-
-
-def _is_encapsulated(syntax: Any) -> bool:
-    """Return whether pixels are compressed. Raises ValueError for an unknown syntax, without quoting it."""
-    try:
-        if syntax.name != str(syntax):
-            return bool(syntax.is_encapsulated)
-    except (AttributeError, ValueError):
-        pass
-    raise ValueError("invalid DICOM file: unknown transfer syntax")
-
-
-def _advice(dataset: Dataset) -> str:
-    """Return the packages that also read this compression and are not installed."""
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    missing = get_decoder(syntax).missing_dependencies if syntax.is_encapsulated else []
-    return f"; {syntax.name} ({syntax}) is also read by {' or '.join(missing)}" if missing else ""
-
-
 def _is_gray(dataset: Dataset) -> bool:
-    is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
-    return (_integer(dataset, "SamplesPerPixel") or 1) == 1 and not is_palette
+    return element(dataset, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
 
 
-def _render(dataset: Dataset, frame: int) -> NDArray[np.uint8]:
+def _render(dataset: Dataset, frame: int, windows: tuple[Window, ...]) -> NDArray[np.uint8]:
     """Return the frame (H, W) or (H, W, 3)."""
-    _check_size(dataset, frame)
     try:
-        return _displayed(dataset, frame)
+        pixels, bits = decode_frame(dataset, frame)
+        settings = _settings(dataset, frame)
+        values = stored_values(pixels, settings, bits)
+        if _is_gray(dataset):
+            return _gray(pixels, values, settings, element(dataset, "Modality"), windows)
+        return palette_colors(values, dataset) if values.ndim == 2 else eight_bit_colors(values, settings)
+    except TagError:
+        raise
     except Exception:  # the message may quote a tag
-        raise ValueError(f"its pixels cannot be decoded{_advice(dataset)}") from None
+        raise ValueError("its pixels cannot be decoded") from None
 
 
-def _check_size(dataset: Dataset, frame: int) -> None:
-    """Raise ValueError for fewer pixels, or more compressed pixels, than the tags state."""
-    rows, columns, frames = (_integer(dataset, name) for name in ("Rows", "Columns", "NumberOfFrames"))
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        stream = _stream(dataset, frame, frames or 1)
-        if not syntax.name.startswith("RLE"):  # RLE states no size, and expands a byte to at most 64
-            check_stream(stream, rows, columns)
-    elif "PixelData" in dataset and dataset.get("PhotometricInterpretation") != "YBR_FULL_422":
-        values = rows * columns * (_integer(dataset, "SamplesPerPixel") or 1) * (frames or 1)
-        if (size := len(dataset.PixelData)) < (expected := values * _integer(dataset, "BitsAllocated") // 8):
-            raise ValueError(f"its pixels cannot be decoded: {size:,} of {expected:,} bytes")
-
-
-def _stream(dataset: Dataset, frame: int, frames: int) -> bytes:
-    """Return the compressed frame, located as pydicom does. Raises ValueError for an invalid structure."""
-    from pydicom.encaps import get_frame
-    from pydicom.pixels import as_pixel_options
-
-    try:
-        table = as_pixel_options(dataset).get("extended_offsets")
-        if table and len(table[0]) != len(table[1]):
-            table = None
-        return get_frame(dataset.PixelData, frame, number_of_frames=frames, extended_offsets=table)
-    except Exception:
-        raise ValueError("its pixels cannot be decoded: the compressed data are invalid") from None
-
-
-def _displayed(dataset: Dataset, frame: int) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_color_lut, pixel_array
-
-    pixels = pixel_array(dataset, index=frame)  # (H, W) or (H, W, 3), YBR already RGB
-    if pixels.ndim == 2 and not _is_gray(dataset):
-        pixels = apply_color_lut(pixels, dataset)
-    if pixels.ndim == 3:
-        return _eight_bits(pixels, dataset)
-    settings = _settings(dataset, frame)
-    values = _windowed(pixels, settings)
-    is_inverse = str(settings.get("PresentationLUTShape", "")) == "INVERSE"
-    if is_inverse or dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = 1 - values
-    return np.rint(255 * values).astype(np.uint8)
-
-
-def _eight_bits(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """Rescale colors of more than 8 bits; those of a palette use all bits of their type."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
-    highest = np.iinfo(pixels.dtype).max if is_palette else 2 ** int(dataset.BitsStored) - 1
-    return np.rint(pixels * (255 / highest)).astype(np.uint8)
+def _gray(
+    pixels: NDArray[Any], stored: NDArray[Any], settings: Dataset, modality: Any, windows: tuple[Window, ...]
+) -> NDArray[np.uint8]:
+    """Return stored values (H, W) as displayed, or (H, W, 3) for three windows; padding is black."""
+    padding = padding_mask(pixels, stored, settings)
+    values = apply_modality(stored, settings)
+    channels = [window.shades(values) for window in windows] or [file_shades(values, padding, settings, modality)]
+    shades = np.stack(channels, axis=-1)
+    kind, shape = (element(settings, name) for name in ("PhotometricInterpretation", "PresentationLUTShape"))
+    if kind == "MONOCHROME1" or shape == "INVERSE":
+        shades = 1 - shades
+    shades[padding | np.isnan(values)] = 0
+    return np.rint(255 * (shades if len(channels) == 3 else shades[..., 0])).astype(np.uint8)
 
 
 def _settings(dataset: Dataset, frame: int) -> Dataset:
@@ -274,46 +252,3 @@ def _settings(dataset: Dataset, frame: int) -> Dataset:
             for item in list(group.get(name) or [])[:1]:
                 settings.update(item)
     return settings
-
-
-def _windowed(pixels: NDArray[Any], settings: Dataset) -> NDArray[np.float64]:
-    """Return the frame (H, W), 0 to 1."""
-    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
-
-    values = apply_modality_lut(pixels, settings).astype(np.float64)
-    if settings.get("VOILUTSequence"):
-        bits = int(settings.VOILUTSequence[0].LUTDescriptor[2])
-        return np.clip(apply_voi(values.astype(np.int64), settings) / (2**bits - 1), 0, 1)
-    if _has_window(settings):
-        ends = np.array([-1e12, 1e12])  # far outside the window: become its low and high output
-        windowed = apply_windowing(np.append(values.ravel(), ends), settings)
-        low, high = windowed[-2:]
-        return np.clip((windowed[:-2] - low) / (high - low), 0, 1).reshape(values.shape)
-    return _full_range(values, ~_padding(pixels, settings) & np.isfinite(values))
-
-
-def _has_window(settings: Dataset) -> bool:
-    """Return whether the first window is usable; some files have text, or a width of 0."""
-    try:
-        centre, width = (np.atleast_1d(settings[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
-        return np.isfinite(float(centre)) and float(width) >= 1 and settings.get("PixelRepresentation") is not None
-    except (KeyError, TypeError, ValueError, IndexError):
-        return False
-
-
-def _padding(pixels: NDArray[Any], settings: Dataset) -> NDArray[np.bool_]:
-    """Return a mask (H, W) of the padding."""
-    first = settings.get("PixelPaddingValue")
-    if first is None:
-        return np.zeros(pixels.shape, bool)
-    last = settings.get("PixelPaddingRangeLimit", first)
-    return (pixels >= min(first, last)) & (pixels <= max(first, last))
-
-
-def _full_range(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Scale the min and max of the values in `mask` to 0 and 1; a constant image is 0."""
-    if not mask.any():
-        return np.zeros(values.shape)
-    low, high = values[mask].min(), values[mask].max()
-    scaled = (np.nan_to_num(values, nan=low) - low) / (high - low) if high > low else np.zeros(values.shape)
-    return np.clip(scaled, 0, 1)

@@ -2,10 +2,11 @@
 
 import traceback
 
+import imagecodecs
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medcap.data.images import read_image
 
@@ -40,6 +41,28 @@ def dicom(pixels, syntax=ExplicitVRLittleEndian, **elements):
     for name, value in elements.items():
         setattr(data, name, value)
     return data
+
+
+def encapsulated(data, syntax, *streams):
+    """The file with compressed frames."""
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = pydicom.encaps.encapsulate(list(streams))
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    return data
+
+
+def compressed(data, syntax):
+    """The file, compressed without loss."""
+    if syntax == RLELossless:
+        data.compress(syntax)
+        return data
+    encode = {JPEG2000Lossless: lossless_jpeg_2000, JPEGLSLossless: imagecodecs.jpegls_encode}[syntax]
+    frames = data.pixel_array if int(data.get("NumberOfFrames", 1)) > 1 else [data.pixel_array]
+    return encapsulated(data, syntax, *map(encode, frames))
+
+
+def lossless_jpeg_2000(pixels, **options):
+    return imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, **options)
 
 
 def file_of(data, path):

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import SECRETS, U8, dicom, file_of, read_error, with_secrets
+from dicom_files import SECRETS, U8, compressed, dicom, file_of, read_error, with_secrets
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medcap.data.images import read_image
@@ -82,7 +82,7 @@ QUOTED = (
 def test_text_in_a_pixel_tag_is_not_quoted(tmp_path, name, syntax, capfd, caplog, recwarn):
     data = dicom(np.arange(4096, dtype=U8).reshape(64, 64), WindowCenter=30, WindowWidth=20)
     if syntax.is_encapsulated:
-        data.compress(syntax)
+        compressed(data, syntax)
     data.add_new(name, "LO", "Doe^Jane 1970")
     path, vr = file_of(data, tmp_path / "a.dcm"), pydicom.datadict.dictionary_VR(name).encode()
     recwarn.clear()  # messages of writing the file
