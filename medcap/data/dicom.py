@@ -68,7 +68,7 @@ class DicomImageFile(ImageFile.ImageFile):
     Raises:
         NoImageError: The file has no image.
         ValueError: It has no such frame, truncated pixel data, more pixels than `Image.MAX_IMAGE_PIXELS`, tags that
-            contradict the pixels, or a compression that no installed package reads.
+            contradict the pixels, or a compression that is not read.
     """
 
     format = "DICOM"

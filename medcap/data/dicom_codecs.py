@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from medcap.data.dicom_streams import INSTALL, StreamHeader, check_stream, has_color_transform
+from medcap.data.dicom_streams import StreamHeader, check_stream, has_color_transform
 from medcap.data.dicom_tags import TagError, element, integer
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _LOSSLESS = b"\xff\xc3"
 
 
 def check_compression(dataset: Dataset) -> None:
-    """Raise ValueError for a compression that medcap does not read, or only with a package that is not installed."""
+    """Raise ValueError for a compression that medcap does not read."""
     from pydicom.uid import RLELossless
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -28,10 +29,6 @@ def check_compression(dataset: Dataset) -> None:
         return
     if _codec(syntax) is None:
         raise ValueError(f"compressed as {syntax.name} ({syntax}), which medcap cannot read")
-    try:
-        import imagecodecs  # noqa: F401
-    except ImportError:
-        raise ValueError(f"compressed as {syntax.name} ({syntax}), which needs imagecodecs: {INSTALL}") from None
 
 
 def _is_encapsulated(syntax: Any) -> bool:
@@ -120,8 +117,6 @@ def _check_rle(stream: bytes, dataset: Dataset) -> None:
 
 
 def _decode(codec: str, stream: bytes, header: StreamHeader, dataset: Dataset) -> NDArray[Any]:
-    import imagecodecs
-
     kind = element(dataset, "PhotometricInterpretation")
     if codec == "jpeg":
         if header.channels == 3 and header.marker != _LOSSLESS:

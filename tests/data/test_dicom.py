@@ -221,13 +221,6 @@ def test_unreadable_file_raises_one_line(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
-def test_compression_without_package_raises(tmp_path, monkeypatch):
-    path = file_of(compressed(dicom(np.zeros((8, 8), U8)), JPEGLSLossless), tmp_path / "a.dcm")
-    monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(ValueError, match=r"JPEG-LS Lossless .*4\.80\), which needs imagecodecs: pip .*\[dicom\]"):
-        read_image(path)
-
-
 def test_missing_pydicom_raises_with_the_extra(tmp_path, monkeypatch):
     path = file_of(dicom(U8([[1]])), tmp_path / "a.dcm")
     genuine = builtins.__import__
