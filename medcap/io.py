@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from medcap.disk import writing
 from medcap.locks import lock_file
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are full-width = + - @
@@ -21,12 +22,19 @@ PARTIAL = ".part"  # suffix of an incomplete file or folder, which the next atte
 @contextmanager
 def atomic_file(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """Open a text file that is renamed to `path` at the end of the block, and removed after an error."""
+    with atomic_path(path) as part, part.open("w", encoding="utf-8", newline=newline) as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield the path of a file that is renamed to `path` at the end of the block, and removed after an error."""
     part = path.with_name(path.name + PARTIAL)
     try:
-        with part.open("w", encoding="utf-8", newline=newline) as file:
-            yield file
-        fsync(part)
-        part.replace(path)
+        with writing(path):
+            yield part
+            fsync(part)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -122,7 +130,8 @@ def new_folder(to: Path) -> Iterator[Path]:
             raise FileExistsError(f"{to} exists and is never overwritten; name another folder")
         part = staging_folder(target)
         try:
-            yield part
-            commit_folder(part, target)
+            with writing(to):
+                yield part
+                commit_folder(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -17,6 +17,8 @@ from datetime import timedelta
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
+from medcap.disk import MAKE_SPACE, DiskFullError, disk_full
+
 TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may quote the headers of a request
 MIN_TOKEN = 8  # characters; a shorter value, such as "true", is also an ordinary word
 _SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")
@@ -62,6 +64,8 @@ def report_errors(debug: bool = False) -> Iterator[None]:
             raise
         if _is_first_failure():
             advice = "" if isinstance(error, _USER_ERRORS) and str(error) else f" ({ADVICE})"
+            if disk_full(error) and not isinstance(error, DiskFullError):  # of a library, such as in its cache
+                advice = f". Please {MAKE_SPACE}, then run the same command again"
             sys.stderr.write(f"medcap: error: {error_line(error)}{advice}\n")
         sys.exit(2 if type(error).__name__ == "RecipeError" else 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import BlipForConditionalGeneration
 
@@ -95,3 +95,8 @@ def trainable_names(model: PeftModel) -> list[str]:
 def base_model(model: nn.Module) -> BlipForConditionalGeneration:
     """Return the model without its PEFT wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def adapter_bytes(model: PeftModel) -> int:
+    """Return the size of the adapter's weights."""
+    return sum(weight.nbytes for weight in get_peft_model_state_dict(model).values())

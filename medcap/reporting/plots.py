@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medcap.data.images import load_image
+from medcap.io import atomic_path
 
 CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
 DPI = 110
@@ -21,7 +22,8 @@ DPI = 110
 
 def write_png(path: Path, figure: Figure) -> None:
     """Write a figure without metadata, so that equal figures are equal files."""
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    with atomic_path(path) as part:
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
 
 
 def write_sample_sheet(path: Path, rows: Dataset, columns: Mapping[str, Sequence[str]], count: int = 12) -> None:

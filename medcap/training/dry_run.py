@@ -30,9 +30,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from medcap.data.captions import TokenizedCaptions
 from medcap.data.selection import check_images
+from medcap.disk import nearest_folder
 from medcap.logs import error_line
 from medcap.recipe import Recipe, RecipeError
-from medcap.training.plan import Timing, nearest_folder
+from medcap.training.plan import Timing
 
 DECODED = 256  # images of each split that a dry run decodes; a run, and `medcap data audit`, decode all
 

@@ -11,19 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import Seq2SeqTrainingArguments
 
+from medcap.disk import folder_bytes, megabytes, nearest_folder
 from medcap.modeling.feature_cache import caching_obstacle, feature_shape
 from medcap.modeling.feature_store import default_folder
 from medcap.modeling.lora import trainable_names, trainable_summary
 from medcap.recipe import Recipe, RecipeError
 from medcap.recipe.learning_rate import scheduler_fault
-
-
-def nearest_folder(path: Path) -> Path:
-    """Return `path`, or its nearest parent that exists. Raises NotADirectoryError if that is a file."""
-    nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{path} cannot be created: {nearest} is a file")
-    return nearest
 
 
 @dataclass(frozen=True)
@@ -108,16 +101,6 @@ class DiskSpace:
         """Raise OSError if the disk is too small."""
         if self.needed > self.free:
             raise OSError(f"the disk is too small: the run needs {self}; free some space, or lower save_total_limit")
-
-
-def megabytes(size: int) -> str:
-    """Return bytes as text in MB, or in GB from 1 GB on."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files in `folder`."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Schedule) -> DiskSpace:

@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, seed_worker
 
+from medcap.disk import DiskFullError, disk_full, folder_bytes, full_disk_line
 from medcap.io import PARTIAL, commit_folder, remove_folder, write_text
 from medcap.logs import error_line, named_errors
 from medcap.private_hooks import check_hooks
@@ -198,9 +199,12 @@ class ResumableTrainer(Seq2SeqTrainer):
                 commit_folder(staging, final)
         except Exception as error:  # safetensors and torch raise their own errors for a full disk
             shutil.rmtree(staging, ignore_errors=True)
-            last = checkpoints(run)
-            advice = f"{last[0].name} is unchanged: the same command resumes from it" if last else "there is none yet"
-            raise OSError(f"{final} could not be written: {error_line(error)}; {advice}") from error
+            last = next(iter(checkpoints(run)), None)
+            then = f"resume with the same command: {last.name} is unchanged" if last else "start again"
+            if reason := disk_full(error):
+                needed = folder_bytes(last) if last else None
+                raise DiskFullError(full_disk_line(final, reason, needed, then)) from error
+            raise OSError(f"{final} could not be written: {error_line(error)}; {then}") from error
         self.remove_superseded(final)
         self.superseded = [final] if self.pending else []
         self.accelerator.wait_for_everyone()

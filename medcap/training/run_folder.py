@@ -14,9 +14,11 @@ from datasets import DatasetDict
 from transformers.trainer_callback import TrainerState
 
 from medcap.data.selection import drop_counts, fingerprint, image_fingerprint
+from medcap.disk import writing
 from medcap.environment import environment
 from medcap.io import commit_folder, staging_folder, write_json
 from medcap.modeling.blip import weights_sha256
+from medcap.modeling.lora import adapter_bytes
 from medcap.modeling.precision import precision_name
 from medcap.recipe import Recipe, RecipeError, read_recipe
 from medcap.training.checkpoints import CHECKSUMS, STATE, checkpoint_of, checkpoints, find_damage_for_resume
@@ -88,10 +90,14 @@ def remove_leftovers(run: Path) -> None:
 def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe) -> None:
     """Write the adapter, processor, generation config and recipe to `folder`, atomically and without pickled files."""
     part = staging_folder(folder)
-    for saved in (adapted.model, adapted.processor, adapted.generation_config):
-        saved.save_pretrained(part)
-    recipe.save(part / "recipe.yaml")
-    commit_folder(part, folder)
+    try:
+        with writing(folder, adapter_bytes(adapted.model), "run the same command again: it resumes and writes it"):
+            for saved in (adapted.model, adapted.processor, adapted.generation_config):
+                saved.save_pretrained(part)
+            recipe.save(part / "recipe.yaml")
+            commit_folder(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def describe(data: DatasetDict) -> dict[str, Any]:

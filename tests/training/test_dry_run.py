@@ -16,10 +16,11 @@ import yaml
 from conftest import write_recipe
 from torch.utils.data import DataLoader
 
+from medcap.disk import folder_bytes, nearest_folder
 from medcap.recipe import CaptionTrainingArguments, RecipeError, read_recipe
 from medcap.training import plan, setup
 from medcap.training.dry_run import DECODED, check_reporters, dry_run_rows, evenly_spaced
-from medcap.training.plan import DiskSpace, Schedule, Timing, check_steps, duration, nearest_folder
+from medcap.training.plan import DiskSpace, Schedule, Timing, check_steps, duration
 from medcap.training.trainer import CaptionTrainer
 
 
@@ -62,7 +63,7 @@ def test_plan_holds_memory_disk_time_and_a_caption(planned):
 
 
 def test_planned_disk_space_agrees_with_the_run(planned, trained_run):
-    used = sum(plan.folder_bytes(trained_run.folder / f"checkpoint-{step}") for step in (3, 6))
+    used = sum(folder_bytes(trained_run.folder / f"checkpoint-{step}") for step in (3, 6))
     text = next(part for part in planned[0].split("(") if part.startswith("2 checkpoints"))
     planned_bytes = float(text.split(" checkpoints ")[1].split(" MB")[0]) * 1e6
     assert planned_bytes == pytest.approx(used, rel=0.1)
