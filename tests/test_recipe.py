@@ -123,6 +123,9 @@ NOT_RECIPES = {
     "a list": (b"- lora_r\n", "got list"),
     "a number for a key": (b"1: 2\n", "a recipe is a list"),
     "broken YAML": (b"lora_r: [1\n", "not a YAML file"),
+    "a key twice": (b"lora_r: 1\nseed: 2\nlora_r: 3\n", "the key 'lora_r' is there twice; remove one"),
+    "too many lines": (b"a: 1\n" * 10_001, "not a recipe: more than 10,000 lines and commas"),
+    "too large": (b"#" * 2_000_001, "not a recipe: larger than 2 MB"),
     "not UTF-8": (b"prompt: \xff\n", "not a YAML file"),
 }
 

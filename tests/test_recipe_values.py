@@ -68,6 +68,7 @@ REFUSED = {
     "parts of an evaluation": ({"eval_do_concat_batches": False}, "eval_do_concat_batches must be true"),
     "no captions": ({"prediction_loss_only": True}, "prediction_loss_only must be false"),
     "no generation": ({"predict_with_generate": False}, "predict_with_generate must be true"),
+    "kernels of other models": ({"use_liger_kernel": True}, "use_liger_kernel must be false"),
     "metrics of batches": ({"batch_eval_metrics": True}, "batch_eval_metrics must be false"),
     "fp16 on a CPU": ({"precision": "fp16"}, "precision is fp16, which needs a GPU"),
     "fp16 of the Trainer": ({"fp16": True}, "precision is fp16, which needs a GPU"),

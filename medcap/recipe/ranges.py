@@ -94,6 +94,7 @@ FIXED: dict[str, tuple[bool, str]] = {
     "predict_with_generate": (True, "every evaluation generates captions and scores them"),
     "eval_do_concat_batches": (True, "the captions of all images are scored together"),
     "batch_eval_metrics": (False, "the captions of all images are scored together"),
+    "use_liger_kernel": (False, "its kernels are not made for BLIP"),
     "restore_callback_states_from_checkpoint": (True, "a resumed run counts the evaluations without improvement"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,6 +21,7 @@ from medcap.recipe.values import convert, key_types
 
 COMMAND_LINE = "command line"
 REQUIRED = ("data_dir", "model_name_or_path", "output_dir")
+MAX_BYTES, MAX_ITEMS = 2_000_000, 10_000  # PyYAML reads about 10,000 items per second
 MAX_BRACKETS = 1000  # the time PyYAML needs grows with the square of the nesting depth
 
 
@@ -66,24 +68,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Aliases (`*name`) are refused because a few lines of them can expand to more text than memory holds.
 
     Raises:
-        RecipeError: the file cannot be read or is not a mapping with text keys.
+        RecipeError: the file cannot be read, is too large, has a key twice, or is not a mapping with text keys.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RecipeError(f"{path}: not a recipe: larger than {MAX_BYTES / 1e6:g} MB")
+        text = content.decode("utf-8")
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise RecipeError(f"{path}: not a recipe: more than {MAX_BRACKETS:,} brackets")
+        if text.count("\n") + text.count(",") > MAX_ITEMS:
+            raise RecipeError(f"{path}: not a recipe: more than {MAX_ITEMS:,} lines and commas")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: repeat the value instead")
-        content = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+        values = None if root is None else loader.construct_document(root)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except RecursionError:
         raise RecipeError(f"{path}: not a recipe: values are nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise RecipeError(f"{path}: a recipe is a list of `key: value` lines, got {type(content).__name__}")
-    return content
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RecipeError(f"{path}: a recipe is a list of `key: value` lines, got {type(values).__name__}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise RecipeError(f"{path}: the key {twice[0]!r} is there twice; remove one")
+    return values
 
 
 def _read_options(arguments: list[str]) -> dict[str, Any]:
