@@ -7,6 +7,7 @@ contains the value of a tag that does not describe pixels: it could identify the
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import warnings
@@ -28,6 +29,7 @@ from medcap.data.dicom_windows import Window, file_shades, has_hounsfield_units
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+logger = logging.getLogger(__name__)
 EXTENSIONS = (".dcm", ".dicom", ".ima")
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG")  # Modality of objects that are no images
 NO_IMAGE_CLASSES = (  # SOP classes with pixels that are no image: segmentations and a dose
@@ -86,6 +88,8 @@ class DicomImageFile(ImageFile.ImageFile):
             if not has_magic and "Rows" not in self._dataset:
                 raise SyntaxError("not a DICOM file, although its name says so")
             _check(self._dataset)
+            if element(self._dataset, "BurnedInAnnotation") == "YES":
+                _warn_of_text(name)
             self.n_frames = integer(self._dataset, "NumberOfFrames") or 1
             self._size = (integer(self._dataset, "Columns"), integer(self._dataset, "Rows"))
         self._frame = self.n_frames // 2
@@ -97,12 +101,6 @@ class DicomImageFile(ImageFile.ImageFile):
     def is_animated(self) -> bool:
         """Return whether there are several frames."""
         return self.n_frames > 1
-
-    @property
-    def has_burned_in_annotation(self) -> bool:
-        """Return whether the file says that text in its pixels may identify the patient."""
-        with _pydicom_silenced():
-            return element(self._dataset, "BurnedInAnnotation") == "YES"
 
     def tell(self) -> int:
         """Return the number of the frame, from 0."""
@@ -139,6 +137,34 @@ class DicomImageFile(ImageFile.ImageFile):
             self.im = Image.fromarray(pixels).im
             self._size, self._is_rendered = (pixels.shape[1], pixels.shape[0]), True
         return Image.Image.load(self)
+
+
+def read_windowed(data: bytes, name: str, frame: int | None, windows: tuple[Window, ...]) -> Image.Image:
+    """Return the RGB image of a grayscale DICOM file in one window, or one each for red, green and blue.
+
+    Args:
+        data: The content of the file.
+        name: Its name, whose extension identifies a DICOM file without preamble.
+        frame: Number of the frame, from 0; default: the middle one.
+        windows: One window, or three.
+
+    Raises:
+        ValueError: As `DicomImageFile` and its `use_windows`; the file is not DICOM.
+    """
+    file = io.BytesIO(data)
+    file.name = name
+    try:
+        image = DicomImageFile(file)
+    except SyntaxError:
+        raise ValueError("a window applies to DICOM files, and this is another image") from None
+    image.seek(image.tell() if frame is None else frame)
+    image.use_windows(windows)
+    return image.convert("RGB")
+
+
+@functools.cache  # once per file: training reads it every epoch
+def _warn_of_text(name: str) -> None:
+    logger.warning("%s: BurnedInAnnotation is YES: text in its pixels may identify the patient", name or "DICOM file")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from medcap.data import raster
-from medcap.data.dicom import is_dicom, register_dicom
+from medcap.data.dicom import is_dicom, read_windowed, register_dicom
+from medcap.data.dicom_windows import Window
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers.image_processing_utils import BaseImageProcessor
@@ -83,7 +84,9 @@ def load_image(entry: Image.Image | Mapping[str, Any] | bytes | str | os.PathLik
     return _decode(_read_entry(entry))
 
 
-def read_image(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
+def read_image(
+    path: str | os.PathLike[str], frame: int | None = None, windows: tuple[Window, ...] = ()
+) -> Image.Image:
     """Return the RGB image in a file, or in a zip: `zip://member::/path/archive.zip` as in `datasets` and fsspec.
 
     Each process opens a zip once; `datasets` opens it again for every image. The format is detected by content.
@@ -91,12 +94,13 @@ def read_image(path: str | os.PathLike[str], frame: int | None = None) -> Image.
     Args:
         path: Path or URL.
         frame: Number of the frame, from 0; default: the middle one of a DICOM file, else the first.
+        windows: One window, or one each for red, green and blue, of a grayscale DICOM file, instead of its own.
 
     Raises:
         ValueError: The file is missing, truncated, not an image, has no such frame, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`. The message is one line with path and cause.
     """
-    return _decode(_read_entry(path), frame)
+    return _decode(_read_entry(path), frame, windows)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -132,11 +136,13 @@ def _open_zip(archive: str, pid: int, modified: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def _decode(content: _Content, frame: int | None = None) -> Image.Image:
+def _decode(content: _Content, frame: int | None = None, windows: tuple[Window, ...] = ()) -> Image.Image:
     if isinstance(content, Image.Image):
         return to_rgb(content)
     data, name = content
     with _errors_named(name):
+        if windows:
+            return read_windowed(data, name, frame, windows)
         register_dicom()
         return raster.decode_rgb(data, name, frame, FORMATS)
 
