@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: $(STAMP)  ## run the end-to-end demo offline, in minutes; leaves the folder quickstart/
+quickstart: $(STAMP)  ## run the end-to-end demo offline, in minutes, or resume it; leaves the folder quickstart/
 	$(BIN)/medcap quickstart
 
 # one thread for each of pytest's workers: with more, two workers on two cores take three times as long

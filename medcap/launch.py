@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -81,6 +82,20 @@ def _read_config(path: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
         raise ValueError(f"--accelerate {path}: not a config of accelerate, which is a YAML mapping") from None
+
+
+def run_training(command: list[str], stdout: Any = None) -> int:
+    """Run the command of `launch_command` and return its exit status.
+
+    Ctrl-C and SIGUSR1 do not end this process nor the launcher, which inherits this: training handles them, and exits
+    with a checkpoint.
+    """
+    earlier = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        return subprocess.run(command, stdout=stdout, check=False).returncode
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:

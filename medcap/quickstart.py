@@ -8,18 +8,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from medcap import __version__
 from medcap.data.detokenize import detokenize
 from medcap.data.images import load_image
+from medcap.data.tables import read_column
 from medcap.evaluation.compare import compare
 from medcap.evaluation.evaluate import evaluate
+from medcap.evaluation.folder import METRICS, evaluation_folder
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
-from medcap.io import read_json
-from medcap.launch import launch_command, shipped_folder
+from medcap.io import PARTIAL, new_folder, read_json, remove_folder, write_text
+from medcap.launch import launch_command, run_training, shipped_folder
+from medcap.locks import LOCK, lock_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
 from medcap.publish.release import build_release
@@ -29,6 +34,7 @@ from medcap.reporting.tables import differences_text, text_table, write_comparis
 
 BASE_NAME = "without fine-tune"
 RECIPES = {"4 epochs": "4-epochs.yaml", "6 epochs": "6-epochs.yaml"}
+SEED = 0
 MARK = "made-by-medcap-quickstart"
 
 
@@ -45,24 +51,37 @@ class Sizes:
 SHORT = Sizes(train=96, valid=16, test=24, overrides=("--num_train_epochs", "1"))
 
 
-def quickstart(out: Path, *, short: bool = False) -> None:
-    """Run the end-to-end demo.
+def quickstart(out: Path, *, short: bool = False, overwrite: bool = False) -> None:
+    """Run the end-to-end demo, or what is missing of an earlier one in the same folder.
 
     Args:
-        out: New or empty folder, or the folder of an earlier quickstart, which is replaced. It will contain data/,
-            base/, run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and
+        out: New or empty folder, or the folder of an earlier quickstart. It will contain data/, base/,
+            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and
             release/.
         short: Use few images and train for one epoch.
+        overwrite: Remove what an earlier quickstart wrote, and start again.
+
+    Raises:
+        FileExistsError: `out` has other files, or was written with other options or by another version of medcap.
     """
+    with lock_folder(out):
+        _prepare_folder(out, {"medcap": __version__, "short": short, "seed": SEED}, overwrite)
+        _run(out, short)
+
+
+def _run(out: Path, short: bool) -> None:
     started, sizes = time.monotonic(), SHORT if short else Sizes()
-    _prepare_folder(out)
     _heading("1. Write a data set of phantom images in the layout of ROCOv2")
-    write_phantom(out / "data", train=sizes.train, valid=sizes.valid, test=sizes.test, seed=0)
+    if not _is_complete(out / "data"):
+        write_phantom(out / "data", train=sizes.train, valid=sizes.valid, test=sizes.test, seed=SEED)
     _heading("2. Copy the tiny base model, a BLIP not trained on radiology")
-    shutil.copytree(TINY_BASE, out / "base")
+    if not _is_complete(out / "base"):
+        with new_folder(out / "base") as part:
+            shutil.copytree(TINY_BASE, part, dirs_exist_ok=True)
     for name, recipe in RECIPES.items():
         _heading(f"3. Fine-tune: {name}")
-        _train(out, name, recipe, sizes)
+        if not _is_complete(_folder(out, "run", name) / "adapter"):
+            _train(out, name, recipe, sizes)
     _heading("4. Evaluate on the test split")
     split = load_split(str(out / "data"), "test")
     captions = {name: _evaluate(out, name, split, baselines=name == BASE_NAME) for name in [BASE_NAME, *RECIPES]}
@@ -70,12 +89,10 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     write_comparison(out / "comparison.md", comparison)
     _heading("5. Build a release and load it without medcap")
     last = list(RECIPES)[-1]
-    release = build_release(
-        _folder(out, "run", last),
-        out / "release",
-        evaluation=_folder(out, "eval", last),
-        comparison=out / "comparison.json",
-    )
+    release = out / "release"
+    if not _is_complete(release):
+        evaluation, comparison_file = _folder(out, "eval", last), out / "comparison.json"
+        build_release(_folder(out, "run", last), release, evaluation=evaluation, comparison=comparison_file)
     checked = check_release(out / "base", release, split, captions[last])
     shutil.copyfile(_folder(out, "eval", last) / "report.html", out / "report.html")
     curves = {name: read_curve(_folder(out, "run", name) / "metrics.jsonl") for name in RECIPES}
@@ -93,13 +110,27 @@ def quickstart(out: Path, *, short: bool = False) -> None:
     print(f"Caption an image of your own with\n  medcap caption IMAGE --model {out / 'release'}")
 
 
-def _prepare_folder(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARK).exists():
-            raise FileExistsError(f"{out} is not empty and was not made by quickstart; name another folder with --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).touch()
+def _prepare_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Check that what `out` holds has the same settings, or remove it, and what a kill left incomplete."""
+    mark, files = out / MARK, [path for path in out.iterdir() if path.name not in (MARK, LOCK)]
+    if files and not mark.exists():
+        raise FileExistsError(f"{out} is not empty and was not made by quickstart; name another folder with --out")
+    if files and not overwrite and mark.read_text(encoding="utf-8") != json.dumps(settings):
+        raise FileExistsError(
+            f"{out} was made by quickstart of another version of medcap or with other options: name another folder "
+            "with --out, or replace it with --overwrite"
+        )
+    for path in files:
+        if overwrite or path.name.endswith(PARTIAL):
+            remove_folder(path) if path.is_dir() else path.unlink()
+    write_text(mark, json.dumps(settings))
+
+
+def _is_complete(folder: Path) -> bool:
+    """Return whether an earlier quickstart completed `folder`, which was then renamed to its name."""
+    if is_complete := folder.exists():
+        sys.stderr.write(f"{folder} is complete\n")
+    return is_complete
 
 
 def _heading(text: str) -> None:
@@ -122,20 +153,27 @@ def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
     arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))] + [*sizes.overrides]
     command = "accelerate launch scripts/train.py " + " ".join(arguments)
     sys.stderr.write(f"$ {command}\n")
-    if subprocess.run(launch_command(arguments, "cpu"), stdout=sys.stderr, check=False).returncode:
+    status = run_training(launch_command(arguments, "cpu"), stdout=sys.stderr)
+    if status > 128:  # a signal; training has said that it resumes
+        sys.exit(status)
+    if status:
         raise RuntimeError(f"training failed, see above; the command was {command}")
 
 
 def _evaluate(out: Path, name: str, split: Split, *, baselines: bool) -> list[str]:
     """Evaluate one system with the generation settings of the recipes and return its captions."""
+    folder = _folder(out, "eval", name)
+    if _is_complete(folder / METRICS):
+        return list(read_column(folder / "predictions.csv", "Caption").values())
     saved = read_json(_folder(out, "run", list(RECIPES)[-1]) / "adapter" / "generation_config.json")
     settings = {key: saved[key] for key in ("num_beams", "max_new_tokens", "no_repeat_ngram_size")}
     model = out / "base" if name == BASE_NAME else _folder(out, "run", name) / "adapter"
     captioner = load_captioner(str(model), generation=settings)
     captioner = captioner.with_cache(str(out / "features"), len(split.rows) + split.training_images)
-    folder = _folder(out, "eval", name)
-    evaluation = evaluate(captioner, split, folder, name=name, batch_size=50, baselines=baselines)
-    write_page(folder / "report.html", evaluation, split.rows)
+    with evaluation_folder(folder, {"quickstart": name}) as new:
+        staging = new.start(captioner, split)
+        evaluation = evaluate(captioner, split, staging, name=name, batch_size=50, baselines=baselines)
+        write_page(staging / "report.html", evaluation, split.rows)
     return evaluation.captions
 
 

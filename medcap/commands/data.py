@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, layout_from_args, layout_options
+from medcap.commands.options import add_command, layout_from_args, layout_options, overwrite_option
 
 
 def add_commands(commands: Any) -> None:
     """Add `quickstart`, and `data` with `phantom`, `download` and `audit`."""
     quickstart = add_command(commands, "quickstart", _quickstart, "run the end-to-end demo offline on phantom images")
     quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
+    overwrite_option(quickstart, "an earlier quickstart, which is resumed otherwise,")
     quickstart.add_argument("--short", action="store_true", help="few images and one epoch, to check that it runs")
 
     data = add_command(commands, "data", None, "create, download and audit data sets").add_subparsers(
@@ -45,7 +46,7 @@ def add_commands(commands: Any) -> None:
 def _quickstart(args: argparse.Namespace) -> None:
     from medcap.quickstart import quickstart
 
-    quickstart(args.out, short=args.short)
+    quickstart(args.out, short=args.short, overwrite=args.overwrite)
 
 
 def _phantom(args: argparse.Namespace) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
-from medcap.launch import launch_command
+from medcap.launch import launch_command, run_training
 
 
 def train(arguments: list[str]) -> int:
@@ -27,13 +25,7 @@ def train(arguments: list[str]) -> int:
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"medcap: error: {error}\n")
         return 2
-    # the launcher inherits this and waits too; training handles both signals and exits with a checkpoint
-    earlier = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
-    try:
-        return subprocess.run(command, check=False).returncode
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+    return run_training(command)
 
 
 def _has_cuda() -> bool:
