@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from medcap.data.tables import check_ids, read_table
 
 _GAP = r"[\s/_\u00ad\u2010-\u2015\u2212-]*"
 _CC = re.compile(rf"\bCC{_GAP}(0(?!\d)|BY(?:{_GAP}(?:NC|ND|SA))*)(?![a-z])", re.IGNORECASE)
-_NON_COMMERCIAL = re.compile(
-    r"\bnon\W?profit\b|\b(research|academic|educational|personal|private)\b.{0,20}\bonly\b"
-    r"|\bonly\b.{0,20}\b(research|academic|educational|personal|private)\b"
-    r"|\b(no|not|non|except|without|exclud\w*|prohibit\w*|forbid\w*|restrict\w*)\b.*\bcommercial"
-    r"|\bcommercial\w*\b.*\b(no|not|except|exclud\w*|prohibit\w*|forbid\w*|restrict\w*|permission)\b",
+_NOT = r"\b(?:no|not|non|nicht|except|without|exclud\w*|prohibit\w*|forbid\w*|restrict\w*)\b"
+_USES = r"\b(?:research|academic|scientific|educational|teaching|personal|private)\b"
+_NON_COMMERCIAL = re.compile(  # a missed one would be dangerous
+    rf"{_NOT}.*\b[ck]omm?er[cz]i|\bcomm?ercial\w*\b.*(?:{_NOT}|\bpermission\b)|\bprofit\b"
+    rf"|{_USES}.{{0,20}}\b(?:use|uses|purposes?|only)\b|\bonly\b.{{0,20}}{_USES}|\bacademic research\b",
     re.IGNORECASE | re.DOTALL,
 )
+_NO_CHANGES = re.compile(r"\b(?:no|without) (?:modif|adapt|alter)|\bunmodified\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"(?<![^\W_])(NC|ND)(?![^\W_])", re.IGNORECASE)  # "CC BY 4.0, NC"
 _CITATION = re.compile(r"\[[^]]*\]")  # "[Nc, Nd (2020)]": names of authors
 _RESERVED = re.compile(r"\brights reserved\b|\b(with|by) permission\b", re.IGNORECASE)
@@ -26,8 +28,8 @@ _LONG_NAMES = {  # a missed one would be dangerous: CC BY-NonCommercial is not C
     re.compile(rf"\b{name}", re.IGNORECASE): short
     for name, short in {
         r"creativecommons\.org/licenses/": "CC ", r"creativecommons\.org/publicdomain/zero": "CC0",
-        rf"creative{_GAP}commons": "CC", r"attribution": "BY", rf"non{_GAP}commercial\w*": "NC",
-        rf"non?{_GAP}deriv[a-z]*": "ND", rf"share{_GAP}alike": "SA",
+        rf"creative{_GAP}commons": "CC", r"attribution": "BY", rf"non{_GAP}com(?:m?er[ci]+al\w*|m?\b)": "NC",
+        r"n\.\s?c\b\.?": "NC", rf"non?{_GAP}deriv[a-z]*": "ND", rf"share{_GAP}alike": "SA",
     }.items()
 }  # fmt: skip
 _PUBLIC_DOMAIN = re.compile(r"\bpublic domain\b", re.IGNORECASE)
@@ -71,12 +73,15 @@ def license_of(attribution: str) -> str | None:
     Of several licenses and clauses, the strictest are combined: "CC BY 4.0 (Non-Commercial)" is "CC BY-NC". None if
     the text also reserves rights. Long names are recognized ("Creative Commons Attribution-NonCommercial 4.0").
     """
+    attribution = unicodedata.normalize("NFKC", attribution)
     for name, short in _LONG_NAMES.items():
         attribution = name.sub(short, attribution)
     licenses = [set(re.findall(r"0|BY|NC|ND|SA", found[1].upper())) for found in _CC.finditer(attribution)]
     clauses = {found.upper() for found in _CLAUSE.findall(_CITATION.sub(" ", attribution))}
     if _NON_COMMERCIAL.search(attribution):
         clauses.add("NC")
+    if _NO_CHANGES.search(attribution):
+        clauses.add("ND")
     if _RESERVED.search(attribution) or not (licenses or _PUBLIC_DOMAIN.search(attribution)):
         return None
     parts = set().union(clauses, *licenses)
