@@ -122,7 +122,7 @@ def _load_dataset(name: str) -> DatasetDict:
         return load_dataset(name)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"{advice} ({error_line(error)})") from error
-    except (DatasetBuildError, ValueError) as error:  # ValueError: from pyarrow, without the name
+    except (DatasetBuildError, ValueError, OSError) as error:  # the last two: from pyarrow, without the name
         raise ValueError(f"{name}: {error_line(error.__cause__ or error)}") from error
 
 

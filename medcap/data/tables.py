@@ -107,14 +107,22 @@ def table_columns(table: pyarrow.Table, source: object) -> dict[str, list[Any]]:
     """Return {column: values}. Raises ValueError, with `source`, column and row, for a text that is not in UTF-8."""
     try:
         return dict(table.to_pydict())
-    except UnicodeDecodeError:
-        for name in table.column_names:
-            for row, value in enumerate(table[name], 1):
-                try:
-                    value.as_py()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{source}: {name} is not in UTF-8 ({error.reason}, row {row})") from error
-        raise
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: {_undecodable(table)} is not in UTF-8 ({error.reason})") from error
+
+
+def _undecodable(table: pyarrow.Table) -> str:
+    """Return where the first text is that cannot be decoded."""
+    for number in range(table.num_columns):
+        row, name = 0, ""
+        try:
+            name = table.schema.field(number).name
+            for value in table.column(number):
+                row += 1
+                value.as_py()
+        except UnicodeDecodeError:
+            return f"{name} of row {row}" if name else f"the name of column {number + 1}"
+    return "a text"
 
 
 def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
@@ -152,6 +160,6 @@ def check_ids(ids: Sequence[str], source: object) -> None:
 
 
 def list_some(names: Sequence[str]) -> str:
-    """Return the first five names and the number of the others."""
+    """Return the first five names, on one line, and the number of the others."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(name.replace("\r", "\\r").replace("\n", "\\n") for name in names[:5]) + more

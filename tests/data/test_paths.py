@@ -85,7 +85,7 @@ NO_IMAGES = {
     "no rows": ({"image": pyarrow.array([], pyarrow.string())}, r"train\.parquet: there is no row$"),
     "Latin-1": (
         {"image": ["a.png"], "caption": pyarrow.array([b"\xe9"]).view(pyarrow.string())},
-        r"split train: caption is not in UTF-8 \(.*, row 1\)$",
+        r"split train: caption of row 1 is not in UTF-8 \(.*\)$",
     ),
 }
 

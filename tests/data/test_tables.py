@@ -144,3 +144,16 @@ def test_ids_with_dots_and_spaces_are_valid():
 def test_list_some_has_five_names():
     assert list_some(list("abcde")) == "a, b, c, d, e"
     assert list_some(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert list_some(["a\r\nb"]) == r"a\r\nb"
+
+
+def test_parquet_texts_in_another_encoding_are_named(tmp_path):
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": ["x", "y"], "caption": ["c", "axial \u00e9"]}), path)
+    for found, wrong, message in (
+        ("axial \u00e9".encode(), b"axial \xe9x", r"caption of row 2 is not in UTF-8 \("),
+        (b"caption", b"capti\xe9n", r"the name of column 2 is not in UTF-8 \("),
+    ):
+        path.write_bytes(path.read_bytes().replace(found, wrong))
+        with pytest.raises(ValueError, match=rf"p\.parquet: {message}"):
+            read_parquet(path)
