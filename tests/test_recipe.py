@@ -324,7 +324,7 @@ def test_help_all_shows_every_key():
 
 NOT_PUSHED = {
     "no evaluation": ('eval_strategy: "no"\nload_best_model_at_end: false\n', "eval_strategy is 'no'"),
-    "steps": ("eval_strategy: steps\nsave_strategy: steps\n", "eval_strategy is 'steps'"),
+    "steps": ("eval_strategy: steps\neval_steps: 500\nsave_strategy: steps\n", "eval_strategy is 'steps'"),
 }
 
 

@@ -137,6 +137,15 @@ REFUSED = {
     ),
     "no direction": ({"metric_for_best_model": "mean_words"}, "mean_words has no better direction: give greater_is_b"),
     "the best of no evaluation": ({"eval_strategy": "no"}, "load_best_model_at_end requires the save and eval"),
+    "a best step that is not saved": (
+        {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4},
+        "load_best_model_at_end needs a checkpoint of every evaluation, but save_steps is 4 and eval_steps 2",
+    ),
+    "an unknown compiler": ({"torch_compile_backend": "inducto"}, "did you mean 'inductor'? allowed are "),
+    "an unknown input of metrics": (
+        {"include_for_metrics": ["input"]},
+        "include_for_metrics is 'input'; did you mean",
+    ),
     "unknown strategy": ({"save_strategy": "epochs"}, "save_strategy is 'epochs'; expected no, steps, epoch"),
     "unknown sampling": ({"train_sampling_strategy": "sorted"}, "train_sampling_strategy is 'sorted'; allowed are gr"),
     "another length column": ({"length_column_name": "image"}, "length_column_name is 'image'; allowed are length"),

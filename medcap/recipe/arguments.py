@@ -17,7 +17,17 @@ from transformers.trainer_utils import IntervalStrategy
 
 from medcap.io import write_text
 from medcap.recipe.learning_rate import WATCHES_METRIC
-from medcap.recipe.ranges import FIXED, LENGTHS, NAMES, POSITIVE, SEED, TRAINER_RANGES, Range, find_fault
+from medcap.recipe.ranges import (
+    FIXED,
+    IMPORTED_NAMES,
+    LENGTHS,
+    NAMES,
+    POSITIVE,
+    SEED,
+    TRAINER_RANGES,
+    Range,
+    find_fault,
+)
 
 
 class RecipeError(ValueError):
@@ -151,7 +161,7 @@ RANGES: dict[str, Range] = {
         if key.metadata.get("range")
     },
 }
-CHECKED = RANGES.keys() | NAMES.keys() | LENGTHS.keys() | FIXED.keys() | {"report_to"}
+CHECKED = RANGES.keys() | NAMES.keys() | LENGTHS.keys() | FIXED.keys() | IMPORTED_NAMES.keys()
 # keys that were removed or never supported, and their replacement in transformers 5 or medcap
 REPLACED = {
     "warmup_ratio": "warmup_steps: a value below 1 is a fraction of all steps",

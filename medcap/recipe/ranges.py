@@ -83,6 +83,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
     "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"),
     "debug": ("", "underflow_overflow"),
+    "include_for_metrics": ("inputs", "loss"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "length_column_name": ("length",),
 }
@@ -106,6 +107,16 @@ def reporters() -> tuple[str, ...]:
     return ("none", "all", *INTEGRATION_TO_CALLBACK)
 
 
+def compile_backends() -> tuple[str, ...]:
+    """Return the values of torch_compile_backend."""
+    from accelerate.utils import DynamoBackend
+
+    return tuple(backend.value.lower() for backend in DynamoBackend)
+
+
+IMPORTED_NAMES = {"report_to": reporters, "torch_compile_backend": compile_backends}
+
+
 def find_fault(key: str, value: Any, allowed: Range | None = None) -> str:
     """Return what is wrong with a value of the right type, and what is allowed; "" if nothing is."""
     if allowed is not None and not allowed.allows(value):
@@ -120,9 +131,9 @@ def find_fault(key: str, value: Any, allowed: Range | None = None) -> str:
 
 def _name_fault(key: str, value: Any) -> str:
     """Return the first name in `value`, a text or a list, that is unknown, with the most similar one."""
-    if key not in NAMES and key != "report_to":
+    if key not in NAMES.keys() | IMPORTED_NAMES.keys():
         return ""
-    names = NAMES.get(key) or reporters()
+    names = NAMES[key] if key in NAMES else IMPORTED_NAMES[key]()
     for name in value if isinstance(value, list) else [value]:
         if name not in names and not isinstance(name, bool):
             return f"{key} is {name!r}; {suggest(str(name), names)}allowed are {', '.join(filter(None, names))}"

@@ -76,6 +76,16 @@ def _early_stopping(recipe: Recipe) -> str:
     return "early_stopping_patience counts evaluations, but eval_strategy is 'no'; set it to epoch or steps"
 
 
+def _best_is_saved(recipe: Recipe) -> str:
+    args = recipe.training
+    if not args.load_best_model_at_end or args.eval_strategy != "steps" or args.eval_steps == args.save_steps:
+        return ""
+    return (
+        f"load_best_model_at_end needs a checkpoint of every evaluation, but save_steps is {args.save_steps:g} and "
+        f"eval_steps {args.eval_steps:g}: give the same number"
+    )
+
+
 def _checkpointing(recipe: Recipe) -> str:
     args = recipe.training
     for key in ("activation_checkpointing", "gradient_checkpointing"):
@@ -139,6 +149,7 @@ RULES: tuple[Rule, ...] = (
     (("greater_is_better", "metric_for_best_model"), _direction),
     (("lr_scheduler_kwargs", "lr_scheduler_type", "greater_is_better", "metric_for_best_model"), _plateau_mode),
     (("early_stopping_patience", "eval_strategy"), _early_stopping),
+    (("load_best_model_at_end", "save_steps", "eval_steps", "eval_strategy"), _best_is_saved),
     (("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"), _checkpointing),
     (("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_num_workers"), _loader),
     (("optim", "optim_args"), _optimizer),

@@ -63,6 +63,8 @@ def check_devices(recipe: Recipe) -> None:
             f"{gpus} GPUs but one process: start one process per GPU with `medcap train --accelerate ddp` or "
             "`accelerate launch`, or select one GPU with CUDA_VISIBLE_DEVICES=0"
         )
+    if recipe.training.fsdp and recipe.training.world_size == 1:
+        raise RecipeError("fsdp needs several processes: start them with `medcap train --accelerate fsdp2`")
     for engine in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and device.type == "cpu":
             raise RecipeError(f"{engine} shards a model over GPUs, and there is none: use --accelerate cpu-ddp")
