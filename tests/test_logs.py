@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from medcap import logs
+from medcap.cli import main
 
 TOKEN = "s3cret/of+any=shape'\\é"  # a token of another service; quotes and URLs write it differently
 SOURCES = {
@@ -138,3 +139,15 @@ def test_visible_json_is_the_same_text():
     line = logs.visible(json.dumps(text, ensure_ascii=False))
     assert json.loads(line) == text
     assert "\x9b" not in line
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_any_file_name_is_written_as_json(monkeypatch, capsys, tmp_path, out):
+    row = {"image": "a\x1b\u202e\udcff.png", "caption": "\u00e4"}  # \udcff: a byte that is no text
+    monkeypatch.setattr("medcap.commands.caption.captioner_from_args", lambda args: None)
+    monkeypatch.setattr("medcap.inference.caption_files", lambda *args, **kwargs: iter([row]))
+    path = tmp_path / "captions.jsonl"
+    main(["caption", "x", "--model", "m", *(["--out", str(path)] if out else [])])
+    text = path.read_text(encoding="utf-8") if out else capsys.readouterr().out
+    assert json.loads(text) == row
+    assert text == '{"image": "a\\u001b\\u202e\\udcff.png", "caption": "\u00e4"}\n'

@@ -11,6 +11,7 @@ from typing import Any
 
 from medcap.commands.options import add_command, captioner_from_args, generation_options
 from medcap.io import atomic_file
+from medcap.logs import visible
 
 
 def add_commands(commands: Any) -> None:
@@ -34,7 +35,7 @@ def _caption(args: argparse.Namespace) -> None:
     captions = caption_files(captioner_from_args(args), args.images, batch_size=args.batch_size, frame=args.frame)
     with contextlib.nullcontext(sys.stdout) if args.out is None else atomic_file(args.out) as file:
         for caption in captions:
-            print(json.dumps(caption, ensure_ascii=False), file=file, flush=True)
+            print(visible(json.dumps(caption, ensure_ascii=False)), file=file, flush=True)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
 from medcap.evaluation.verdict import verdict
 from medcap.io import write_text
+from medcap.logs import visible
 from medcap.markdown import escape, table
 from medcap.metrics.statistics import METRICS
 from medcap.phantom.truth import FACTS
@@ -42,6 +43,7 @@ def _score(system: SystemScores, metric: str, with_interval: bool) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a text table; all columns but the first are right-aligned."""
+    rows = [[visible(" ".join(cell.split())) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

@@ -185,6 +185,10 @@ def test_names_are_escaped_in_markdown_and_html_is_text(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert not {"<", ">", "`", "\x1b"} & set(text.replace(">= .05", ""))
     assert text.count("| &#60;script&#62;x&#60;/script&#62;") == 2
+    lines = text_table(comparison.systems).splitlines()
+    assert len(lines) == 2 + len(comparison.systems)
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].startswith(r"<script>x</script>\u001b[36m|`_a_` b ")
     assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {9}
 
 
