@@ -11,7 +11,7 @@ import sys
 
 from medcap import __version__
 from medcap.commands import cache, caption, data, evaluate, publish
-from medcap.commands.options import add_command
+from medcap.commands.options import add_command, check_output
 from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
 
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     with report_errors(args.debug):
         check_single_process(arguments[0])
+        check_output(args)
         args.run(args)
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from medcap.data.images import read_image
+from medcap.extras import install_command
 from medcap.publish.card_data import last_part
 from medcap.publish.space_app.page import make_page
 
@@ -19,7 +20,7 @@ ADDRESS = "127.0.0.1"  # not reachable from other machines
 def check_extra() -> None:
     """Raise ValueError if gradio is not installed."""
     if find_spec("gradio") is None:
-        raise ValueError("gradio is not installed: pip install 'medcap[demo]'")
+        raise ValueError(f"gradio is not installed: {install_command('demo')}")
 
 
 def serve(captioner: Captioner, port: int) -> None:

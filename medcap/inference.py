@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from medcap.data.captions import CaptionCollator, prompt_length
-from medcap.data.images import ImageTransform, is_image, read_image, with_pixel_values
+from medcap.data.images import ImageTransform, with_pixel_values
 from medcap.modeling.adapter import adapter_recipe, base_of, has_adapter, image_size_of, saved_generation
 from medcap.modeling.blip import (
     check_prompt,
@@ -241,48 +240,3 @@ def default_batch_size(captioner: Captioner) -> int:
     states = 2 * text.num_hidden_layers * text.hidden_size * captioner.model.dtype.itemsize
     image = beams * (5 * 4 * text.vocab_size + states * captioner.generation_config.max_new_tokens) + states * tokens
     return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // image))
-
-
-def caption_files(
-    captioner: Captioner, paths: Sequence[Path], *, batch_size: int | None = None, frame: int | None = None
-) -> Iterator[dict[str, str]]:
-    """Yield {"image": path, "caption": text} for image files, and for all images in folders, sorted by name.
-
-    Unreadable files in a folder, such as reports of a DICOM study, are skipped with a warning. `frame` is as in
-    `read_image`.
-
-    Raises:
-        FileNotFoundError: A path does not exist.
-        ValueError: A file in `paths` is unreadable, or a folder has no image.
-    """
-    files = [(file, path.is_dir()) for path in paths for file in _files(path)]
-    size = batch_size or default_batch_size(captioner)
-    with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
-        for start in range(0, len(files), size):
-            batch = files[start : start + size]
-            images = {file: image for file, in_folder in batch if (image := _read(file, frame, in_folder))}
-            captions = captioner.caption(list(images.values())) if images else []
-            for file, caption in zip(images, captions, strict=True):
-                yield {"image": str(file), "caption": caption}
-            bar.update(len(batch))
-
-
-def _read(file: Path, frame: int | None, skip_errors: bool) -> Image.Image | None:
-    try:
-        return read_image(file, frame)
-    except ValueError as error:
-        if not skip_errors:
-            raise
-        logger.warning("%s. Skipped", error)
-        return None
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such image or folder")
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob("*") if is_image(file))
-    if not files:
-        raise ValueError(f"{path}: no image in this folder")
-    return files

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from medcap import __version__
 from medcap.cli import main
@@ -37,8 +36,8 @@ ERRORS = {
     "missing option": (["evaluate", "--model", "m"], 2, "required: --data, --out"),
     "unknown split": (["evaluate", "--model", "m", "--data", "d", "--out", "o", "--split", "dev"], 2, "'dev'"),
     "no data": (["evaluate", "--model", BASE, "--data", "/nowhere/x", "--out", "o"], 1, "no data at '/nowhere/x'"),
-    "no model": (["caption", "x.png", "--model", "runs/none/adapter"], 1, "no model at 'runs/none/adapter'"),
-    "a folder without model": (["caption", "x.png", "--model", "/"], 1, "/ holds no model"),
+    "no model": (["caption", __file__, "--model", "runs/none/adapter"], 1, "no model at 'runs/none/adapter'"),
+    "a folder without model": (["caption", __file__, "--model", "/"], 1, "/ holds no model"),
     "no evaluation": (["compare", "/nowhere/eval", "--out", "o"], 1, "has no metrics.json"),
     "no predictions": (["score", "--predictions", "/nowhere.csv", "--references", "/nowhere.csv"], 1, "/nowhere.csv"),
     "publish without destination": (["publish", "run"], 2, "one of the arguments --to --repo-id"),
@@ -50,6 +49,16 @@ ERRORS = {
     ),
     "unknown cache": (["cache", "clear", "x", "--folder", "/nowhere"], 2, "/nowhere has no cache x; it has none"),
     "clear without names": (["cache", "clear", "--folder", "/nowhere"], 2, "name the caches to remove"),
+    "output in no folder": (["caption", ".", "--model", BASE, "--out", "no/x"], 2, "--out no/x: the folder no does"),
+    "scores in no folder": (
+        ["score", "--predictions", "/x", "--references", "/x", "--out", "no/x.json"], 2, "the folder no does not",
+    ),
+    "output is a folder": (["caption", "x.png", "--model", BASE, "--out", "."], 2, "it is a folder; name a file"),
+    "report is a folder": (["data", "audit", "x", "--out", "/"], 2, "it is a folder; name a file"),
+    "output is a file": (["data", "phantom", "--out", __file__], 2, "test_cli.py is a file; name a folder"),
+    "output in a file": (["compare", "x", "--out", f"{__file__}/x"], 2, "test_cli.py is a file; name a folder"),
+    "release is a file": (["publish", "run", "--to", __file__], 2, "test_cli.py is a file; name a folder"),
+    "missing image": (["caption", "x.png", "--model", "/nowhere"], 1, "x.png: no such image or folder"),
     "Space on the Hub": (["publish", "run", "--repo-id", "me/it", "--space"], 2, "use --to DIR"),
 }  # fmt: skip
 
@@ -155,27 +164,6 @@ def test_score_reports_a_missing_id(capsys, tmp_path) -> None:
     assert (status, "p.csv: 1 of 2 ids are missing: b" in err) == (1, True)
 
 
-def test_caption_writes_a_json_line_per_image(capsys, tmp_path, tiny_base) -> None:
-    (tmp_path / "folder").mkdir()
-    for name, grey in (("one.png", 40), ("folder/two.png", 200), ("folder/three.jpg", 90)):
-        Image.new("L", (50, 40), grey).save(tmp_path / name)
-    argv = ["caption", str(tmp_path / "one.png"), str(tmp_path / "folder"), "--model", str(tiny_base)]
-    status, out, _ = run([*argv, "--max_new_tokens", "5", "--num_beams", "1"], capsys)
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert status == 0
-    assert [Path(line["image"]).name for line in lines] == ["one.png", "three.jpg", "two.png"]
-    assert all(set(line) == {"image", "caption"} for line in lines)
-
-
-def test_caption_writes_no_file_after_an_unreadable_image(capsys, tmp_path, tiny_base) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    argv = ["caption", str(tmp_path / "broken.png"), "--model", str(tiny_base), "--out", str(tmp_path / "c.jsonl")]
-    status, _, err = run(argv, capsys)
-    assert status == 1
-    assert "broken.png" in err.splitlines()[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png"]
-
-
 def test_evaluate_writes_metrics_predictions_and_a_report(capsys, tmp_path, tiny_base, phantoms) -> None:
     argv = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
     status, out, _ = run([*argv, "--num_beams", "1", "--max_new_tokens", "6", "--name", "a <q>"], capsys)
@@ -231,22 +219,6 @@ def test_imageclef_protocol_reports_an_invalid_submission(capsys, tmp_path) -> N
     assert result["imageclef"]["submission"] == ["1 captions are blank, the first: i2"]
     assert result["intervals"]["rouge_l"][0] <= result["metrics"]["rouge_l"] <= result["intervals"]["rouge_l"][1]
     assert "1 captions are blank" in out
-
-
-def test_caption_skips_and_names_unreadable_files_of_a_folder(capsys, tmp_path, tiny_base, caplog) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    frames = [Image.new("L", (40, 40), level) for level in (0, 200)]
-    frames[0].save(tmp_path / "several.tif", save_all=True, append_images=frames[1:])
-    status, out, _ = run(["caption", str(tmp_path), "--model", str(tiny_base), "--frame", "1"], capsys)
-    assert status == 0
-    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(tmp_path / "several.tif")]
-    assert "broken.png" in caplog.text
-    assert "Skipped" in caplog.text
-    status, out, err = run(
-        ["caption", str(tmp_path / "several.tif"), "--model", str(tiny_base), "--frame", "2"], capsys
-    )
-    assert (status, out) == (1, "")
-    assert "no frame 2: it has 2, counted from 0" in err
 
 
 def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phantoms) -> None:

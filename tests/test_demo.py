@@ -12,6 +12,7 @@ from PIL import Image
 
 from medcap import demo
 from medcap.cli import main
+from medcap.extras import install_command
 from medcap.inference import load_captioner
 
 
@@ -73,4 +74,4 @@ def test_missing_gradio_is_a_one_line_error(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--model", "runs/mine/adapter"])
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "medcap: error: gradio is not installed: pip install 'medcap[demo]'\n"
+    assert capsys.readouterr().err == f"medcap: error: gradio is not installed: {install_command('demo')}\n"

@@ -145,9 +145,9 @@ def test_visible_json_is_the_same_text():
 def test_any_file_name_is_written_as_json(monkeypatch, capsys, tmp_path, out):
     row = {"image": "a\x1b\u202e\udcff.png", "caption": "\u00e4"}  # \udcff: a byte that is no text
     monkeypatch.setattr("medcap.commands.caption.captioner_from_args", lambda args: None)
-    monkeypatch.setattr("medcap.inference.caption_files", lambda *args, **kwargs: iter([row]))
+    monkeypatch.setattr("medcap.captioning.caption_files", lambda *args, **kwargs: iter([row]))
     path = tmp_path / "captions.jsonl"
-    main(["caption", "x", "--model", "m", *(["--out", str(path)] if out else [])])
+    main(["caption", __file__, "--model", "m", *(["--out", str(path)] if out else [])])
     text = path.read_text(encoding="utf-8") if out else capsys.readouterr().out
     assert json.loads(text) == row
     assert text == '{"image": "a\\u001b\\u202e\\udcff.png", "caption": "\u00e4"}\n'

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, captioner_from_args, generation_options
+from medcap.commands.options import add_command, captioner_from_args, generation_options, output_option
 from medcap.io import atomic_file
 from medcap.logs import visible
 
@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     caption = add_command(commands, "caption", _caption, "caption images; write one JSON line per image")
     caption.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR")
     caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
-    caption.add_argument("--out", type=Path, help="output file (default: stdout)")
+    output_option(caption, "file", help="output file (default: stdout)")
     caption.add_argument("--frame", type=int, help="frame of multi-frame files, from 0 (default: the middle of DICOM)")
     generation_options(caption)
 
@@ -30,12 +30,21 @@ def add_commands(commands: Any) -> None:
 
 
 def _caption(args: argparse.Namespace) -> None:
-    from medcap.inference import caption_files
+    """Write a line per image; ValueError if an image has no caption, after the others have been written."""
+    from medcap.captioning import caption_files, find_files
 
-    captions = caption_files(captioner_from_args(args), args.images, batch_size=args.batch_size, frame=args.frame)
+    files = find_files(args.images)  # before the model is loaded
+    captions = caption_files(captioner_from_args(args), files, batch_size=args.batch_size, frame=args.frame)
+    n, errors = 0, list[str]()
     with contextlib.nullcontext(sys.stdout) if args.out is None else atomic_file(args.out) as file:
-        for caption in captions:
-            print(visible(json.dumps(caption, ensure_ascii=False)), file=file, flush=True)
+        for record in captions:
+            n += 1
+            print(visible(json.dumps(record, ensure_ascii=False)), file=file, flush=True)
+            errors += [record["error"]] if "error" in record else []
+    if errors:
+        raise ValueError(f"{len(errors)} of {n} images have no caption; the first: {errors[0]}")
+    if not n:
+        raise ValueError("none of the files is an image")
 
 
 def _demo(args: argparse.Namespace) -> None:

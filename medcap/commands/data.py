@@ -6,13 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, layout_from_args, layout_options, overwrite_option
+from medcap.commands.options import (
+    add_command,
+    layout_from_args,
+    layout_options,
+    output_option,
+    overwrite_option,
+)
 
 
 def add_commands(commands: Any) -> None:
     """Add `quickstart`, and `data` with `phantom`, `download` and `audit`."""
     quickstart = add_command(commands, "quickstart", _quickstart, "run the end-to-end demo offline on phantom images")
-    quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
+    output_option(quickstart, "folder", default=Path("quickstart"), help="output folder (default: quickstart)")
     overwrite_option(quickstart, "an earlier quickstart, which is resumed otherwise,")
     quickstart.add_argument("--short", action="store_true", help="few images and one epoch, to check that it runs")
 
@@ -20,22 +26,22 @@ def add_commands(commands: Any) -> None:
         required=True, metavar="WHAT"
     )
     phantom = add_command(data, "phantom", _phantom, "write a small synthetic data set in the layout of ROCOv2")
-    phantom.add_argument("--out", type=Path, required=True, help="new or empty folder")
+    output_option(phantom, "folder", required=True, help="new or empty folder")
     for split, count in (("train", 2000), ("valid", 200), ("test", 300)):
         phantom.add_argument(f"--{split}", type=int, default=count, help=f"images (default: {count})")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default: 0)")
 
     download = add_command(data, "download", _download, "download ROCOv2, resuming a partial download, and verify it")
     download.add_argument("--source", choices=("zenodo", "hub"), required=True, help="zenodo: zip; hub: parquet files")
-    download.add_argument("--out", type=Path, required=True, help="folder; complete files are not downloaded again")
+    output_option(download, "folder", required=True, help="folder; complete files are not downloaded again")
     download.add_argument(
         "--splits", nargs="+", default=["train", "valid", "test"], metavar="SPLIT", help="default: all"
     )
 
     audit = add_command(data, "audit", _audit, "report broken files, duplicates, leaks between splits and licenses")
     audit.add_argument("data", metavar="DIR", help="a folder, a CSV file, or a data set's name on the Hub")
-    audit.add_argument(
-        "--out", type=Path, default=Path("report.json"), help="JSON file, HTML page next to it (default: report.json)"
+    output_option(
+        audit, "report", default=Path("report.json"), help="JSON file, HTML page next to it (default: report.json)"
     )
     audit.add_argument("--tokenizer", help="folder or Hub name of the base that counts tokens (default: BLIP)")
     audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="limits to count truncated captions for")

@@ -14,6 +14,7 @@ from medcap.commands.options import (
     generation_options,
     layout_from_args,
     layout_options,
+    output_option,
     overwrite_option,
     protocol_options,
 )
@@ -32,9 +33,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     evaluate.add_argument("--data", required=True, help="a folder, a CSV file, or a data set's name on the Hub")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
-    evaluate.add_argument(
-        "--out", type=Path, required=True, help="folder of metrics.json, predictions.csv, report.html"
-    )
+    output_option(evaluate, "folder", required=True, help="folder of metrics.json, predictions.csv, report.html")
     overwrite_option(evaluate, "an evaluation of another model or data, or with other options")
     evaluate.add_argument("--baseline", metavar="BASE", help="evaluate this model too, and compare the two")
     evaluate.add_argument("--name", help="name of the system in tables (default: the model's folder)")
@@ -61,12 +60,12 @@ def add_commands(commands: Any) -> None:
     score = add_command(commands, "score", _score, "score captions without model and images")
     score.add_argument("--predictions", type=Path, required=True, help="CSV with the columns ID,Caption")
     score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
-    score.add_argument("--out", type=Path, help="also write the scores into this JSON file")
+    output_option(score, "file", help="also write the scores into this JSON file")
     protocol_options(score)
 
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
-    compare.add_argument("--out", type=Path, required=True, help="folder of comparison.json and comparison.md")
+    output_option(compare, "folder", required=True, help="folder of comparison.json and comparison.md")
     overwrite_option(compare, "a comparison of other systems or data")
 
 

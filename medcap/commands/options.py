@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +28,38 @@ def add_command(
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.set_defaults(run=run)
     return parser
+
+
+def output_option(parser: Any, kind: str, name: str = "--out", **options: Any) -> None:
+    """Add an option for an output; `kind` is file, folder, or report (a file whose folder is created).
+
+    `check_output` checks it before the command runs, which may take hours.
+    """
+    parser.add_argument(name, type=Path, **options)
+    parser.set_defaults(output=(name, kind))
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise RecipeError if the output cannot be written: it has another type, or its folder does not exist."""
+    name, kind = getattr(args, "output", ("", ""))
+    path: Path | None = getattr(args, name.lstrip("-"), None)
+    if path is None:
+        return
+    parents = path.absolute().parents
+    existing = next(folder for folder in (path.absolute(), *parents) if folder.exists())
+    if kind != "folder" and path.is_dir():
+        problem = "it is a folder; name a file"
+    elif kind == "file" and not parents[0].exists():
+        problem = f"the folder {path.parent} does not exist; create it first"
+    elif not existing.is_dir() and (kind == "folder" or existing != path.absolute()):
+        problem = f"{existing} is a file; name a folder"
+    elif not os.access(existing, os.W_OK):
+        problem = f"{existing} is not writable; name another place"
+    else:
+        return
+    from medcap.recipe import RecipeError
+
+    raise RecipeError(f"{name} {path}: {problem}")
 
 
 def protocol_options(parser: argparse.ArgumentParser) -> None:

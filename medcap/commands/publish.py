@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medcap.commands.options import add_command
+from medcap.commands.options import add_command, output_option
 
 if TYPE_CHECKING:
     from medcap.publish.release import Writer
@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
     publish = add_command(commands, "publish", _publish, "build a release folder, or push it to the Hub")
     publish.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a training run")
     destination = publish.add_mutually_exclusive_group(required=True)
-    destination.add_argument("--to", type=Path, help="new folder for the release")
+    output_option(destination, "folder", "--to", help="new folder for the release")
     destination.add_argument("--repo-id", "--repo_id", help="NAMESPACE/NAME on the Hub")
     visibility = publish.add_mutually_exclusive_group()
     visibility.add_argument("--private", action="store_true", help="make the repository private (default)")

@@ -21,10 +21,11 @@ from PIL import Image, ImageFile
 
 from medcap.data.dicom_codecs import check_compression, decode_frame
 from medcap.data.dicom_colors import eight_bit_colors, palette_colors
-from medcap.data.dicom_streams import INSTALL, check_inflation
+from medcap.data.dicom_streams import check_inflation
 from medcap.data.dicom_tags import PIXELS, TagError, complete_tags, element, integer
 from medcap.data.dicom_values import apply_modality, padding_mask, stored_values
 from medcap.data.dicom_windows import Window, file_shades, has_hounsfield_units
+from medcap.extras import install_command
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -173,7 +174,7 @@ def _pydicom_silenced() -> Iterator[None]:
     try:
         import pydicom
     except ImportError:
-        raise ValueError(f"DICOM files need pydicom: {INSTALL}") from None
+        raise ValueError(f"DICOM files need pydicom: {install_command('dicom')}") from None
     log, level = logging.getLogger("pydicom"), logging.getLogger("pydicom").level
     log.setLevel(logging.CRITICAL + 1)
     try:

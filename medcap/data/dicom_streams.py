@@ -13,7 +13,6 @@ from medcap.private_hooks import check_hooks
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-INSTALL = "pip install 'medcap[dicom]'"
 MAX_INFLATED = 2**30  # bytes
 _SIZ = b"\xff\x4f\xff\x51"  # the start of a JPEG 2000 codestream, followed by its size
 _JP2 = b"\0\0\0\x0cjP  "  # a codestream in a JP2 file, which PS3.5 A.4.4 forbids and some devices write

@@ -20,6 +20,7 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 
 from medcap import __version__
+from medcap.extras import install_command
 from medcap.io import unguard
 from medcap.metrics.signature import Signature
 
@@ -94,7 +95,7 @@ def bert_score(
     try:
         from bert_score import BERTScorer
     except ImportError:
-        raise ImportError("BERTScore needs bert-score: pip install 'medcap[bertscore]'") from None
+        raise ImportError(f"BERTScore needs bert-score: {install_command('bertscore')}") from None
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         try:

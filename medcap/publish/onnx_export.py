@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from medcap.extras import install_command
 from medcap.modeling.blip import decode_captions, prompt_ids
 from medcap.publish.merge import complete_release, merge
 from medcap.publish.run_reader import ReleaseSource
@@ -31,7 +32,7 @@ def write_onnx(folder: Path, source: ReleaseSource) -> None:
             not installed.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise ValueError(f"{missing[0]} is not installed: pip install 'medcap[onnx]'")
+        raise ValueError(f"{missing[0]} is not installed: {install_command('onnx')}")
     model = merge(source.adapter)
     export(model, folder)
     complete_release(folder, source, "onnx", MODELS, partial(onnx_captions, folder, model))
