@@ -147,7 +147,7 @@ def test_recipe_with_tags_aliases_or_deep_nesting_is_refused(marker, tmp_path):
 def test_invalid_recipe_of_an_adapter_is_reported(trained_run, tmp_path, capsys):
     model = shutil.copytree(trained_run.folder / "adapter", tmp_path / "adapter")
     (model / "recipe.yaml").write_text("- prompt\n")
-    assert exit_status(main, ["caption", "x.png", "--model", str(model)]) == 2
+    assert exit_status(main, ["caption", __file__, "--model", str(model)]) == 2
     assert capsys.readouterr().err.endswith("recipe.yaml: a recipe is a list of `key: value` lines, got list\n")
 
 
