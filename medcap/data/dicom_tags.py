@@ -73,6 +73,8 @@ def complete_tags(dataset: Dataset) -> None:
     _complete_samples(dataset)
     if "PixelData" in dataset:
         _complete_bits(dataset)
+        if integer(dataset, "SamplesPerPixel") > 1:
+            _complete_colors(dataset)
 
 
 def _complete_samples(dataset: Dataset) -> None:
@@ -100,3 +102,14 @@ def _complete_bits(dataset: Dataset) -> None:
         raise TagError(f"BitsStored {stored}, HighBit {high} and BitsAllocated {allocated} contradict each other")
     if (sign := integer(dataset, "PixelRepresentation")) not in (0, 1):
         raise TagError(f"PixelRepresentation is {sign}: it can be 0 or 1")
+
+
+def _complete_colors(dataset: Dataset) -> None:
+    """Check the tags that only uncompressed colors need: a compressed frame states its own."""
+    kind = element(dataset, "PhotometricInterpretation")
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        dataset.PlanarConfiguration = integer(dataset, "PlanarConfiguration")
+    elif element(dataset, "PlanarConfiguration") is None and kind != "YBR_FULL_422":
+        raise TagError(f"PlanarConfiguration is missing, which {kind} (PhotometricInterpretation) needs")
+    elif kind.startswith("YBR") and (allocated := integer(dataset, "BitsAllocated")) != 8:
+        raise TagError(f"BitsAllocated is {allocated}: {kind} (PhotometricInterpretation) can have 8")

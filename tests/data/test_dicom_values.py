@@ -162,12 +162,18 @@ WRONG = {  # (name, VR, value), or the name of a tag that is absent, and the mes
     ("VOILUTSequence", "SQ", "no descriptor"): "LUTDescriptor is missing",
     ("VOILUTSequence", "SQ", "short"): "LUTData has 1 of the 3 entries",
 }
+COLORS = {
+    "PlanarConfiguration": "PlanarConfiguration is missing",
+    ("PhotometricInterpretation", "CS", "YBR_FULL"): "BitsAllocated is 16: YBR_FULL",
+    ("PhotometricInterpretation", "CS", "MONOCHROME2"): "SamplesPerPixel is 3, but MONOCHROME2",
+}
 ITEMS = {"no descriptor": sequence(LUTExplanation="x"), "short": sequence(LUTDescriptor=[3, 0, 8], LUTData=b"\0\0")}
 
 
-@pytest.mark.parametrize(("wrong", "message"), WRONG.items(), ids=str)
+@pytest.mark.parametrize(("wrong", "message"), [*WRONG.items(), *COLORS.items()], ids=str)
 def test_wrong_or_missing_tag_is_named(tmp_path, wrong, message):
-    data = dicom(U16([[0, 500, 1000]]), WindowCenter=500, WindowWidth=1000)
+    stored = U16([[[0, 500, 1000]]]) if wrong in COLORS else U16([[0, 500, 1000]])
+    data = dicom(stored, WindowCenter=500, WindowWidth=1000)
     if isinstance(wrong, str):
         del data[wrong]
     else:
