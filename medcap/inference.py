@@ -20,8 +20,10 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 
 from medcap.data.captions import CaptionCollator, prompt_length
 from medcap.data.images import ImageTransform, with_pixel_values
+from medcap.hub import local_model
 from medcap.modeling.adapter import adapter_recipe, base_of, has_adapter, image_size_of, saved_generation
 from medcap.modeling.blip import (
+    check_model_name,
     check_prompt,
     decode_captions,
     first_token_id,
@@ -34,7 +36,7 @@ from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.generation import are_cut, generate_ids
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
-from medcap.recipe import GenerationArguments, check_values
+from medcap.recipe import GenerationArguments, RecipeError, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,7 @@ class Captioner:
 def load_captioner(
     model: str,
     *,
+    revision: str | None = None,
     base: str | None = None,
     image_size: int | None = None,
     generation: dict[str, Any] | None = None,
@@ -128,6 +131,7 @@ def load_captioner(
 
     Args:
         model: Folder or Hub name.
+        revision: Branch, tag or commit of `model` on the Hub.
         base: Base of the adapter, to replace the recorded one.
         image_size: Height and width in pixels.
         generation: Keys of `GenerationArguments` to override.
@@ -137,11 +141,15 @@ def load_captioner(
         model_code: As in a recipe; "fast" for a base.
 
     Raises:
-        ValueError, OSError: It is not a BLIP captioner, or was not found.
+        ValueError, OSError: It is not a BLIP captioner, was not found, or its weights are damaged.
+        RecipeError: An invalid setting.
     """
-    base_name, revision, saved, recipe = model, None, {}, {}
+    if revision and Path(model).is_dir():
+        raise RecipeError(f"--revision {revision} is of a repository on the Hub, but {model} is a folder")
+    base_name, saved, recipe = model, {}, {}
     with model_errors(model):
-        adapter = model if has_adapter(model) else None
+        folder = str(local_model(check_model_name(model), revision))
+        adapter = folder if has_adapter(folder) else None
         if adapter:
             base_name, revision = (base, None) if base else base_of(adapter)
             image_size = image_size or image_size_of(adapter)
@@ -168,7 +176,7 @@ def load_captioner(
         generation_config = make_generation_config(blip, **settings)
         loaded = _with_adapter(blip, adapter) if adapter else blip
         loaded.eval().requires_grad_(False).to(device)
-    return Captioner(loaded, processor, generation_config, base_name, adapter, prompt, detokenize, recipe)
+    return Captioner(loaded, processor, generation_config, base_name, adapter and model, prompt, detokenize, recipe)
 
 
 def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_store import LFS_SUFFIXES, Fault, File, HubError, Repository, folder_entry, git_oid, read_front_matter
 
-REPO = r"(?P<name>[\w.-]+/[\w.-]+)"
+REPO = r"(?P<name>[\w.-]+(?:/[\w.-]+)?)"
 API = r"/api/(?P<kind>model|dataset|space)s/" + REPO
 GIT = r"/(?:(?P<kind>dataset|space)s/)?" + REPO
 

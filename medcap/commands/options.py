@@ -117,7 +117,8 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
     from medcap.inference import load_captioner
 
     return load_captioner(
-        _local_model(args.model, args.revision),
+        args.model,
+        revision=args.revision,
         base=args.base,
         image_size=args.image_size,
         generation=_given(args, GENERATION_OPTIONS),
@@ -128,15 +129,6 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
 
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def _local_model(model: str, revision: str | None) -> str:
-    """Return the model name, or the folder of its downloaded revision."""
-    if revision is None:
-        return model
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(model, revision=revision)
 
 
 def layout_from_args(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> DataLayout:

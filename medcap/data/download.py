@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,10 +21,18 @@ import requests
 from tqdm import tqdm
 
 from medcap.data import SPLITS
-from medcap.io import PARTIAL
+from medcap.io import PARTIAL, file_digest
 from medcap.locks import lock_folder
 from medcap.logs import error_line
-from medcap.retries import MAX_ATTEMPTS, MAX_RETRY_AFTER, TRANSIENT_STATUSES, http_status, retry, retry_after
+from medcap.retries import (
+    MAX_ATTEMPTS,
+    MAX_RETRY_AFTER,
+    TRANSIENT_STATUSES,
+    http_status,
+    is_offline,
+    retry,
+    retry_after,
+)
 
 RECORD = 10821435
 HUB_ID = "eltorio/ROCOv2-radiology"
@@ -101,17 +108,20 @@ def download_hub(out: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
 
     Raises:
         ValueError: An unknown split, or too little disk space.
+        OSError: The download failed.
     """
     from huggingface_hub import snapshot_download
+
+    from medcap import hub
 
     if unknown := [split for split in splits if split not in SPLITS]:
         raise ValueError(f"no split {unknown[0]!r}: the mirror has {', '.join(SPLITS)}")
     patterns = [f"data/{'validation' if split == 'valid' else split}-*.parquet" for split in splits]
     options: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": patterns, "local_dir": out}
-    with lock_folder(out):
-        plan = snapshot_download(HUB_ID, dry_run=True, **options)
+    with lock_folder(out), hub.load_errors(f"{HUB_ID} was not downloaded"):
+        plan = hub.retry(lambda: snapshot_download(HUB_ID, dry_run=True, **options))
         _check_disk_space(sum(file.file_size for file in plan if file.will_download), out)
-        snapshot_download(HUB_ID, **options)
+        hub.retry(lambda: snapshot_download(HUB_ID, **options))
     return sorted(path for pattern in patterns for path in out.glob(pattern))
 
 
@@ -243,15 +253,23 @@ def _fetch(session: requests.Session, file: RemoteFile, out: Path, stop: threadi
 def _with_retries(step: Callable[[], Result], url: str, progress: Callable[[], int] = lambda: 0) -> Result:
     """Call `step` with retries; errors are one line with the URL. pooch would restart a broken download at byte 0."""
     try:
-        return retry(step, _is_transient, progress)
+        return retry(step, _is_transient, progress, describe=lambda error: f"{url}: {_cause(error)}")
     except (requests.HTTPError, *_BROKEN_CONNECTION) as error:
-        known = str(error) if isinstance(error, (_IncompleteError, requests.HTTPError)) else ""
-        cause = known or ("timeout" if isinstance(error, requests.Timeout) else "the connection failed")
+        cause = _cause(error)
         if (pause := retry_after(error) or 0) > MAX_RETRY_AFTER:
             cause += f"; the server asks to retry after {pause:.0f} seconds"
-        elif _is_transient(error):
+        elif _is_transient(error) and not is_offline(error):
             cause += f"; no data in {MAX_ATTEMPTS} attempts"
         raise ValueError(f"{url}: {cause}") from None
+
+
+def _cause(error: Exception) -> str:
+    """Return the cause of an error without the names of classes in urllib3."""
+    if isinstance(error, (_IncompleteError, requests.HTTPError)):
+        return str(error)
+    if is_offline(error):
+        return "this machine has no network connection, or the name of the server is wrong"
+    return "timeout" if isinstance(error, requests.Timeout) else "the connection failed"
 
 
 def _is_transient(error: Exception) -> bool:
@@ -314,8 +332,4 @@ def _append(response: requests.Response, target: Any, missing: int, bar: tqdm, s
 def _checksum(path: Path, file: RemoteFile) -> str:
     """Return the checksum of `path` in the algorithm and notation of `file.checksum`."""
     algorithm = file.checksum.partition(":")[0]
-    digest = hashlib.new(algorithm)
-    with path.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-    return f"{algorithm}:{digest.hexdigest()}"
+    return f"{algorithm}:{file_digest(path, algorithm)}"

@@ -20,9 +20,11 @@ import pyarrow.compute as compute
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, config, load_dataset
 from datasets.exceptions import DatasetBuildError
+from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
+from medcap import hub
 from medcap.data.concepts import split_cuis
 from medcap.data.groups import check_moved, texts, unify_groups
 from medcap.data.layout import SPLIT_NAMES, DataLayout, complete_splits, rows_by_split, split_of
@@ -31,6 +33,7 @@ from medcap.data.paths import absolute, find_images
 from medcap.data.selection import FEATURES
 from medcap.data.tables import find_column, list_some, read_jsonl, read_parquet, read_table, table_columns
 from medcap.logs import error_line
+from medcap.retries import MAX_ATTEMPTS
 
 LICENSES = ("license", "licence")  # names of the column
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -119,11 +122,27 @@ def _load_dataset(name: str) -> DatasetDict:
             if not pyarrow.parquet.read_metadata(file).num_rows:
                 raise ValueError(f"{file}: there is no row")
     try:
-        return load_dataset(name)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{advice} ({error_line(error)})") from error
-    except (DatasetBuildError, ValueError, OSError) as error:  # the last two: from pyarrow, without the name
+        return load_dataset(name) if path.exists() else _download(name)
+    except (DatasetBuildError, ValueError) as error:  # ValueError: from pyarrow, without the name
         raise ValueError(f"{name}: {error_line(error.__cause__ or error)}") from error
+    except OSError as error:
+        if not path.exists():
+            raise FileNotFoundError(f"{advice} ({hub.load_error('not a local path', error)})") from error
+        if isinstance(error, FileNotFoundError):  # others are from pyarrow, without the name
+            raise FileNotFoundError(f"{advice} ({error_line(error)})") from error
+        raise ValueError(f"{name}: {error_line(error.__cause__ or error)}") from error
+
+
+def _download(name: str) -> DatasetDict:
+    """Return a data set on the Hub, or its copy in the cache if the Hub cannot be reached."""
+    is_cached = (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
+    try:  # first, because load_dataset waits silently for minutes without a connection
+        with hub.load_errors(name):
+            hub.retry(lambda: HfApi().dataset_info(name), 1 if is_cached else MAX_ATTEMPTS)
+    except OSError:
+        if not is_cached:
+            raise
+    return hub.retry(lambda: load_dataset(name))
 
 
 def _hub_texts(rows: Dataset, split: str, layout: DataLayout, name: str, is_split: bool) -> Table:

@@ -1,4 +1,4 @@
-"""The files of an adapter, in a folder or on the Hub: its base, image size, generation settings and recipe.
+"""The files of an adapter in a folder: its base, image size, generation settings and recipe.
 
 medcap writes all of them. PEFT alone writes only the adapter and its config; the base then determines the rest.
 """
@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import file_exists, hf_hub_download
 from peft import PeftConfig
 from transformers import BlipProcessor
 
@@ -34,21 +33,17 @@ UNSUPPORTED_NEUTRAL: dict[str, Any] = {
 
 
 def has_adapter(model: str) -> bool:
-    """Return whether a folder or Hub repository has a PEFT adapter; FileNotFoundError for an invalid name."""
-    check_model_name(model)
-    return _has(model, "adapter_config.json")
+    """Return whether a folder has a PEFT adapter; FileNotFoundError if it has no model."""
+    return _has(check_model_name(model), "adapter_config.json")
 
 
 def _has(adapter: str, name: str) -> bool:
-    folder = Path(adapter)
-    return (folder / name).is_file() if folder.is_dir() else file_exists(adapter, name)
+    return (Path(adapter) / name).is_file()
 
 
 def _file(adapter: str, name: str) -> Path | None:
-    """Return the path of a file of the adapter, downloaded if need be; None if it has none."""
-    if not _has(adapter, name):
-        return None
-    return Path(adapter) / name if Path(adapter).is_dir() else Path(hf_hub_download(adapter, name))
+    """Return the path of a file of the adapter; None if it has none."""
+    return Path(adapter) / name if _has(adapter, name) else None
 
 
 def base_of(adapter: str) -> tuple[str, str | None]:

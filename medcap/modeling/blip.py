@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from medcap.data import detokenize as detokenizer
 from medcap.data.captions import prompt_length
+from medcap.hub import local_model
 from medcap.logs import named_errors
 from medcap.modeling.blip_fast import prepare_blip
 from medcap.recipe import RecipeError
@@ -77,19 +78,18 @@ def load_blip(
     if Path(name_or_path).is_dir():  # a relative path in an adapter, such as "runs/base", could be a Hub name
         name_or_path = str(Path(name_or_path).resolve())
     with model_errors(name_or_path):
-        try:
-            config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-        except OSError as error:
-            raise OSError(f"no model {name_or_path!r}: no such folder, and not on the Hub: {error}") from error
+        folder = local_model(name_or_path, revision)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = (config.architectures or [config.model_type])[0]
     if config.model_type != "blip" or kind not in ("blip", "BlipForConditionalGeneration"):
         raise ValueError(f"{name_or_path} is a {kind!r} model; medcap trains and runs 'blip' captioners")
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    options: dict[str, Any] = {"dtype": dtype}
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, dtype)
     disable_progress_bar()  # of loading weights; downloads still have one
     with model_errors(name_or_path):
-        model, info = BlipForConditionalGeneration.from_pretrained(name_or_path, output_loading_info=True, **options)
+        model, info = BlipForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **options)
+        model.name_or_path = model.config.name_or_path = name_or_path  # is recorded by an adapter
         if lacking := sorted(info["missing_keys"]):
             logger.warning(
                 "%s lacks %d weights (first: %s); they are initialized at random, and captions will be meaningless",
@@ -98,7 +98,7 @@ def load_blip(
         for module in model.modules():
             if isinstance(module, Linear4bit):  # else evaluation on a CPU repacks weights for inference only
                 module.support_avx512bf16_for_cpu = False
-        processor = BlipProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        processor = BlipProcessor.from_pretrained(folder, trust_remote_code=False)
         if image_size is not None:
             resize_positions(model, image_size)
             processor.image_processor.size = {"height": image_size, "width": image_size}
@@ -111,17 +111,18 @@ def model_errors(name: str) -> AbstractContextManager[None]:
     return named_errors(name, RecipeError, torch.OutOfMemoryError)
 
 
-def check_model_name(name: str) -> None:
-    """Raise FileNotFoundError unless `name` is a folder with a model or adapter, or a valid Hub name."""
+def check_model_name(name: str) -> str:
+    """Return `name`; raise FileNotFoundError unless it is a folder with a model or adapter, or a valid Hub name."""
     path = Path(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             advice = f"; did you mean {path / 'adapter'}?" if (path / "adapter").is_dir() else ""
             raise FileNotFoundError(f"{name} holds no model: no config.json or adapter_config.json{advice}")
-        return
+        return name
     is_hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)
     if not is_hub_name or (path.parent != Path() and path.parent.is_dir()):
         raise FileNotFoundError(f"no model at {name!r}: not a folder, and not a Hub name (NAMESPACE/NAME)")
+    return name
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -24,6 +24,7 @@ import torch
 import xxhash
 
 from medcap.data.images import DIGEST_BYTES
+from medcap.io import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ ABOUT = "about.json"  # the model of a cache; the time of the file is that of th
 
 
 def default_folder() -> Path:
-    """Return `medcap/features` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medcap" / "features"
+    """Return `features` in medcap's cache folder."""
+    return cache_folder() / "features"
 
 
 def stored_bytes(root: Path) -> int:

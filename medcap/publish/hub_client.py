@@ -6,17 +6,17 @@ verify an upload. Each step is therefore retried here, and the files on the Hub 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_session
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
 
-from medcap import __version__, retries
+from medcap import __version__, hub, retries
+from medcap.hub import HubUnreachableError, is_transient
 from medcap.logs import error_line
 from medcap.publish.release import RELEASE_FILES, check_release
 from medcap.recipe import Recipe, RecipeError
@@ -28,17 +28,9 @@ MAIN = "main"
 MEDCAP_TAG = "medcap"  # tag of every card that medcap writes; marks a repository that medcap may write to
 GITATTRIBUTES = ".gitattributes"  # created by the Hub in every repository
 
-MAX_RETRY_SECONDS = 600.0  # no new attempt of a step after this time
-REQUEST_TIMEOUT = 60.0  # seconds; huggingface_hub has no timeout by default
-TRANSIENT_STATUSES = {409, *retries.TRANSIENT_STATUSES}  # 409: two commits at the same time
-
 TOKEN_ADVICE = "set HF_TOKEN, or log in with `hf auth login`, to a token with write permission"
 
 Result = TypeVar("Result")
-
-
-class HubUnreachableError(OSError):
-    """The Hub is unreachable or returns server errors; a later attempt may succeed."""
 
 
 @dataclass(frozen=True)
@@ -122,23 +114,8 @@ def push_release(release: Path, to: Destination, *, revision: str = MAIN) -> str
 
 
 def retry(step: Callable[[], Result]) -> Result:
-    """Call `step` with a timeout, and with retries of transient errors."""
-
-    def attempt() -> Result:
-        get_session().timeout = REQUEST_TIMEOUT  # each time: the client replaces its session after some errors
-        return step()
-
-    return retries.retry(attempt, _is_transient, max_attempts=MAX_ATTEMPTS, max_seconds=MAX_RETRY_SECONDS)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether a retry may help: not after the Hub refused a valid request."""
-    if (status := retries.http_status(error)) is not None:
-        # upload errors are wrapped in a RuntimeError; 400 then means that the bytes did not match their checksum
-        return status in TRANSIENT_STATUSES or (status == 400 and isinstance(error, RuntimeError))
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    return isinstance(error, (HTTPError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError))
+    """Call `step` with retries, also for minutes without a network: the work to be pushed took hours."""
+    return hub.retry(step, MAX_ATTEMPTS, offline_attempts=MAX_ATTEMPTS)
 
 
 def _hub_error(message: str, error: Exception) -> OSError:
@@ -147,7 +124,9 @@ def _hub_error(message: str, error: Exception) -> OSError:
         return OSError(f"{message}: there is no token; {TOKEN_ADVICE}")
     if retries.http_status(error) in (401, 403):
         return OSError(f"{message}: {error_line(error)}; {TOKEN_ADVICE}")
-    return (HubUnreachableError if _is_transient(error) else OSError)(f"{message}: {error_line(error)}")
+    if retries.http_status(error) in (409, 412):
+        message += ", because another process changed the repository at the same time"
+    return (HubUnreachableError if is_transient(error) else OSError)(f"{message}: {error_line(error)}")
 
 
 def _check_role(account: dict[str, Any]) -> None:

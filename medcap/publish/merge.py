@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from medcap.data.images import load_image
 from medcap.data.load import load_recipe_data
+from medcap.hub import local_model
 from medcap.inference import adapter_recipe, load_captioner
 from medcap.modeling.blip import check_model_name, decode_captions, resize_positions
 from medcap.phantom.images import draw, random_phantom
@@ -73,7 +74,7 @@ def merge(adapter: Path) -> BlipForConditionalGeneration:
     base = config.base_model_name_or_path or ""
     check_model_name(base)
     logging.disable_progress_bar()  # would show the copying of weights in memory
-    model = BlipForConditionalGeneration.from_pretrained(base, revision=config.revision, dtype=torch.float32)
+    model = BlipForConditionalGeneration.from_pretrained(local_model(base, config.revision), dtype=torch.float32)
     resize_positions(model, int(BlipProcessor.from_pretrained(adapter).image_processor.size["height"]))
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
 

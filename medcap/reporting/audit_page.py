@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Image
 
+from medcap import hub
 from medcap.data.audit import LIMITS, audit
 from medcap.data.concepts import concept_names
 from medcap.data.layout import DataLayout
@@ -66,22 +67,17 @@ def write_audit(
 
 def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer `name`; for None that of BLIP from the cache or the Hub, or None if it is unavailable."""
-    from huggingface_hub import file_exists
     from transformers import AutoTokenizer
 
     if name is not None:
         try:
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            folder = name if Path(name).is_dir() else hub.snapshot(name, None, hub.SMALL_FILES)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # an invalid file may raise anything
             raise ValueError(f"{name} has no readable tokenizer: {error_line(error)}") from error
     try:
-        return AutoTokenizer.from_pretrained(BLIP, local_files_only=True, trust_remote_code=False)
-    except OSError:
-        logger.debug("%s is not in the cache", BLIP)
-    try:  # first, because from_pretrained retries for most of a minute without a connection
-        file_exists(BLIP, "vocab.txt")
-        return AutoTokenizer.from_pretrained(BLIP, trust_remote_code=False)
-    except Exception as error:  # of httpx or requests, depending on the version of huggingface_hub
+        return AutoTokenizer.from_pretrained(hub.snapshot(BLIP, None, hub.SMALL_FILES), trust_remote_code=False)
+    except (OSError, ValueError) as error:
         logger.warning("%s cannot be fetched (%s): tokens are not counted; --tokenizer takes a folder", BLIP, error)
     return None
 

@@ -6,7 +6,6 @@ here, before anything is loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from medcap.io import remove_folder, write_text
+from medcap.io import file_digest, remove_folder, write_text
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
@@ -24,7 +23,7 @@ STATE = "trainer_state.json"
 def write_checksums(folder: Path, pending: Mapping[str, Any] | None = None) -> None:
     """Write `checksums.json` of all files in `folder`, with the work that a signal postponed as `stopped`."""
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != CHECKSUMS
     }
@@ -43,7 +42,7 @@ def find_damage(checkpoint: Path) -> str:
                 return f"{name} is missing"
             if (size := path.stat().st_size) != expected["size"]:
                 return f"{name} has {size:,} bytes of {expected['size']:,}"
-            if _sha256(path) != expected["sha256"]:
+            if file_digest(path) != expected["sha256"]:
                 return f"{name} has another checksum"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
@@ -111,11 +110,3 @@ def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     return dict(json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8")))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

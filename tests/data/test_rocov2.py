@@ -359,16 +359,6 @@ def test_path_without_data_raises_with_advice(tmp_path, monkeypatch, name):
         load(name)
 
 
-@pytest.mark.parametrize("error", [datasets.exceptions.DatasetNotFoundError, ConnectionError])
-def test_hub_error_is_in_the_message(monkeypatch, error):
-    def refuse(name):
-        raise error("the Hub's\nmessage")
-
-    monkeypatch.setattr(readers, "load_dataset", refuse)
-    with pytest.raises(FileNotFoundError, match=r"no data at 'no-one/nothing': .*\(the Hub's message\)$"):
-        load("no-one/nothing")
-
-
 def test_damaged_parquet_raises(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"^/.*: Parquet magic bytes not found.*$"):

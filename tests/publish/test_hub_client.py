@@ -19,6 +19,7 @@ from huggingface_hub import (
 )
 from safetensors.torch import save_file
 
+import medcap.hub
 from medcap.publish import hub_client
 from medcap.publish.card import TAGS
 from medcap.publish.hub_client import MEDCAP_TAG, Destination, HubUnreachableError, check_access, push_release
@@ -150,6 +151,7 @@ FAULTS = {
     "503 for a commit": (503, "POST .*/commit/", {}),
     "429 for a commit": (429, "POST .*/commit/", {"headers": {"Retry-After": "7"}}),
     "409 for a concurrent commit": (409, "POST .*/commit/", {}),
+    "412 for a concurrent commit": (412, "POST .*/commit/", {}),
     "request timeout": ("late", "POST .*/commit/", {"seconds": 0.4}),
     "upload with another checksum": ("sha", "PUT /lfs/", {}),
     "preupload claims a file exists": ("sha", "POST .*/preupload/", {}),
@@ -159,7 +161,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(("kind", "where", "options"), FAULTS.values(), ids=FAULTS)
 def test_transient_fault_is_retried(kind, where, options, hub, release, pauses, monkeypatch):
-    monkeypatch.setattr(hub_client, "REQUEST_TIMEOUT", 0.15 if kind == "late" else 10.0)
+    monkeypatch.setattr(medcap.hub, "REQUEST_TIMEOUT", 0.15 if kind == "late" else 10.0)
     hub.fail(kind, where, **options)
     push_release(release, PRIVATE, revision="epoch-1")
     assert hub.failed == options.get("times", 1)
@@ -190,6 +192,13 @@ def test_permanent_failure_raises_after_max_attempts(hub, release, pauses):
     assert repository(hub).files() == files(release)
 
 
+def test_concurrent_commits_are_explained(hub, release, pauses):
+    hub.fail(412, "POST .*/commit/", times=None, message="A commit has happened since. Please refresh and try again.")
+    with pytest.raises(HubUnreachableError, match="because another process changed the repository at the same time: "):
+        push_release(release, PRIVATE)
+    assert len(pauses) == hub_client.MAX_ATTEMPTS - 1
+
+
 def test_unreachable_hub_raises(hub, release, monkeypatch):
     monkeypatch.setattr(hub_client, "MAX_ATTEMPTS", 2)
     monkeypatch.setattr(hub_client, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
@@ -199,7 +208,7 @@ def test_unreachable_hub_raises(hub, release, monkeypatch):
 
 def test_retries_stop_after_max_seconds(hub, release, monkeypatch, pauses):
     hub.fail(503, "POST .*/commit/", times=None)
-    monkeypatch.setattr(hub_client, "MAX_RETRY_SECONDS", -1.0)
+    monkeypatch.setattr(medcap.hub, "MAX_RETRY_SECONDS", -1.0)
     with pytest.raises(HubUnreachableError):
         push_release(release, PRIVATE)
     assert (hub.failed, pauses) == (1, [])
