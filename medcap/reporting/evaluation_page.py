@@ -34,6 +34,7 @@ def write_page(path: Path, evaluation: Evaluation, rows: Dataset) -> None:
     }
     text = render(
         "evaluation_page.html",
+        script="evaluation_page.js",
         result=result,
         verdict=verdict(result),
         titles=TITLES,

@@ -3,6 +3,8 @@
 pytest tests/reporting/test_evaluation_page.py
 """
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -70,7 +72,7 @@ def test_captions_are_escaped(tmp_path):
 
 def test_page_is_self_contained(tmp_path):
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg)', page_of(tmp_path, ["a"], ["b"])) == []
-    assert "http" not in page_of(tmp_path, ["a"], ["b"])
+    assert not re.search("https?:", page_of(tmp_path, ["a"], ["b"]))
 
 
 def test_best_and_worst_are_chosen_by_cider(tmp_path):
@@ -132,3 +134,17 @@ def test_only_measured_parts_are_shown(tmp_path):
     shown = page_of(tmp_path, ["a"], ["b"], concepts=concepts)
     assert "concepts *" in shown
     assert "By modality" in shown
+
+
+def test_policy_of_the_page_allows_only_its_own_script(tmp_path):
+    page = page_of(tmp_path, [HOSTILE, "b"], ["a", HOSTILE])
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)[1]
+    directives = dict(part.split(" ", 1) for part in policy.split("; "))
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert directives == {
+        "default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'", "base-uri": "'none'",
+        "form-action": "'none'", "script-src": f"'sha256-{digest}'",
+    }  # fmt: skip
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+    assert "getElementById" in script
