@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from medcap.data.dicom import NoImageError
+from medcap.data.dicom_windows import Window
 from medcap.data.images import is_image, read_image
 from medcap.inference import Captioner, default_batch_size
 from medcap.logs import error_line
@@ -18,18 +19,24 @@ logger = logging.getLogger(__name__)
 
 
 def caption_files(
-    captioner: Captioner, files: Sequence[Path], *, batch_size: int | None = None, frame: int | None = None
+    captioner: Captioner,
+    files: Sequence[Path],
+    *,
+    batch_size: int | None = None,
+    frame: int | None = None,
+    windows: tuple[Window, ...] = (),
 ) -> Iterator[dict[str, str]]:
     """Yield {"image": path, "caption": text} for each file, or {"image": path, "error": cause}, in order.
 
-    `frame` is as in `read_image`. A DICOM file that is no image, such as a report, is skipped with a warning. A batch
-    that fails, for example for lack of memory, is captioned in halves, so that one image costs no other caption.
+    `frame` and `windows` are as in `read_image`. A DICOM file that is no image, such as a report, is skipped with a
+    warning. A batch that fails, for example for lack of memory, is captioned in halves, so that one image costs no
+    other caption.
     """
     size = batch_size or default_batch_size(captioner)
     with tqdm(total=len(files), desc="captions", unit="image", disable=len(files) < 2) as bar:
         for start in range(0, len(files), size):
             batch = files[start : start + size]
-            contents = [_read(file, frame) for file in batch]
+            contents = [_read(file, frame, windows) for file in batch]
             captions = iter(_captions(captioner, [image for image in contents if isinstance(image, Image.Image)]))
             for file, content in zip(batch, contents, strict=True):
                 result = next(captions) if isinstance(content, Image.Image) else content
@@ -42,9 +49,9 @@ def caption_files(
             bar.update(len(batch))
 
 
-def _read(file: Path, frame: int | None) -> Image.Image | Exception:
+def _read(file: Path, frame: int | None, windows: tuple[Window, ...]) -> Image.Image | Exception:
     try:
-        return read_image(file, frame)
+        return read_image(file, frame, windows)
     except ValueError as error:
         return error
 

@@ -101,7 +101,7 @@ def test_dicom_without_its_extra_is_one_line_with_the_command(caption, tmp_path,
 def test_dicom_file_that_is_no_image_is_skipped(caption, tmp_path, monkeypatch, caplog):
     save(tmp_path, "a.png", "report.png")
 
-    def read(file, frame):
+    def read(file, *_):
         if file.name == "report.png":
             raise ValueError("cannot read image report") from NoImageError()
         return Image.open(file)
@@ -135,3 +135,16 @@ def test_repeated_file_is_captioned_twice(tmp_path):
     files = [tmp_path / "a.png"] * 3
     captions = [record["caption"] for record in caption_files(Counter(), files, batch_size=2)]
     assert captions == ["2 images", "2 images", "1 images"]
+
+
+def test_window_of_dicom_is_an_error_for_another_image(caption, tmp_path):
+    save(tmp_path, "a.png")
+    status, records, _ = caption(tmp_path / "a.png", "--window=-600,1500")
+    assert status == 1
+    assert "a.png: a window applies to DICOM files" in records[0]["error"]
+
+
+def test_invalid_window_is_a_wrong_command(caption, tmp_path):
+    status, records, err = caption(tmp_path, "--window", "lungs")
+    assert (status, records) == (2, [])
+    assert "window 'lungs': it can be a name, three names" in err

@@ -21,6 +21,14 @@ def add_commands(commands: Any) -> None:
     caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     output_option(caption, "file", help="output file (default: stdout)")
     caption.add_argument("--frame", type=int, help="frame of multi-frame files, from 0 (default: the middle of DICOM)")
+    caption.add_argument(
+        "--window",
+        type=_windows,
+        default=(),
+        metavar="NAME|CENTER,WIDTH",
+        help="window of grayscale DICOM, such as lung, --window=-600,1500, or red, green and blue: lung,soft,bone "
+        "(default: that of the file)",
+    )
     generation_options(caption)
 
     demo = add_command(commands, "demo", _demo, "open a local web page that captions images (extra: demo)")
@@ -29,12 +37,22 @@ def add_commands(commands: Any) -> None:
     generation_options(demo)
 
 
+def _windows(text: str) -> Any:
+    from medcap.data.dicom_windows import parse_windows
+
+    try:
+        return parse_windows(text)
+    except ValueError as error:  # argparse prints the message of its own type only
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _caption(args: argparse.Namespace) -> None:
     """Write a line per image; ValueError if an image has no caption, after the others have been written."""
     from medcap.captioning import caption_files, find_files
 
     files = find_files(args.images)  # before the model is loaded
-    captions = caption_files(captioner_from_args(args), files, batch_size=args.batch_size, frame=args.frame)
+    captioner = captioner_from_args(args)
+    captions = caption_files(captioner, files, batch_size=args.batch_size, frame=args.frame, windows=args.window)
     n, errors = 0, list[str]()
     with contextlib.nullcontext(sys.stdout) if args.out is None else atomic_file(args.out) as file:
         for record in captions:
