@@ -1,11 +1,15 @@
-"""Kill training runs with SIGKILL, resume them with the same command, and compare them with an uninterrupted run.
+"""Kill runs and evaluations with SIGKILL, start them again with the same command, and compare the results.
 
-    python benchmarks/kills.py [--kills 100] [--points 20] [--from N] [--seed S] [--epochs 3]
+    python benchmarks/kills.py [--kills 100] [--points N] [--renames N] [--cache N] [--evaluations N] [--two N]
+                               [--from N] [--seed S] [--epochs 3]
 
---kills N runs are killed after a random time, uniform over the duration of the uninterrupted run. --points N runs are
-killed just before a random file operation (open, rename, remove) in the run folder, which covers every moment of a
-write. Half of the resumed runs are killed again. These must be equal bit for bit: the adapter, metrics.jsonl except
-for times, samples, the loss of each step, and the names of all files.
+--kills N runs are killed after a random time, uniform over the duration of the uninterrupted run. The others are
+killed just before a random file operation (open, rename, remove): --points N before any one in the run folder, which
+covers every moment of a write, --renames N before a rename, so between two of them, --cache N while the feature cache
+is filled, --evaluations N in the folder of `medcap evaluate`. --two N start the same command a second time before the
+first is killed, in turns a training and an evaluation: the second one is refused, or resumes after the kill. Half of
+the resumed runs are killed again. These must be equal bit for bit: the adapter, metrics.jsonl except for times,
+samples, the loss of each step, the names of all files, and all files of an evaluation.
 
 All processes are forked from this one after the libraries are imported and before anything is computed.
 """
@@ -22,8 +26,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +43,51 @@ TIMES = ("runtime", "per_second", "throughput", "data_wait_fraction", "_seconds"
 KILL_AGAIN = 0.5  # probability that a resumed run is killed again
 
 
+SERIES = ("kills", "points", "renames", "cache", "evaluations", "two")
+Operation = str  # a series that kills before operations: points, renames or cache
+
+
+@dataclass
+class Work:
+    """A command in a folder: what is killed, and the result of an uninterrupted run."""
+
+    name: str
+    run: Callable[[Path], Any]
+    digest: Callable[[Path], dict[str, Any]]
+    seconds: float = 0.0
+    operations: dict[Operation, int] = field(default_factory=dict)
+    expected: dict[str, Any] = field(default_factory=dict)
+
+    def run_uninterrupted(self) -> None:
+        folder, events = WORK / self.name, WORK / f"{self.name}.json"
+        self.seconds = -time.monotonic()
+        run_forked(lambda: (count_operations(events, folder), self.run(folder)))
+        self.seconds += time.monotonic()
+        self.operations, self.expected = json.loads(events.read_text()), self.digest(folder)
+        files = len(self.expected["names"])
+        print(
+            f"uninterrupted {self.name}: {self.seconds:.1f} s, file operations {self.operations}, {files} files",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print one line per run and a summary; exit with status 1 if a resumed run differs."""
     args = parse()
     script = load_script()
+    training = Work("training", lambda folder: train(script, folder, args.epochs), run_digest)
+    evaluation = Work("evaluation", evaluate, file_digest)
     try:
         run_forked(prepare)
-        clean = WORK / "uninterrupted"
-        seconds, events = -time.monotonic(), WORK / "events"
-        run_forked(lambda: (count_operations(events, clean), train(script, clean, args.epochs)))
-        seconds += time.monotonic()
-        points = int(events.read_text())
-        expected = run_digest(clean)
-        print(
-            f"uninterrupted run: {seconds:.1f} s, {points} file operations, {len(expected['names'])} files", flush=True
-        )
-        results = {number: kill_and_resume(script, number, args, seconds, points, expected) for number in args.numbers}
+        series = [name for name in SERIES for _ in range(getattr(args, name))]
+        results = {}
+        for number, name in enumerate(series, args.first):
+            is_evaluation = name == "evaluations" or (name == "two" and number % 2)
+            work = evaluation if is_evaluation else training
+            if not work.expected:
+                work.run_uninterrupted()
+            act = start_twice if name == "two" else kill_and_resume
+            results[number] = act(work, name, number, random.Random(f"{args.seed}:{number}"))
         different = [number for number, (same, _) in results.items() if not same]
         kills = sum(count for _, count in results.values())
         print(f"{len(results)} runs, {kills} kills, {len(different)} differ{': ' * bool(different)}{different or ''}")
@@ -63,16 +98,14 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="runs killed after a random time")
-    parser.add_argument("--points", type=int, default=0, help="runs killed at a random file operation")
+    for name in SERIES:
+        parser.add_argument(f"--{name}", type=int, default=100 if name == "kills" else 0, help="number of runs")
     parser.add_argument(
         "--from", dest="first", type=int, default=0, help="number of the first run, to continue an earlier series"
     )
     parser.add_argument("--seed", type=int, default=0, help="selects the moments, together with the number of the run")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each run")
-    args = parser.parse_args()
-    args.numbers = range(args.first, args.first + args.kills + args.points)
-    return args
+    return parser.parse_args()
 
 
 def load_script() -> Any:
@@ -138,69 +171,120 @@ def train(script: Any, run: Path, epochs: int) -> None:
     script.main([*recipe(run), "--num_train_epochs", str(epochs)])
 
 
-def count_operations(events: Path, run: Path) -> None:
-    """Write the number of file operations in `run` so far to `events`, at each operation."""
+def evaluate(folder: Path) -> None:
+    """Evaluate the base on the test split, with baselines."""
+    from medcap.cli import main as medcap
 
-    def write(number: int) -> None:
+    options = {"model": WORK / "base", "data": WORK / "data", "out": folder, "num_beams": 1, "max_new_tokens": 12}
+    options["feature_cache"] = folder.with_name(folder.name + "-features")
+    medcap(["evaluate", *(argument for key, value in options.items() for argument in (f"--{key}", str(value)))])
+
+
+def count_operations(events: Path, run: Path) -> None:
+    """Write the numbers of file operations so far to `events`, at each operation."""
+
+    def write(operation: Operation, numbers: dict[Operation, int]) -> None:
         file = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(file, str(number).encode())
+        os.write(file, json.dumps(numbers).encode())
         os.close(file)
 
     before_each_operation(run, write)
 
 
-def kill_at(point: int, run: Path) -> None:
-    """Kill this process before file operation number `point` in `run`."""
-    before_each_operation(run, lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == point else None)
+def kill_at(kind: Operation, point: int, run: Path) -> None:
+    """Kill this process before operation number `point` of a kind."""
+
+    def kill(operation: Operation, numbers: dict[Operation, int]) -> None:
+        if operation == kind and numbers[kind] == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_each_operation(run, kill)
 
 
-def before_each_operation(run: Path, act: Callable[[int], None]) -> None:
-    """Call `act` with the number (from 1) of each file operation in `run`, before the operation."""
-    number = 0
+def before_each_operation(run: Path, act: Callable[[Operation, dict[Operation, int]], None]) -> None:
+    """Call `act` with the kind of each operation and the numbers by kind (from 1), before the operation."""
+    numbers: dict[Operation, int] = {"points": 0, "renames": 0, "cache": 0}
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal number
-        if is_in_run(event, args, run):
-            number += 1
-            act(number)
+        for operation in operations_of(event, args, run):
+            numbers[operation] += 1
+            act(operation, numbers)
 
     sys.addaudithook(hook)
 
 
-def is_in_run(event: str, args: tuple[Any, ...], run: Path) -> bool:
-    return event in WATCHED and bool(args) and isinstance(args[0], (str, Path)) and str(args[0]).startswith(f"{run}/")
+def operations_of(event: str, args: tuple[Any, ...], run: Path) -> list[Operation]:
+    """Return the kinds of an audit event."""
+    if event not in WATCHED or not args or not isinstance(args[0], (str, Path)):
+        return []
+    if str(args[0]).startswith(f"{run}-features/"):
+        return ["cache"]
+    if str(args[0]).startswith(f"{run}/"):
+        return ["points", "renames"] if event == "os.rename" else ["points"]
+    return []
 
 
-def kill_and_resume(
-    script: Any, number: int, args: argparse.Namespace, seconds: float, points: int, expected: dict[str, Any]
-) -> tuple[bool, int]:
-    """Kill run `number` at least once and resume it; return whether it equals `expected`, and the number of kills."""
-    rng, run = random.Random(f"{args.seed}:{number}"), WORK / f"run-{number}"
-    by_time, moments, kills = number - args.first < args.kills, [], 0
+def kill_and_resume(work: Work, series: str, number: int, rng: random.Random) -> tuple[bool, int]:
+    """Kill a run at least once and resume it; return whether it equals the expected one, and the number of kills."""
+    run, moments, kills = WORK / f"run-{number}", [], 0
+    kind = "points" if series == "evaluations" else series
     while True:
-        moment = rng.uniform(0, seconds) if by_time else float(rng.randint(1, points))
-        moments.append(f"{moment:.2f} s" if by_time else f"operation {moment:.0f}")
-        if by_time:
-            status = run_forked(lambda: train(script, run, args.epochs), lambda pid: kill_later(pid, moment))  # noqa: B023
+        if series == "kills":
+            moment = rng.uniform(0, work.seconds)
+            moments.append(f"{moment:.2f} s")
+            status = run_forked(lambda: work.run(run), lambda pid: kill_later(pid, moment))  # noqa: B023
         else:
-            status = run_forked(lambda: (kill_at(int(moment), run), train(script, run, args.epochs)), lambda pid: None)  # noqa: B023
+            point = rng.randint(1, work.operations[kind])
+            moments.append(f"{kind} {point}")
+            status = run_forked(lambda: (kill_at(kind, point, run), work.run(run)), lambda pid: None)  # noqa: B023
         kills += status == -signal.SIGKILL
         if status >= 0 or rng.random() > KILL_AGAIN:
             break
-    resumed = run_forked(lambda: train(script, run, args.epochs), lambda pid: None) if status else 0
-    finished = resumed == 0 or (
-        resumed == 2 and (run / "adapter").exists()
-    )  # 2: the run was complete when it was killed
-    actual = run_digest(run) if finished else {"names": [], "status": resumed}
-    different = [name for name in expected if actual.get(name) != expected[name]]
-    if status not in (-signal.SIGKILL, 0, 2):
-        different.append(f"status {status}")
+    faults = [] if status in (-signal.SIGKILL, 0, 2) else [f"status {status}"]
+    same = resume_and_compare(work, run, f"{number}: {series} killed at {', '.join(moments)} ({status})", faults)
+    return same, kills
+
+
+def start_twice(work: Work, series: str, number: int, rng: random.Random) -> tuple[bool, int]:
+    """Start a run twice, kill the first one, and resume it; return as `kill_and_resume`."""
+    run = WORK / f"run-{number}"
+    start, moment = sorted(rng.uniform(0, work.seconds) for _ in range(2))
+    second: list[int] = []
+
+    def start_second(first: int) -> None:
+        killer = threading.Timer(moment, os.kill, (first, signal.SIGKILL))
+        killer.start()
+        time.sleep(start)
+        second.append(run_forked(lambda: work.run(run), lambda pid: None))
+        killer.join()
+
+    status = run_forked(lambda: work.run(run), start_second)
+    text = f"{number}: two, the second at {start:.2f} s ({second[0]}), the first killed at {moment:.2f} s ({status})"
+    # 0: the first one was killed before the second one began to write; 1: refused; 2: a finished run
+    faults = [] if second[0] in (0, 1, 2) and status in (-signal.SIGKILL, 0, 1, 2) else ["status"]
+    return resume_and_compare(work, run, text, faults), int(status == -signal.SIGKILL)
+
+
+def resume_and_compare(work: Work, run: Path, text: str, faults: list[str]) -> bool:
+    """Resume a run, print `text` and the outcome, and return whether it equals the expected one without `faults`."""
+    resumed = run_forked(lambda: work.run(run), lambda pid: None)
+    # 2: the run was complete when it was killed
+    finished = resumed == 0 or (resumed == 2 and (run / "adapter").exists())
+    actual = work.digest(run) if finished else {"names": [], "status": resumed}
+    different = faults + [name for name in work.expected if actual.get(name) != work.expected[name]]
     outcome = f"DIFFERS in {different}: {(WORK / 'log').read_text()[-600:]}" if different else "equal"
-    print(f"{number}: killed at {', '.join(moments)} ({status}), resumed: {outcome}", flush=True)
+    print(f"{text}, resumed: {outcome}", flush=True)
     if not different:
         for folder in (run, run.with_name(run.name + "-features")):
             shutil.rmtree(folder, ignore_errors=True)
-    return not different, kills
+    return not different
+
+
+def file_digest(folder: Path) -> dict[str, Any]:
+    """Return the names and the hashes of all files of an evaluation."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return {"names": list(files), "hashes": hashes}
 
 
 def kill_later(pid: int, seconds: float) -> None:
