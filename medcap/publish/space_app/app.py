@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from detokenize import detokenize
-from page import make_page
+from page import MAX_FILE, make_page
 from peft import PeftModel
 from PIL import Image
 from raster import decode_rgb, read_bytes
@@ -24,7 +24,7 @@ SETTINGS = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
 def main() -> None:
     """Serve the page, on localhost or on the address that Spaces sets."""
     names = f"{SETTINGS['adapter_name']} on {SETTINGS['base_name']}"
-    make_page(SETTINGS["title"], names, read, caption).launch()
+    make_page(SETTINGS["title"], names, read, caption).launch(max_file_size=MAX_FILE)
 
 
 def caption(image: Image.Image) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+MAX_FILE = 100_000_000  # bytes of an upload
 NOTICE = (
     "Research software. Not a medical device: do not use it for diagnosis, treatment, triage or any other decision "
     "about a patient. Captions can state the wrong organ, the wrong side or a finding that is not present. "
