@@ -162,6 +162,10 @@ REFUSED = {
     "an optimizer that is not installed": ({"optim": "galore_adamw"}, "optim is galore_adamw: "),
     "arguments of the optimizer": ({"optim_args": "a"}, "optim is adamw_torch_fused: "),
     "a long prompt": ({"prompt": "word " * 2000}, "prompt is 10,000 characters long; allowed are 1,000"),
+    "a long pattern": (
+        {"lora_target_modules": "x" * 1001},
+        "lora_target_modules is 1,001 characters long; allowed are",
+    ),
     "a prompt longer than captions": (
         {"prompt": "a " * 94},
         "prompt has 94 words, but max_caption_tokens leaves room",

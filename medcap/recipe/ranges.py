@@ -87,7 +87,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "length_column_name": ("length",),
 }
-LENGTHS = {"prompt": 1000}  # maximum of characters
+LENGTHS = {"prompt": 1000, "lora_target_modules": 1000}  # maximum of characters
 # keys with one possible value, and the reason
 FIXED: dict[str, tuple[bool, str]] = {
     "remove_unused_columns": (False, "the collator needs the image column"),
