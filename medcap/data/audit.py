@@ -50,7 +50,11 @@ def audit(
     """
     infos = {split: inspect_images(rows, num_proc, perceptual_hash=True) for split, rows in raw.items()}
     images, usable_infos = _usable_images(raw, infos)
-    similarity = ImageSimilarity.of([info.phash for info in usable_infos])
+    similarity = ImageSimilarity.of(
+        [info.phash for info in usable_infos],
+        [info.pixel_digest for info in usable_infos],
+        [image["group"] for image in images],
+    )
     return {
         "medcap": __version__,
         "splits": {split: _audit_split(rows, infos[split], tokenizer, limits) for split, rows in raw.items()},

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits of 256. Copies of radiographs at 0.33 to 1.7 times the size and JPEG quality 40 to 90 differed in up to 6 bits,
-# copies of phantoms in up to 16. No two different images differed in fewer than 32 (377 radiographs) or 20 (500
-# phantoms).
-MAX_DISTANCE = 16
+# Bits of 256. Copies at 0.33 to 1.7 times the size and JPEG quality 40 to 90 differ in up to 8 bits (radiographs) or 6
+# (slices of synthetic volumes), two patients in more than 50. But slices of one volume differ in 0 to 22 bits at 1 mm,
+# 4 to 32 at 2 mm and 14 to 58 at 5 mm: only their group tells them from copies (benchmarks/duplicates.py).
+MAX_DISTANCE = 10
 
 
 def near_pairs(hashes: NDArray[np.uint8], limit: int = MAX_DISTANCE) -> NDArray[np.intp]:
@@ -60,21 +61,33 @@ def _pairs_in_band(keys: NDArray[np.int64], band: int, words: NDArray[np.uint64]
 class ImageSimilarity:
     """Which of n images are duplicates or near-duplicates of each other.
 
-    Equal hashes are compared once, so an image with 10,000 copies costs 10,000 steps and not its square.
+    Images with the same pixels are duplicates. Others are near-duplicates if their perceptual hashes differ in at most
+    `MAX_DISTANCE` bits, unless they are of one group (article or patient): neighbouring slices are similar.
+
+    Equal pixels are compared once, so an image with 10,000 copies costs 10,000 steps and not its square.
 
     Attributes:
-        hash_ids: (n,) index of each image's hash among the distinct hashes.
-        pairs: (m, 2) distinct hashes that differ in at most `MAX_DISTANCE` bits.
+        pixel_ids: (n,) index of each image's pixels among the distinct pixels.
+        pairs: (m, 2) distinct pixels that are near-duplicates.
     """
 
-    hash_ids: NDArray[np.intp]
+    pixel_ids: NDArray[np.intp]
     pairs: NDArray[np.intp]
 
     @classmethod
-    def of(cls, hashes: Sequence[bytes]) -> ImageSimilarity:
-        """Compare n perceptual hashes of 32 bytes."""
-        distinct, hash_ids = np.unique(np.frombuffer(b"".join(hashes), "S32"), return_inverse=True)
-        return cls(hash_ids, near_pairs(distinct.view(np.uint8).reshape(-1, 32)))
+    def of(cls, hashes: Sequence[bytes], pixels: Sequence[str], groups: Sequence[str | None]) -> ImageSimilarity:
+        """Compare n perceptual hashes of 32 bytes, pixel digests and groups, which are None or "" if unknown."""
+        _, first, pixel_ids = np.unique(np.array(pixels, str), return_index=True, return_inverse=True)
+        distinct, hash_ids = np.unique(
+            np.frombuffer(b"".join(hashes[i] for i in first), "S32"), return_inverse=True
+        )  # hash_ids: of the distinct pixels
+        members = np.split(np.argsort(hash_ids, kind="stable"), np.cumsum(np.bincount(hash_ids))[:-1])
+        pairs = [pair for part in members for pair in combinations(part.tolist(), 2)]
+        for i, j in near_pairs(distinct.view(np.uint8).reshape(-1, 32)).tolist():
+            pairs += product(members[i].tolist(), members[j].tolist())
+        group = _only_groups(pixel_ids, groups)
+        pairs = [(i, j) for i, j in pairs if not group.get(i) or group.get(i) != group.get(j)]
+        return cls(pixel_ids, np.array(sorted(pairs), np.intp).reshape(-1, 2))
 
     def groups(self) -> list[list[int]]:
         """Return the connected groups of two or more similar images, as sorted row numbers.
@@ -84,9 +97,9 @@ class ImageSimilarity:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        n = self.hash_ids.max(initial=-1) + 1
+        n = self.pixel_ids.max(initial=-1) + 1
         links = coo_array((np.ones(len(self.pairs)), (self.pairs[:, 0], self.pairs[:, 1])), shape=(n, n))
-        labels = connected_components(links, directed=False)[1][self.hash_ids]  # (n,)
+        labels = connected_components(links, directed=False)[1][self.pixel_ids]  # (n,)
         order = np.argsort(labels, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
         return sorted(part.tolist() for part in parts if len(part) > 1)
@@ -98,21 +111,29 @@ class ImageSimilarity:
             neighbours.setdefault(i, []).append(j)
             neighbours.setdefault(j, []).append(i)
         kept: set[tuple[int, int]] = set()
-        is_duplicate = np.zeros(len(self.hash_ids), bool)
-        for row, (hash_id, split) in enumerate(zip(self.hash_ids.tolist(), splits, strict=True)):
-            is_duplicate[row] = any((split, near) in kept for near in [hash_id, *neighbours.get(hash_id, [])])
+        is_duplicate = np.zeros(len(self.pixel_ids), bool)
+        for row, (pixel_id, split) in enumerate(zip(self.pixel_ids.tolist(), splits, strict=True)):
+            is_duplicate[row] = any((split, near) in kept for near in [pixel_id, *neighbours.get(pixel_id, [])])
             if not is_duplicate[row]:
-                kept.add((split, hash_id))
+                kept.add((split, pixel_id))
         return is_duplicate
 
     def leaked(self, rank: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Return (n,) whether an image is similar to one of a split of higher `rank` (n,); test has the highest."""
-        highest = np.full(self.hash_ids.max(initial=-1) + 1, -1)
-        np.maximum.at(highest, self.hash_ids, rank)
+        highest = np.full(self.pixel_ids.max(initial=-1) + 1, -1)
+        np.maximum.at(highest, self.pixel_ids, rank)
         highest_near = highest.copy()
         np.maximum.at(highest_near, self.pairs[:, 0], highest[self.pairs[:, 1]])
         np.maximum.at(highest_near, self.pairs[:, 1], highest[self.pairs[:, 0]])
-        return highest_near[self.hash_ids] > rank
+        return highest_near[self.pixel_ids] > rank
+
+
+def _only_groups(pixel_ids: NDArray[np.intp], groups: Sequence[str | None]) -> dict[int, str | None]:
+    """Return the group of the images with the same pixels; None for several groups or an unknown one."""
+    only: dict[int, str | None] = {}
+    for pixel_id, group in zip(pixel_ids.tolist(), groups, strict=True):
+        only[pixel_id] = group if only.get(pixel_id, group) == group else None
+    return only
 
 
 def leaked_groups(groups: Sequence[str | None], ranks: Sequence[int]) -> NDArray[np.bool_]:

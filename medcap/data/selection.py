@@ -205,11 +205,12 @@ def _without_duplicates(data: dict[str, Dataset], selection: Selection, num_proc
         for split, rows in data.items()
     }
     rank = np.repeat([RANK[split] for split in data], [len(rows) for rows in data.values()])
-    similarity = ImageSimilarity.of([info.phash for split in data for info in infos[split] if not info.error])
+    decoded = [info for split in data for info in infos[split] if not info.error]
+    groups = [group for rows in data.values() for group in rows["group"][:]]
+    similarity = ImageSimilarity.of([info.phash for info in decoded], [info.pixel_digest for info in decoded], groups)
     reasons = np.full(len(rank), "", dtype=object)
     if selection.exclude_leaks:
         _mark(reasons, "leaked_image", similarity.leaked(rank))
-        groups = [group for rows in data.values() for group in rows["group"][:]]
         _mark(reasons, "leaked_group", leaked_groups(groups, rank.tolist()))
     if selection.dedupe:  # -1 for leaks: a row that is only similar to a leak is not a duplicate
         _mark(reasons, "duplicate", similarity.duplicates(np.where(reasons == "", rank, -1).tolist()))

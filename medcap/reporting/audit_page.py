@@ -13,6 +13,7 @@ from datasets import Dataset, Image
 from medcap import hub
 from medcap.data.audit import LIMITS, audit
 from medcap.data.concepts import concept_names
+from medcap.data.duplicates import MAX_DISTANCE
 from medcap.data.layout import DataLayout
 from medcap.data.load import read_data
 from medcap.io import write_json, write_text
@@ -177,5 +178,6 @@ def page(report: Mapping[str, Any], raw: Mapping[str, Dataset], name: str) -> st
         across=list(report["groups_across_splits"].items())[:SHOWN],
         has_groups=any(part["groups"]["rows"] for part in splits.values()),
         groups=report["similar_images"]["groups"][:SHOWN],
+        max_distance=MAX_DISTANCE,
         thumbnail=lambda split, image_id: thumbnail(images[split][row_of[split][image_id]]["image"]),
     )

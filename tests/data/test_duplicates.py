@@ -60,7 +60,10 @@ def test_hashes_at_the_limit_are_near_for_any_choice_of_bits():
 
 
 def similarity_of(hashes):
-    return ImageSimilarity.of([bytes(row) for row in hashes])
+    """Images of unknown groups, in which equal hashes are equal pixels."""
+    return ImageSimilarity.of(
+        [bytes(row) for row in hashes], [row.tobytes().hex() for row in hashes], [""] * len(hashes)
+    )
 
 
 def flipped(*bits):
@@ -70,7 +73,7 @@ def flipped(*bits):
 
 
 # a chain (each is near the next, the ends are not), a copy of the first, and an unrelated hash
-CHAIN = [flipped(), flipped(*range(10)), flipped(*range(20)), flipped(), flipped(*range(100, 200))]
+CHAIN = [flipped(), flipped(*range(8)), flipped(*range(16)), flipped(), flipped(*range(100, 200))]
 
 
 def test_groups_are_connected_components_of_two_or_more():
@@ -129,3 +132,25 @@ def test_empty_data_set_has_no_duplicates():
 def test_groups_leak_from_the_lower_split_and_unknown_groups_do_not():
     groups = ["PMC1", "PMC2", None, "PMC1", "PMC2", None, "", ""]
     assert leaked_groups(groups, [0, 1, 0, 2, 1, 2, 0, 2]).tolist() == [True] + [False] * 7
+
+
+def test_images_of_one_group_are_similar_only_with_equal_pixels():
+    """Neighbouring slices: three of one patient, a copy of the first, and one of another patient."""
+    hashes = [bytes(flipped(*range(bit))) for bit in (0, 1, 1, 0, 2)]
+    slices = ImageSimilarity.of(hashes, ["a", "b", "c", "a", "d"], ["P1", "P1", "P1", "P1", "P2"])
+    assert slices.pairs.tolist() == [[0, 3], [1, 3], [2, 3]]
+    one_patient = ImageSimilarity.of(hashes[:4], ["a", "b", "c", "a"], ["P1"] * 4)
+    assert one_patient.groups() == [[0, 3]]
+    assert one_patient.duplicates([0] * 4).tolist() == [False, False, False, True]
+    assert one_patient.leaked(np.array([0, 1, 1, 1])).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("groups", [[None, None], ["", ""], ["P1", None], ["P1", "P2"]])
+def test_near_images_of_other_or_unknown_groups_are_similar(groups):
+    similarity = ImageSimilarity.of([bytes(flipped()), bytes(flipped(3))], ["a", "b"], groups)
+    assert similarity.groups() == [[0, 1]]
+
+
+def test_copies_in_several_articles_are_similar_to_an_image_of_one_of_them():
+    hashes = [bytes(flipped()), bytes(flipped()), bytes(flipped(3))]
+    assert ImageSimilarity.of(hashes, ["a", "a", "b"], ["P1", "P2", "P1"]).groups() == [[0, 1, 2]]

@@ -58,14 +58,14 @@ def raw(folder):
                 (2, "B", "CC BY-NC"),
                 (3, "C", None),
                 (4, "D", "CC0"),
-                (4, "D", "CC BY"),
+                (4, "E", "CC BY"),
                 (5, None, None),
             ],
         ),
         "valid": raw_split(
             folder, "valid", [(1, "V", "CC BY"), (6, "B", "CC BY-NC"), (7, "T", None), (9, None, None)]
         ),
-        "test": raw_split(folder, "test", [(7, "T", "CC BY-ND"), (8, "C", "CC BY"), (8, "C", "CC BY")]),
+        "test": raw_split(folder, "test", [(7, "U", "CC BY-ND"), (8, "C", "CC BY"), (8, "X", "CC BY")]),
     }
 
 
@@ -159,7 +159,8 @@ def test_image_that_is_similar_only_to_a_leak_is_kept(raw, monkeypatch):
 
     def infos_of(rows, num_proc, perceptual_hash):
         bits = np.array([np.isin(np.arange(256), list(hashes[image_id])) for image_id in rows["image_id"]])
-        return [ImageInfo(pixel_digest=str(i), phash=np.packbits(row).tobytes()) for i, row in enumerate(bits)]
+        ids = rows["image_id"][:]
+        return [ImageInfo(pixel_digest=i, phash=np.packbits(row).tobytes()) for i, row in zip(ids, bits, strict=True)]
 
     monkeypatch.setattr("medcap.data.selection.inspect_images", infos_of)
     data = select_rows({"train": train, "test": test}, ["train"], Selection(dedupe=True, exclude_leaks=True))
