@@ -46,7 +46,7 @@ def unify_groups(names: Sequence[str | None], source: object) -> list[str | None
     if several := [names for names in spellings.values() if len(names) > 1]:
         example = " and ".join(map(repr, sorted(several[0])[:3]))
         logger.warning(
-            "%s: %d patients or articles are spelled in several ways and are read as one, such as %s",
+            "%s: patients or articles with several spellings, each read as one: %d, such as %s",
             source, len(several), example,
         )  # fmt: skip
     unified = {key: min(map(_tidy, names)) for key, names in spellings.items()}

@@ -24,7 +24,7 @@ def test_spellings_of_one_patient_are_unified_with_a_warning(names, caplog):
     for order in (names, names[::-1]):
         unified = unify_groups([*order, None, "P9"], "t.csv")
         assert unified == [*[min(unified[:-2])] * len(names), None, "P9"]
-    assert "t.csv: 1 patients or articles are spelled in several ways and are read as one, such as" in caplog.text
+    assert "t.csv: patients or articles with several spellings, each read as one: 1, such as" in caplog.text
 
 
 def test_different_patients_stay_different(caplog):
