@@ -78,7 +78,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 # options without influence on the results
-_FREE = {"run", "debug", "out", "overwrite", "feature_cache", "batch_size"}
+_FREE = {"run", "debug", "output", "out", "overwrite", "feature_cache", "batch_size"}
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def evaluation_folder(out: Path, options: Mapping[str, Any], overwrite: bool = F
         FileExistsError: `out` holds an evaluation with other options, and `overwrite` is false.
         FolderInUseError: Another process writes it.
     """
+    options = json.loads(json.dumps(options, default=str))  # as they are read again
     with lock_folder(out):
         refuse_other(out, options, overwrite)
         folder = EvaluationFolder(out, dict(options), overwrite, out / f"evaluation{PARTIAL}")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from medcap.cli import main
+from medcap.cli import main, make_parser
+from medcap.commands.evaluate import _options
 from medcap.evaluation.folder import FILES, METRICS, evaluation_folder
 from medcap.locks import lock_folder
 
@@ -73,6 +74,16 @@ def test_other_evaluation_is_replaced_only_with_overwrite(tmp_path, other):
     evaluate(tmp_path, "second", **other, overwrite=True, names=(METRICS, "predictions.csv"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS, "options.json", "predictions.csv", "thesis"]
     assert contents(tmp_path) == {"second"}
+
+
+def test_options_of_the_command_are_the_same_again(tmp_path):
+    argv = ["evaluate", "--model", str(tmp_path), "--data", "d", "--num_beams", "1", "--overwrite", "--out"]
+    for out in ("one", "two"):
+        options = _options(make_parser().parse_args([*argv, str(tmp_path / out)]))
+        assert {"model", "data", "num_beams", "split", "nearest"} <= options.keys()
+        assert not {"out", "output", "overwrite", "run", "debug"} & options.keys()
+        for _ in range(2):
+            evaluate(tmp_path / "eval", "text", {**options, "pair": ("a", tmp_path)})
 
 
 def test_files_of_unknown_origin_are_kept(tmp_path):
