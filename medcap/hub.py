@@ -56,7 +56,7 @@ def retry(
         max_attempts=max_attempts,
         max_seconds=MAX_RETRY_SECONDS,
         offline_attempts=offline_attempts,
-        describe=_reason,
+        describe=lambda error: f"Hub: {_reason(error)}",
     )
 
 

@@ -69,7 +69,7 @@ def test_transient_fault_is_retried(kind, where, options, name, hub, waits, capl
     assert hub.failed == options.get("times", 1)  # huggingface_hub repeats the first request for a file once
     assert len(waits) == 1
     if isinstance(kind, int):
-        assert f"status {kind}" in caplog.text
+        assert f"Hub: status {kind}" in caplog.text
         assert "attempt 2 of 8 follows in" in caplog.text
     if "headers" in options:
         assert waits == [55 if "RateLimit" in options["headers"] else 0.5]

@@ -192,6 +192,10 @@ def test_command_writes_report_and_page_and_prints_summary(planted, tiny_base, t
     assert done.stdout.rstrip().endswith(f"{out} and {out.with_suffix('.html')}")
     assert json.loads(out.read_text())["splits"]["train"]["rows"] == 42
     assert sorted(path.name for path in out.parent.iterdir()) == ["report.html", "report.json"]
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page
+    assert "script-src 'none'\">" in page  # the page has no script
+    assert "<script" not in page
 
 
 def test_tokens_are_not_counted_without_tokenizer(planted, tmp_path, monkeypatch, caplog):
