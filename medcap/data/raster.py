@@ -66,6 +66,8 @@ def decode_rgb(
             if not 0 <= frame < frames:
                 raise ValueError(f"no frame {frame}: it has {frames}, counted from 0")
             image.seek(frame)
+        if image.format == "TIFF" and image.mode.startswith(("I", "F")):  # left over by _deep_tiff
+            raise ValueError("the tags of this TIFF are invalid")
         if image.format == "PNG" and data[24] == 16 and not frame:
             return _deep_png(data, image)
         image.load()  # with the warnings as errors: some formats (ICO, GIF) know their size only now

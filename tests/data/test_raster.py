@@ -152,6 +152,7 @@ BROKEN = {
     "no strip": (changed_tag(tiff(DEEP), 279, 0), "a part of the image is missing"),
     "too many rows": (changed_tag(tiff(DEEP), 257, 2**31), "64 x 2147483648 pixels are more than 89,478,485"),
     "more rows than strips": (changed_tag(tiff(DEEP, rowsperstrip=9), 257, 99), "a part of the image is missing"),
+    "two heights": (tiff(DEEP).replace(b"\1\1\4\0\1\0", b"\1\1\4\0\2\0", 1), "the tags of this TIFF are invalid"),
     "sample format of no standard": (changed_tag(tiff(ramp("i2", 0, 9)), 339, 9), "TIFF with 1 samples of 16 bits"),
 }
 
