@@ -80,7 +80,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise RecipeError(f"{path}: not a recipe: more than {MAX_BRACKETS:,} brackets")
         if text.count("\n") + text.count(",") > MAX_ITEMS:
             raise RecipeError(f"{path}: not a recipe: more than {MAX_ITEMS:,} lines and commas")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        events = yaml.parse(text, yaml.SafeLoader) if "*" in text else ()
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
             raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: repeat the value instead")
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
