@@ -19,7 +19,7 @@ from medcap import __version__, hub, retries
 from medcap.hub import HubUnreachableError, is_transient
 from medcap.logs import error_line
 from medcap.publish.release import RELEASE_FILES, check_release
-from medcap.recipe import Recipe, RecipeError
+from medcap.recipe import Recipe
 from medcap.retries import MAX_ATTEMPTS
 
 logger = logging.getLogger(__name__)
@@ -65,16 +65,10 @@ def push_destination(recipe: Recipe) -> Destination | None:
 
     Raises:
         OSError: The token cannot write there. An unreachable Hub is only a warning.
-        RecipeError: The base is a local folder.
     """
     training = recipe.training
     if not training.push_to_hub:
         return None
-    if Path(base := recipe.model.model_name_or_path).is_dir():
-        raise RecipeError(
-            f"push_to_hub needs a base model that others can load, and model_name_or_path {base} is a local folder: "
-            "name it on the Hub, or push afterwards with medcap publish RUN_DIR --repo-id NAME --base NAMESPACE/NAME"
-        )
     name = training.hub_model_id or Path(training.output_dir).name
     to = Destination(name, private=training.hub_private_repo is not False, overwrite=training.hub_overwrite)
     try:

@@ -66,15 +66,10 @@ def build_release(
     Raises:
         FileExistsError: `to` is not empty.
         FileNotFoundError: A file is missing in the run.
-        ValueError: The run contains something that must not be published, or `repo_id` is given for a local base.
+        ValueError: The run contains something that must not be published.
     """
     with new_folder(to) as part, named_errors(run):
         source = read_run(run, evaluation or find_evaluation(run), comparison, base, repo_id)
-        if source.card_data.base_is_local and repo_id is not None:
-            raise ValueError(
-                f"the base model {source.card_data.base!r} is a local folder, which users of {repo_id} do not have: "
-                "give its name on the Hub with --base NAMESPACE/NAME, or write the release with --to"
-            )
         if source.card_data.base_is_local and write is None:
             logger.warning(
                 f"the base model {source.card_data.base!r} is a local folder: users of this adapter need a copy of it "

@@ -143,13 +143,6 @@ def test_local_base_is_named_without_path_and_warns(run, tmp_path, caplog):
     ]
 
 
-@pytest.mark.parametrize("base", [None, "base", "./base"])
-def test_a_local_base_is_not_pushed(run, tmp_path, base):
-    with pytest.raises(ValueError, match=r"is a local folder, .*give its name on the Hub with --base NAMESPACE/NAME"):
-        build_release(run, tmp_path / "release", base=base, repo_id="someone/captions")
-    assert not (tmp_path / "release").exists()
-
-
 def test_hub_base_is_named_in_all_files(run, tmp_path, caplog):
     release = build_release(run, tmp_path / "release", base=HUB_BASE, repo_id="someone/captions")
     assert read(release / "adapter_config.json")["base_model_name_or_path"] == HUB_BASE
