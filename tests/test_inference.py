@@ -3,6 +3,7 @@
 Traps 2, 6, 8, 9, 15, 20. pytest tests/test_inference.py
 """
 
+import html
 import json
 import re
 import shutil
@@ -79,7 +80,7 @@ def test_images_of_any_mode_are_captioned(base):
 def test_saved_adapter_reproduces_captions_of_training(trained_run, adapted, valid):
     """Weights, size, beams and detokenization are those of the best epoch."""
     epoch = int(re.search(r"checkpoint-(\d+),", trained_run.stdout)[1]) // 3
-    sample = (trained_run.folder / "samples" / f"epoch-{epoch}.md").read_text(encoding="utf-8")
+    sample = html.unescape((trained_run.folder / "samples" / f"epoch-{epoch}.md").read_text(encoding="utf-8"))
     assert caption_dataset(adapted, valid)[0] == re.findall(r"^- prediction: (.*)$", sample, re.MULTILINE)
 
 
