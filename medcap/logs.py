@@ -17,6 +17,8 @@ from datetime import timedelta
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
+from tqdm import tqdm
+
 from medcap.disk import MAKE_SPACE, DiskFullError, disk_full
 
 TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may quote the headers of a request
@@ -42,10 +44,17 @@ def configure_logging() -> None:
     warnings.filterwarnings("ignore")
     for name in ("bitsandbytes", "torch", "accelerate", "transformers", "datasets", "evaluate", "peft", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_ProgressHandler()])
     if os.environ.get("RANK", "0") != "0":  # only the main process logs
         logging.disable(logging.WARNING)
         os.environ["TQDM_DISABLE"] = "1"
+
+
+class _ProgressHandler(logging.StreamHandler):
+    """Writes to stderr, above a progress bar that is shown there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 @contextmanager

@@ -163,7 +163,7 @@ def to_yaml(content: Any) -> str:
     return yaml.safe_dump(content, allow_unicode=True)
 
 
-KEYS = sorted(key_types().keys() - {"debug"})  # --debug asks for a traceback
+KEYS = sorted(key_types().keys() - {"debug", "max_steps"})  # they ask for a traceback, and for a long training
 ALIASES = "a: &a [x, x]\n" + "".join(
     f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '*a'] * 9)}]\n" for n in range(9)
 )

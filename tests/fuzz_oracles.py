@@ -45,7 +45,7 @@ OTHERS = (
     "ImageType", "PixelAspectRatio", "TransferSyntaxUID",
 )  # fmt: skip
 UNUSUAL = {  # values that occur in files and have one right reading, or none
-    "PixelPaddingValue": (0, 1, 4095, 65535, 63536, 32768), "RescaleSlope": ("0", "1"),
+    "PixelPaddingValue": (0, 65535, 63536, 32768), "RescaleSlope": ("0", "1"),
     "RescaleIntercept": ("0", "0.0"), "WindowCenter": ("2047.5", "2048\\100"), "HighBit": (15, 11, 7),
     "PhotometricInterpretation": ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "PALETTE COLOR", "X"),
     "VOILUTFunction": ("LINEAR", "LINEAR_EXACT", "SIGMOID", "X"), "PresentationLUTShape": ("INVERSE", "IDENTITY", "X"),

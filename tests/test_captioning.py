@@ -59,7 +59,9 @@ def test_unreadable_image_is_a_record_and_the_status_is_1(caption, tmp_path, to_
     assert status == 1
     assert [sorted(record) for record in records] == [["caption", "image"], ["error", "image"], ["caption", "image"]]
     assert records[1]["error"].startswith("cannot read image")
-    assert err.splitlines()[-1] == f"medcap: error: 1 of 3 images have no caption; the first: {records[1]['error']}"
+    place = f", see the errors in {out}" if to_file else ""
+    first = records[1]["error"]
+    assert err.splitlines()[-1] == f"medcap: error: 1 of 3 images have no caption{place}; the first: {first}"
 
 
 def test_frame_that_does_not_exist_is_a_record(caption, tmp_path):

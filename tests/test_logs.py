@@ -1,6 +1,7 @@
 """A token in use is never printed, whatever its shape and whoever prints it (SECURITY.md)."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from huggingface_hub import constants
+from tqdm import tqdm
 
 from medcap import logs
 from medcap.cli import main
@@ -151,3 +153,10 @@ def test_any_file_name_is_written_as_json(monkeypatch, capsys, tmp_path, out):
     text = path.read_text(encoding="utf-8") if out else capsys.readouterr().out
     assert json.loads(text) == row
     assert text == '{"image": "a\\u001b\\u202e\\udcff.png", "caption": "\u00e4"}\n'
+
+
+def test_messages_do_not_continue_the_line_of_a_progress_bar(capsys):
+    with tqdm(total=2, desc="captions") as bar:
+        bar.update()
+        logs._ProgressHandler().emit(logging.makeLogRecord({"msg": "one line"}))
+    assert "one line" in capsys.readouterr().err.replace("\r", "\n").splitlines()

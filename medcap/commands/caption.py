@@ -60,7 +60,8 @@ def _caption(args: argparse.Namespace) -> None:
             print(visible(json.dumps(record, ensure_ascii=False)), file=file, flush=True)
             errors += [record["error"]] if "error" in record else []
     if errors:
-        raise ValueError(f"{len(errors)} of {n} images have no caption; the first: {errors[0]}")
+        place = "" if args.out is None else f", see the errors in {args.out}"
+        raise ValueError(f"{len(errors)} of {n} images have no caption{place}; the first: {errors[0]}")
     if not n:
         raise ValueError("none of the files is an image")
 
