@@ -17,8 +17,6 @@ from datetime import timedelta
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
-from tqdm import tqdm
-
 from medcap.disk import MAKE_SPACE, DiskFullError, disk_full
 
 TOKEN = "hf_[A-Za-z0-9]{30,}"  # pattern of a Hub token; errors of libraries may quote the headers of a request
@@ -54,6 +52,8 @@ class _ProgressHandler(logging.StreamHandler):
     """Writes to stderr, above a progress bar that is shown there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # which reads TQDM_DISABLE when it is imported
+
         tqdm.write(self.format(record), file=sys.stderr)
 
 

@@ -88,9 +88,9 @@ def own_meteor(monkeypatch) -> None:
     monkeypatch.setattr(Meteor, "__exit__", END_METEOR)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_meteor() -> Iterator[None]:
-    """Let every `with Meteor()` of the session reuse an idle Java process, because a start takes ten seconds."""
+@contextlib.contextmanager
+def sharing_meteor() -> Iterator[None]:
+    """Let every `with Meteor()` of the block reuse an idle Java process, because a start takes ten seconds."""
     idle: list[dict[str, Any]] = []  # state of the Meteor objects whose process is not in use
 
     def enter(self: Meteor) -> Meteor:
@@ -113,6 +113,13 @@ def shared_meteor() -> Iterator[None]:
         meteor = Meteor()
         meteor.__dict__ = state
         meteor.__exit__()  # ends the process
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_meteor() -> Iterator[None]:
+    """Share METEOR in the whole session."""
+    with sharing_meteor():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -56,13 +56,18 @@ def compressed(data, syntax):
     if syntax == RLELossless:
         data.compress(syntax)
         return data
-    encode = {JPEG2000Lossless: lossless_jpeg_2000, JPEGLSLossless: imagecodecs.jpegls_encode}[syntax]
+    encode = {JPEG2000Lossless: lossless_jpeg_2000, JPEGLSLossless: lossless_jpeg_ls}[syntax]
     frames = data.pixel_array if int(data.get("NumberOfFrames", 1)) > 1 else [data.pixel_array]
     return encapsulated(data, syntax, *map(encode, frames))
 
 
 def lossless_jpeg_2000(pixels, **options):
     return imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, **options)
+
+
+def lossless_jpeg_ls(pixels):
+    """Encode with room for noise, which JPEG-LS makes longer."""
+    return bytes(imagecodecs.jpegls_encode(pixels, out=2 * pixels.nbytes + 1024))
 
 
 def file_of(data, path):
