@@ -51,7 +51,7 @@ def main() -> None:
         shutil.rmtree(run, ignore_errors=True)
         argv = ["--config", args.recipe, "--data_dir", args.out / "data", "--model_name_or_path", args.out / "base"]
         argv += ["--output_dir", run, "--image_size", size, "--train_fraction", 1, "--max_steps", 2]
-        argv += ["--max_eval_samples", 8, "--logging_steps", 1]
+        argv += ["--max_eval_samples", 8, "--logging_steps", 1, "--precision", "auto"]
         subprocess.run([sys.executable, str(ROOT / "scripts/train.py"), *map(str, argv)], check=True)
         line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         metrics = {key: round(line[key], 4) for key in ("step", "loss", "eval_loss", "eval_bleu_1", "eval_cider")}

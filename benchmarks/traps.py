@@ -63,7 +63,7 @@ def rescale_twice() -> None:
     original = ImageTransform.__call__
 
     def rescaled(self: Any, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows, processor = original(self, batch), self.image_processor
+        rows, processor = original(self, batch), self.pixels.keywords["image_processor"]
         mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
         if "pixel_values" in rows:
             rows["pixel_values"] = [(pixels / 255 / 255 - mean) / std for pixels in rows["pixel_values"]]
@@ -76,7 +76,7 @@ def take_first_positions() -> None:
     """Use the first rows of the position embeddings for a smaller image, as BLIP does without interpolation."""
     from torch import nn
 
-    from medcap.modeling import blip
+    from medcap.modeling.families import blip
 
     def resize(model: Any, image_size: int) -> None:
         embeddings = model.vision_model.embeddings
@@ -93,10 +93,11 @@ def start_with_cls() -> None:
     """Start training captions with [CLS]; generation starts with [DEC]."""
     from transformers import BlipProcessor
 
+    from medcap.modeling.families.blip import Blip
     from medcap.phantom import TINY_BASE
-    from medcap.training import setup
 
-    setup.first_token_id = lambda model: BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
+    cls = BlipProcessor.from_pretrained(TINY_BASE).tokenizer.cls_token_id
+    Blip.first_token_id = property(lambda family: cls)  # type: ignore[assignment]
 
 
 def score_padding() -> None:
@@ -236,11 +237,11 @@ def caption_with_leak(captioner: Any, rows: Any) -> list[str]:
 
     from medcap.data.captions import CaptionCollator
     from medcap.data.images import with_pixel_values
-    from medcap.modeling.blip import decode_captions, first_token_id
+    from medcap.modeling.generation import decode_captions
 
     columns = rows.select_columns(["image_id", "image", "caption"])
     images = with_pixel_values(columns, captioner.processor.image_processor)
-    collate = CaptionCollator(captioner.processor.tokenizer, first_token_id(captioner.model), max_caption_tokens=96)
+    collate = CaptionCollator(captioner.processor.tokenizer, captioner.family.first_token_id, max_caption_tokens=96)
     captions = []
     for row in tqdm(images, desc="captions", unit="image"):
         batch = collate([row])

@@ -10,7 +10,7 @@ import os
 import sys
 
 from medcap import __version__
-from medcap.commands import cache, caption, data, evaluate, publish
+from medcap.commands import base, cache, caption, data, evaluate, publish
 from medcap.commands.options import add_command, check_output
 from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medcap {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data.add_commands(commands)
+    base.add_commands(commands)
     add_command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--key value ...]")
     evaluate.add_commands(commands)
     caption.add_commands(commands)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,23 @@ from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from medcap.data.captions import CaptionCollator, prompt_length
 from medcap.data.images import ImageTransform, with_pixel_values
 from medcap.hub import local_model
-from medcap.modeling.adapter import adapter_recipe, base_of, has_adapter, image_size_of, saved_generation
-from medcap.modeling.blip import (
-    check_model_name,
-    check_prompt,
-    decode_captions,
-    first_token_id,
-    load_blip,
-    make_generation_config,
-    model_errors,
-)
+from medcap.modeling.adapter import adapter_recipe, base_of, has_adapter, image_size_of, is_trained, saved_generation
+from medcap.modeling.families import Family, family_of
 from medcap.modeling.feature_cache import FeatureEncoder, open_cache
 from medcap.modeling.feature_store import FeatureCache
-from medcap.modeling.generation import are_cut, generate_ids
+from medcap.modeling.generation import are_cut, decode_captions
+from medcap.modeling.load import check_model_name, load_base, model_errors
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.recipe import GenerationArguments, RecipeError, check_values
 
 logger = logging.getLogger(__name__)
+
+MAX_CAPTION_TOKENS = 3  # of batches without captions
 
 
 @dataclass(frozen=True)
@@ -51,12 +46,12 @@ class Captioner:
         adapter: Name of the adapter, if there is one.
         prompt: Text that captions continue; it is not part of them.
         detokenize: Whether captions are detokenized (`medcap.data.detokenize`).
-        recipe: The recipe of the adapter; empty for a base and for adapters of other programs.
+        recipe: The recipe of the adapter or model; empty for a base and for adapters of other programs.
         cache: Feature cache.
     """
 
-    model: BlipForConditionalGeneration | PeftModel
-    processor: BlipProcessor
+    model: PreTrainedModel | PeftModel
+    processor: ProcessorMixin
     generation_config: GenerationConfig
     base: str
     adapter: str | None = None
@@ -71,14 +66,14 @@ class Captioner:
         return precision_name(self.model.dtype)
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the model's input in pixels."""
-        return int(self.processor.image_processor.size["height"])
+    def image_size(self) -> int | None:
+        """Height and width of the model's input in pixels; None if it depends on the image."""
+        return self.family.image_size
 
-    @property
-    def blip(self) -> BlipForConditionalGeneration:
-        """The model without its PEFT wrapper, with adapter layers."""
-        return base_model(self.model)
+    @cached_property
+    def family(self) -> Family:
+        """The base, with adapter layers, and its processor."""
+        return family_of(base_model(self.model), self.processor)
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context for the precision of the weights."""
@@ -87,7 +82,7 @@ class Captioner:
 
     def with_cache(self, feature_cache: str, images: int, limit_gb: float | None = None) -> Captioner:
         """Return the captioner with a cache for `images` images; arguments as `open_cache`."""
-        cache = open_cache(feature_cache, self.blip, self.processor, self.model.dtype, images, limit_gb)
+        cache = open_cache(feature_cache, self.family, self.model.dtype, images, limit_gb)
         if cache is not None:
             logger.warning(cache.describe(images))
         return replace(self, cache=cache)
@@ -96,20 +91,21 @@ class Captioner:
     def generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
         """Return the captions of a batch of `CaptionCollator`, and for each whether it reached `max_new_tokens`.
 
-        `pixel_values` (B, 3, H, W) are uint8, or normalized floats.
+        BLIP's `pixel_values` (B, 3, H, W) are uint8, or normalized floats.
         """
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
         with model_errors(self.adapter or self.base), self.autocast(), casting:
-            features = FeatureEncoder(self.blip.vision_model, self.cache)(batch)
-            tokenizer = self.processor.tokenizer
-            ids = generate_ids(self.blip, features, self.generation_config, tokenizer, self.prompt).cpu()
-        captions = decode_captions(tokenizer, ids, self.prompt, self.detokenize)
+            batch = {name: values.to(self.model.device) for name, values in batch.items()}
+            features = None if self.family.feature_obstacle() else FeatureEncoder(self.family, self.cache)(batch)
+            ids = self.family.generate(batch, features, self.generation_config, self.prompt).cpu()
+        captions = decode_captions(self.processor.tokenizer, ids, self.detokenize)
         return captions, are_cut(ids, self.generation_config)
 
     def caption(self, images: Sequence[Any]) -> list[str]:
         """Return the captions of images, as for `load_image`."""
-        pixels = ImageTransform(self.processor.image_processor)({"image": list(images)})["pixel_values"]
-        return self.generate({"pixel_values": torch.stack(pixels)})[0]
+        pixels = ImageTransform(self.family.pixels())({"image": list(images)})["pixel_values"]
+        collator = self.family.collator(MAX_CAPTION_TOKENS, self.prompt)
+        return self.generate(collator([{"pixel_values": image} for image in pixels]))[0]
 
 
 def load_captioner(
@@ -124,11 +120,11 @@ def load_captioner(
     detokenize: bool = True,
     model_code: str | None = None,
 ) -> Captioner:
-    """Load a BLIP captioner, or an adapter with its base, by folder or Hub name.
+    """Load a captioner, or an adapter with its base, by folder or Hub name.
 
-    An adapter determines base, revision, image size, prompt, precision and generation settings, unless given; what
-    its files do not say, because PEFT alone wrote them, is that of the base or the default. A base that was a folder
-    is also searched for next to the adapter.
+    An adapter, or a model that medcap trained, determines base, revision, image size, prompt, precision and generation
+    settings, unless given; what its files do not say, because PEFT alone wrote them, is that of the base or the
+    default. A base that was a folder is also searched for next to the adapter.
 
     Args:
         model: Folder or Hub name.
@@ -142,7 +138,7 @@ def load_captioner(
         model_code: As in a recipe; "fast" for a base.
 
     Raises:
-        ValueError, OSError: It is not a BLIP captioner, was not found, or its weights are damaged.
+        ValueError, OSError: It is a model of no known family, was not found, or its weights are damaged.
         RecipeError: An invalid setting.
     """
     if revision and Path(model).is_dir():
@@ -153,8 +149,9 @@ def load_captioner(
         adapter = folder if has_adapter(folder) else None
         if adapter:
             base_name, revision = (base, None) if base else base_of(adapter)
-            image_size = image_size or image_size_of(adapter)
-            saved, recipe = saved_generation(adapter), adapter_recipe(adapter)
+        if adapter or is_trained(folder):
+            image_size = image_size or image_size_of(folder)
+            saved, recipe = saved_generation(folder), adapter_recipe(folder)
         given = {**saved, **(generation or {})}
         length = given.pop("max_length", None)
         settings = {**vars(GenerationArguments()), **given}
@@ -163,28 +160,29 @@ def load_captioner(
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         precision = precision or recipe.get("precision", "fp32")
         allow_tf32(precision, device)
-        blip, processor = load_blip(
+        loaded, processor = load_base(
             base_name,
             image_size=image_size,
             revision=revision,
             dtype=resolve_dtype(precision, device),
             model_code=model_code or recipe.get("model_code", "fast"),
         )
+        family = family_of(loaded, processor)
         if length is not None and "max_new_tokens" not in given:  # it includes [DEC] and the prompt
-            settings["max_new_tokens"] = length - 1 - prompt_length(processor.tokenizer, prompt)
+            settings["max_new_tokens"] = length - 1 - family.prompt_length(prompt)
             check_values(settings)
-        check_prompt(blip, processor.tokenizer, prompt, settings["max_new_tokens"])
-        generation_config = make_generation_config(blip, **settings)
-        loaded = _with_adapter(blip, adapter) if adapter else blip
+        family.check_prompt(prompt, settings["max_new_tokens"])
+        generation_config = family.make_generation_config(**settings)
+        loaded = _with_adapter(loaded, adapter) if adapter else loaded
         loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, generation_config, base_name, adapter and model, prompt, detokenize, recipe)
 
 
-def _with_adapter(blip: BlipForConditionalGeneration, adapter: str) -> PeftModel:
+def _with_adapter(base: PreTrainedModel, adapter: str) -> PeftModel:
     """Load the adapter; missing weights are an error, because PEFT initializes them at random."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
-        return PeftModel.from_pretrained(blip, adapter)
+        return PeftModel.from_pretrained(base, adapter)
 
 
 def caption_dataset(
@@ -222,7 +220,7 @@ def image_batches(captioner: Captioner, rows: Dataset, batch_size: int) -> DataL
     device = captioner.model.device.type
     images = with_pixel_values(
         rows.select_columns(["image_id", "image"]),
-        captioner.processor.image_processor,
+        captioner.family.pixels(),
         None if captioner.cache is None else captioner.cache.get,
     )
     return DataLoader(
@@ -230,9 +228,7 @@ def image_batches(captioner: Captioner, rows: Dataset, batch_size: int) -> DataL
         batch_size=batch_size,
         num_workers=0 if device == "cpu" else min(8, os.cpu_count() or 1),
         pin_memory=device == "cuda",
-        collate_fn=CaptionCollator(
-            captioner.processor.tokenizer, first_token_id(captioner.model), max_caption_tokens=3
-        ),
+        collate_fn=captioner.family.collator(MAX_CAPTION_TOKENS, captioner.prompt),
     )
 
 
@@ -243,8 +239,8 @@ def default_batch_size(captioner: Captioner) -> int:
     """
     if captioner.model.device.type != "cuda":
         return 16
-    text, beams = captioner.model.config.text_config, captioner.generation_config.num_beams
-    tokens = (captioner.image_size // captioner.blip.config.vision_config.patch_size) ** 2 + 1
+    text, beams = captioner.model.config.get_text_config(decoder=True), captioner.generation_config.num_beams
+    tokens = 1024 if captioner.family.feature_obstacle() else captioner.family.feature_shape()[0]
     states = 2 * text.num_hidden_layers * text.hidden_size * captioner.model.dtype.itemsize
     image = beams * (5 * 4 * text.vocab_size + states * captioner.generation_config.max_new_tokens) + states * tokens
     return max(1, min(256, torch.cuda.mem_get_info()[0] // 2 // image))

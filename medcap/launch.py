@@ -88,14 +88,21 @@ def run_training(command: list[str], stdout: Any = None) -> int:
     """Run the command of `launch_command` and return its exit status.
 
     Ctrl-C and SIGUSR1 do not end this process nor the launcher, which inherits this: training handles them, and exits
-    with a checkpoint.
+    with a checkpoint. SIGTERM is passed on.
     """
     earlier = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
-        return subprocess.run(command, stdout=stdout, check=False).returncode
+        with subprocess.Popen(command, stdout=stdout) as launcher:
+            earlier[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: launcher.terminate())
+            return launcher.wait()
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    for process in psutil.Process().children():
+        process.send_signal(number)
 
 
 def main() -> None:
@@ -105,9 +112,11 @@ def main() -> None:
     killed process and a higher status come first. A killed process gives 128 plus the number of the signal.
     """
     from accelerate.commands.launch import main as accelerate_launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     redact_streams()
+    signal.signal(signal.SIGTERM, _pass_on)  # with several processes torch replaces it by a handler that does the same
     if THREADS in sys.argv:
         threads = sys.argv[sys.argv.index(THREADS) + 1]
         sys.stderr.write(f"threads: {threads} of the CPU per process; OMP_NUM_THREADS sets another number\n")
@@ -118,6 +127,8 @@ def main() -> None:
         if error.returncode < 0:
             sys.stderr.write(f"medcap: error: training was ended by {signal.Signals(-error.returncode).name}\n")
         sys.exit(error.returncode if error.returncode > 0 else 128 - error.returncode)
+    except SignalException as error:  # several processes, which torch has ended
+        sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         status = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # SIGTERM is how the launcher ends the remaining processes

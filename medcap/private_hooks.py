@@ -37,6 +37,7 @@ DICOM = ("the transfer syntax of a file that is not read yet", "when pydicom off
 HOOKS = (
     Hook(TRAINER, "_save_checkpoint", CHECKPOINT, IN_PLACE),
     Hook(TRAINER, "_save_optimizer_and_scheduler", CHECKPOINT, IN_PLACE),
+    Hook(TRAINER, "_save", "checkpoints of whole models", "when the Trainer loads what it saves for every model"),
     Hook(TRAINER, "_save_scaler", CHECKPOINT, IN_PLACE),
     Hook(TRAINER, "_save_rng_state", CHECKPOINT, IN_PLACE),
     Hook(TRAINER, "_run_epoch", "ended runs that are resumed", "when a resumed run that had ended trains no step"),

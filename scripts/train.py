@@ -30,6 +30,7 @@ from medcap.data.captions import TokenizedCaptions
 from medcap.evaluation.scoring import signature_pairs
 from medcap.locks import lock_folder
 from medcap.metrics.coco import Meteor
+from medcap.modeling.adapter import trained_folder
 from medcap.modeling.precision import precision_name
 from medcap.private_hooks import check_hooks
 from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_release
@@ -49,7 +50,7 @@ from medcap.training.run_folder import (
     record_time,
     refuse_changes,
     remove_leftovers,
-    save_adapter,
+    save_trained,
     start_run,
 )
 from medcap.training.setup import (
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(recipe: Recipe) -> None:
-    """Load model and data, train the adapter, save that of the best epoch, and push it if the recipe says so."""
+    """Load model and data, train, save the weights of the best epoch, and push them if the recipe says so."""
     for library in ("transformers", "torch"):
         check_hooks(library)
     check_devices(recipe)
@@ -98,13 +99,14 @@ def train(recipe: Recipe) -> None:
         dry_run(recipe, adapted, checkpoint)
         return
     data = load_checked_splits(recipe)  # after the model: a wrong size or target fails before images are decoded
-    captions = tokenize_captions(recipe, data, adapted.processor)
+    captions = tokenize_captions(recipe, data, adapted.family)
     if recipe.training.process_index == 0:
         print_summary(recipe, data, adapted.model, captions)
     trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination)
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
-        print(f"{run / 'adapter'}: {describe_best(trainer)}")
+        result = trained_folder(run)
+        print(f"{result}: {describe_best(trainer, result.name)}")
         if destination is not None and pushes is not None:
             print(pushes.finish(run_release(run, destination)))
     trainer.accelerator.wait_for_everyone()  # a scheduler would see processes end while another one still works
@@ -126,14 +128,14 @@ def fit(
     the trainer, and the pushes if there is a destination.
     """
     run, is_main, pushes = Path(recipe.training.output_dir), recipe.training.process_index == 0, None
-    save, valid = functools.partial(save_adapter, adapted=adapted, recipe=recipe), data["valid"]
+    save, valid = functools.partial(save_trained, adapted=adapted, recipe=recipe), data["valid"]
     if is_main:
         start_run(recipe, data, adapted, checkpoint)
     cache = open_feature_cache(recipe, data, adapted)
     evaluates = is_main and recipe.training.eval_strategy != "no"  # the main process scores
     with Meteor() if evaluates else contextlib.nullcontext() as meteor:
         pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
-        scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], recipe.data.prompt, meteor, pairs)
+        scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], meteor, pairs)
         trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
         if destination is not None:
             pushes = EpochReleaseCallback(run, destination, save, scores, valid["image_id"])
@@ -147,7 +149,7 @@ def fit(
         trainer.encoder.flush()
     if is_main:
         record_time(run, seconds)
-        save(run / "adapter")
+        save(run)
     return trainer, pushes
 
 
@@ -159,11 +161,11 @@ def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> No
     data, decoded = dry_run_data(recipe, splits, adapted.processor.tokenizer, schedule.batch)
     timer = StepTimer()
     with dry_run_recipe(recipe) as short:
-        captions = tokenize_captions(recipe, data, adapted.processor)
+        captions = tokenize_captions(recipe, data, adapted.family)
         trainer, _ = fit(short, data, captions, adapted, callbacks=[timer])
         disk = run_disk_space(args, Path(short.training.output_dir), schedule)
     disk.check()
-    features = feature_disk_space(recipe, sum(map(len, splits.values())), adapted.model, adapted.dtype)
+    features = feature_disk_space(recipe, sum(map(len, splits.values())), adapted.family, adapted.dtype)
     if features is not None and recipe.model.feature_cache != "auto":  # "auto" works without a cache on a full disk
         features.check()
     if args.process_index == 0:
@@ -178,7 +180,7 @@ def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> No
             "disk": str(disk),
             "features": str(features or "not cached"),
             "time": timer.timing(len(data["valid"])).describe(schedule, len(splits["valid"])),
-            "caption": f"{first_caption(trainer)!r}, from the adapter of the dry run",
+            "caption": f"{first_caption(trainer)!r}, from the weights of the dry run",
         }
         print("\n".join(f"{name}: {text}" for name, text in plan.items()))
 
@@ -207,13 +209,13 @@ def first_caption(trainer: CaptionTrainer) -> str:
     return trainer.scores.predictions[0] if trainer.scores.predictions else ""
 
 
-def describe_best(trainer: CaptionTrainer) -> str:
-    """Describe which checkpoint the adapter is from, and its metric."""
+def describe_best(trainer: CaptionTrainer, result: str = "adapter") -> str:
+    """Describe which checkpoint the adapter or model (`result`) is from, and its metric."""
     best, metric = trainer.best_loaded, trainer.args.metric_for_best_model
     if best is None:
-        return f"the adapter of the last step, {trainer.state.global_step}"
+        return f"the {result} of the last step, {trainer.state.global_step}"
     value = trainer.state.best_metric
-    return f"the adapter of {best.name}, best {metric}" + (f" ({value:.4f})" if value is not None else "")
+    return f"the {result} of {best.name}, best {metric}" + (f" ({value:.4f})" if value is not None else "")
 
 
 if __name__ == "__main__":

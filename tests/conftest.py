@@ -30,7 +30,7 @@ import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from medcap.metrics.meteor import Meteor
-from medcap.modeling.blip import load_blip
+from medcap.modeling.load import load_base
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
 
@@ -143,7 +143,7 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def loaded(tiny_base) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """The tiny base and its processor; read-only."""
-    model, processor = load_blip(str(tiny_base))
+    model, processor = load_base(str(tiny_base))
     return model.eval(), processor
 
 
@@ -209,6 +209,19 @@ def recipe_error(arguments: list[str]) -> str:
     return str(caught.value)
 
 
+@pytest.fixture
+def refusal(recipe_file):
+    """Return a function: the message, without the file's name, that refuses a recipe with these keys."""
+
+    def message(**keys: Any) -> str:
+        path = recipe_file(**keys)
+        line = recipe_error(["--config", path])
+        assert line.startswith(f"{path}: ")
+        return line.removeprefix(f"{path}: ")
+
+    return message
+
+
 @pytest.fixture(scope="session")
 def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
     """Two epochs of three steps at 48 px on a base for 32 px, evaluated by generation; read-only."""
@@ -225,6 +238,7 @@ def trained_run(train_script, tiny_base, phantoms, tmp_path_factory) -> Run:
         num_train_epochs=2,
         precision="fp32",
         per_device_train_batch_size=4,
+        train_sampling_strategy="group_by_length",  # its order must be resumed too
         per_device_eval_batch_size=4,  # 6 images: the last batch is not full
         learning_rate=0.02,
         logging_steps=1,

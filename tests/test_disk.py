@@ -71,6 +71,7 @@ def test_adapter_that_does_not_fit_is_named_with_its_size(tmp_path, blip):
         model=add_lora(model, targets="text", r=8, alpha=8, dropout=0.0),
         processor=processor,
         generation_config=model.generation_config,
+        initial={},
     )
     recipe = read_recipe(["--config", str(ROOT / "recipes/phantom/lora.yaml"), "--use_cpu", "true"])
     (tmp_path / "adapter").mkdir()

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save
 from medcap.data.images import load_image
 from medcap.data.load import load_data
 from medcap.inference import Captioner, caption_dataset, has_adapter, load_captioner
-from medcap.modeling import generation
-from medcap.modeling.blip import first_token_id, make_generation_config
+from medcap.modeling.families import blip as blip_family
+from medcap.modeling.families import family_of
 from medcap.recipe import read_recipe
 from medcap.training.run_folder import save_adapter
 
@@ -137,7 +137,7 @@ def fake_generation(monkeypatch, ids):
         inputs.append(given)
         return torch.tensor(ids)
 
-    monkeypatch.setattr(generation, "beam_search", generate)
+    monkeypatch.setattr(blip_family, "beam_search", generate)
     return inputs
 
 
@@ -148,7 +148,7 @@ def test_prompt_is_passed_to_generation_and_removed_from_captions(trained_run, t
     captioner = load_captioner(str(tmp_path / "adapter"))
     assert captioner.prompt == "a large"
     a, large, mass = captioner.processor.tokenizer("a large mass", add_special_tokens=False)["input_ids"]
-    dec = first_token_id(captioner.model)
+    dec = family_of(captioner.model).first_token_id
     inputs = fake_generation(monkeypatch, [[dec, a, large, mass, captioner.generation_config.eos_token_id]] * 2)
     captions, cut = captioner.generate({"pixel_values": torch.zeros(2, 3, 48, 48)})
     assert inputs[0].tolist() == [[dec, a, large]] * 2
@@ -157,7 +157,7 @@ def test_prompt_is_passed_to_generation_and_removed_from_captions(trained_run, t
 
 def test_captions_at_the_token_limit_are_marked_as_cut(loaded, monkeypatch):
     model, processor = loaded
-    dec, (a, mass), sep, pad = first_token_id(model), processor.tokenizer("a mass")["input_ids"][1:3], 3, 0
+    dec, (a, mass), sep, pad = family_of(model).first_token_id, processor.tokenizer("a mass")["input_ids"][1:3], 3, 0
     assert (processor.tokenizer.sep_token_id, processor.tokenizer.pad_token_id) == (sep, pad)
     rows = [
         [dec, sep, pad, pad, pad],  # empty
@@ -166,7 +166,9 @@ def test_captions_at_the_token_limit_are_marked_as_cut(loaded, monkeypatch):
         [dec, a, mass, mass, mass],  # cut
     ]
     fake_generation(monkeypatch, rows)
-    captioner = Captioner(model, processor, make_generation_config(model, num_beams=1, max_new_tokens=4), base="")
+    captioner = Captioner(
+        model, processor, family_of(model).make_generation_config(num_beams=1, max_new_tokens=4), base=""
+    )
     captions, cut = captioner.generate({"pixel_values": torch.zeros(4, 3, 32, 32)})
     assert captions == ["", "a mass", "a mass mass", "a mass mass mass"]
     assert cut == [False, False, False, True]
@@ -238,9 +240,11 @@ def test_base_is_loaded_at_the_revision_of_training(hub, train_script, tiny_base
     adapted = train_script.make_model(read_recipe(["--config", str(recipe)]), torch.float32)
     save_adapter(tmp_path / "adapter", adapted, read_recipe(["--config", str(recipe)]))
     name = "text_decoder.cls.predictions.bias"
-    again = load_captioner(str(tmp_path / "adapter"), precision="fp32").blip.state_dict()[name]
+    again = load_captioner(str(tmp_path / "adapter"), precision="fp32").family.base.state_dict()[name]
     assert torch.equal(again, weights[name])
-    other = load_captioner(str(tmp_path / "adapter"), base="someone/base", precision="fp32").blip.state_dict()[name]
+    other = load_captioner(str(tmp_path / "adapter"), base="someone/base", precision="fp32").family.base.state_dict()[
+        name
+    ]
     assert torch.equal(other, weights[name] + 1)  # `base` also replaces the revision
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 REPLACED = {
     r"pictures?": "image",
     r"pictured": "shown",
-    r"towers?": "vision encoder",
+    r"(?<!vision_)towers?": "vision encoder",
     r"frozen eyes": "frozen vision encoder",
     r"mend(?:s|ed|ing)?": "fix",
     r"anew": "again, from scratch",
@@ -51,7 +51,7 @@ FILES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "recipes/**/*.*", "medcap/**/*.py", "medcap/**/*.html", "medcap/**/*.md",
                     "scripts/*.py", "benchmarks/**/*.py", ".github/**/*.*", "Makefile", "*.toml", "*.cff")
     for path in ROOT.glob(pattern)
-    if path.relative_to(ROOT).as_posix() not in CAPTION_WORDS
+    if path.is_file() and path.relative_to(ROOT).as_posix() not in CAPTION_WORDS
 )  # fmt: skip
 
 

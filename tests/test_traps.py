@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from medcap.data.captions import CaptionCollator
 from medcap.data.images import ImageTransform
-from medcap.modeling import blip
+from medcap.modeling.families import blip
 from medcap.phantom import TINY_BASE
 from medcap.recipe import read_recipe
 from medcap.training import setup
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import traps
 
 PATCHED = (
-    (ImageTransform, "__call__"), (blip, "resize_positions"), (setup, "first_token_id"),
+    (ImageTransform, "__call__"), (blip, "resize_positions"), (blip.Blip, "first_token_id"),
     (CaptionCollator, "__call__"), (CaptionTrainer, "compute_loss"),
 )  # fmt: skip
 TRAINED = [
@@ -48,7 +48,7 @@ def first_step(name: str, data: Path, folder: Path) -> tuple[float, float]:
     torch.manual_seed(0)
     adapted = setup.make_model(recipe, torch.float32)
     rows = setup.load_splits(recipe)
-    captions = setup.tokenize_captions(recipe, rows, adapted.processor)
+    captions = setup.tokenize_captions(recipe, rows, adapted.family)
     trainer = setup.make_trainer(recipe, rows, captions, adapted, None, None, None)
     norm = GradientNorm()
     trainer.add_callback(norm)

@@ -49,13 +49,14 @@ class StepTimer(TrainerCallback):
 
 
 class MedcapLoop:
-    """medcap's trainer with the recipe of the original project, in the precision of the device."""
+    """medcap's trainer with the LoRA and batch of the original project, in the precision of the device."""
 
     def __init__(self, base: Path, data: Path, out: Path) -> None:
         self.script, self.timer, self.out = train_script(), StepTimer(), out
         argv = ["--config", RECIPE, "--data_dir", data, "--model_name_or_path", base, "--output_dir", out / "run"]
         argv += ["--train_fraction", 1, "--num_train_epochs", 1, "--eval_strategy", "no", "--save_strategy", "no"]
-        argv += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+        argv += ["--precision", "auto", "--max_grad_norm", 1, "--train_sampling_strategy", "group_by_length"]
+        argv += ["--max_caption_tokens", 128, "--disable_tqdm", "true"]
         self.recipe = read_recipe(list(map(str, argv)))
         self.adapted = self.script.make_model(self.recipe, self.script.resolve_precision(self.recipe))
         self.data = self.script.load_checked_splits(self.recipe)
@@ -75,7 +76,7 @@ class MedcapLoop:
         self.timer.seconds = []
         # without METEOR, whose Java process would use the same cores
         scores = CaptionMetrics(self.adapted.processor.tokenizer, self.data["valid"]["caption"])
-        captions = self.script.tokenize_captions(self.recipe, self.data, self.adapted.processor)
+        captions = self.script.tokenize_captions(self.recipe, self.data, self.adapted.family)
         trainer = self.script.make_trainer(
             self.recipe, self.data, captions, self.adapted, scores, cache, self.script.write_sample_sheet
         )

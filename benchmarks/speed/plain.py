@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap.data.images import load_image
-from medcap.modeling.lora import TARGETS
+from medcap.modeling.families.blip import TARGETS
 
 BATCH_SIZE = 3
 ORIGINAL, REFERENCE = "original project", "reference loop"

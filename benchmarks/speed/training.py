@@ -12,7 +12,7 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 
 from medcap.data.load import load_data
-from medcap.modeling.blip import load_blip
+from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.modeling.precision import resolve_dtype
 from speed.ours import MedcapLoop
@@ -78,7 +78,7 @@ class CachedStep:
 
     def __init__(self, base: Path) -> None:
         self.dtype = resolve_dtype("auto", DEVICE)
-        model, _ = load_blip(str(base), image_size=224, dtype=self.dtype)
+        model, _ = load_base(str(base), image_size=224, dtype=self.dtype)
         self.model = add_lora(model, targets="query-key", r=8, alpha=16, dropout=0.1).to(DEVICE).train()
         trainable = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=5e-5, fused=True)

@@ -1,4 +1,4 @@
-"""Captions: cleaning, tokenization, and batches with the ids and labels of BLIP's text decoder."""
+"""Captions: cleaning, tokenization, and batches with the ids and labels of a decoder."""
 
 from __future__ import annotations
 
@@ -54,29 +54,31 @@ class CaptionCollator:
             (B, T) int64, -100 for the first token, the prompt and the padding.
             `row` (B,) int64.
         """
-        batch = _images(rows)
+        batch = image_batch(rows)
         if "row" in rows[0]:
             batch["row"] = torch.tensor([row["row"] for row in rows])
         if "caption" in rows[0]:
-            batch |= self._text([row["caption"] for row in rows])
+            batch |= self.text([row["caption"] for row in rows])
         return batch
 
-    def _text(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        text = self.tokenizer(
-            with_prompt(captions, self.prompt),
-            padding=True,
-            truncation=True,
-            max_length=self.max_caption_tokens,
-            return_tensors="pt",
-        )
-        ids, mask = text["input_ids"], text["attention_mask"]
-        ids[:, 0] = self.first_token_id
+    def text(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels` of captions."""
+        tokenizer, prompt = self.tokenizer, prompt_ids(self.tokenizer, self.prompt)
+        room = self.max_caption_tokens - 1 - len(prompt)
+        rows = caption_ids(tokenizer, captions, self.prompt, end_token_id(tokenizer), room)
+        start = [self.first_token_id, *prompt]
+        lengths = torch.tensor([len(start) + len(row) for row in rows])
+        width = int(lengths.max())
+        padding = [pad_token_id(tokenizer)] * width
+        ids = torch.tensor([[*start, *row, *padding][:width] for row in rows])
+        mask = (torch.arange(width) < lengths[:, None]).long()
         labels = ids.masked_fill(mask == 0, IGNORED)
-        labels[:, : 1 + prompt_length(self.tokenizer, self.prompt)] = IGNORED
+        labels[:, : len(start)] = IGNORED
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def _images(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def image_batch(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return the images of dataset rows, as described in `CaptionCollator`."""
     uncached = [row for row in rows if row.get("features") is None]
     cached = [row["features"] for row in rows if row.get("features") is not None]
     batch = {}
@@ -94,24 +96,28 @@ def _images(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class TokenizedCaptions:
-    """The captions of a split as tokens: [CLS], `prompt_length` tokens of the prompt, the caption, [SEP]."""
+    """The captions of a split as tokens with the end token, behind `start_length` tokens: the first and the prompt."""
 
     ids: list[np.ndarray]  # int32, one array per caption
-    prompt_length: int
+    start_length: int
 
     @classmethod
     def tokenize(
-        cls, tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], prompt: str = ""
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        captions: Sequence[str],
+        prompt: str = "",
+        start_length: int | None = None,
     ) -> TokenizedCaptions:
-        """Tokenize `captions` with `prompt` before each, without truncation."""
-        texts = with_prompt(captions, prompt)
-        rows = tokenizer(texts)["input_ids"] if texts else []
-        return cls([np.array(row, np.int32) for row in rows], prompt_length(tokenizer, prompt))
+        """Tokenize `captions` behind `prompt`, without truncation; `start_length` is 1 + the prompt's by default."""
+        rows = caption_ids(tokenizer, captions, prompt, end_token_id(tokenizer))
+        start = 1 + prompt_length(tokenizer, prompt) if start_length is None else start_length
+        return cls([np.array(row, np.int32) for row in rows], start)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each caption, the prompt, [CLS] and [SEP] included."""
-        return [len(row) for row in self.ids]
+        """Tokens of each caption, first token, prompt and end token included."""
+        return [self.start_length + len(row) for row in self.ids]
 
     def cut_fraction(self, max_caption_tokens: int) -> float:
         """Return the fraction of captions, 0 to 1, that have more than `max_caption_tokens` tokens."""
@@ -120,14 +126,14 @@ class TokenizedCaptions:
     def entropy(self, max_caption_tokens: int) -> float:
         """Return the entropy in nats of the labels, with captions truncated to `max_caption_tokens`.
 
-        It is the lowest loss of a model that knows only token frequencies (Shannon, 1948, section 6). [SEP] is a
-        label; the first token and the prompt are not.
+        It is the lowest loss of a model that knows only token frequencies (Shannon, 1948, section 6). The end token is
+        a label; the first token and the prompt are not.
         """
-        first = 1 + self.prompt_length
-        labels = [row[first:] for row in self.ids if len(row) <= max_caption_tokens]
+        most = max_caption_tokens - self.start_length
+        labels = [row[:most] for row in self.ids if len(row) <= most]
         for row in self.ids:
-            if len(row) > max_caption_tokens:  # truncation keeps [SEP]
-                labels += [row[first : max_caption_tokens - 1], row[-1:]]
+            if len(row) > most:  # truncation keeps the end token
+                labels += [row[: most - 1], row[-1:]]
         counts = np.unique(np.concatenate(labels), return_counts=True)[1]
         fractions = counts / counts.sum()
         return float(-(fractions * np.log(fractions)).sum())
@@ -138,6 +144,31 @@ def with_prompt(captions: Sequence[str], prompt: str) -> list[str]:
     return [f"{prompt} {caption}" for caption in captions] if prompt else list(captions)
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the tokens of `prompt` without special tokens."""
+    return list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else []
+
+
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     """Return the number of tokens of `prompt` without special tokens."""
-    return len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0
+    return len(prompt_ids(tokenizer, prompt))
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends a caption: [SEP], or the tokenizer's end token, such as <|endoftext|>."""
+    ids = (tokenizer.sep_token_id, tokenizer.eos_token_id)
+    return int(next(token for token in ids if token is not None))
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills batches: the tokenizer's, or the end token if it has none, as GPT-2's."""
+    return end_token_id(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def caption_ids(
+    tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], prompt: str, end: int, most: int | None = None
+) -> list[list[int]]:
+    """Return the tokens of captions behind `prompt`, without it, and `end`; cut to at most `most` with `end`."""
+    texts, start = with_prompt(captions, prompt), prompt_length(tokenizer, prompt)
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [[*row[start : None if most is None else start + most - 1], end] for row in rows]

@@ -187,19 +187,19 @@ def _digest(content: _Content) -> bytes:
 class ImageTransform:
     """Replace the column "image" by the model's inputs; `with_pixel_values` sets it as a data set's transform.
 
-    `pixel_values` are the bytes of the resized image: `medcap.modeling.blip_fast` rescales and normalizes them once,
-    on its device. Images are not flipped, because captions state left and right.
+    BLIP's `pixel_values` are the bytes of the resized image: `medcap.modeling.blip_fast` rescales and normalizes them
+    once, on its device. Images are not flipped, because captions state left and right.
 
     Args:
-        image_processor: BLIP's; its size and resampling filter are used.
+        pixels: Makes the model's input (3, H, W) from an RGB image, or a BLIP image processor, see `resized`.
         cached_features: Returns the features of an image by its digest, or None.
     """
 
-    image_processor: "BaseImageProcessor"
+    pixels: "Callable[[Image.Image], torch.Tensor] | BaseImageProcessor"
     cached_features: Callable[[bytes], torch.Tensor | None] | None = None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Return `batch` with "pixel_values" (uint8 tensors (3, H, W)) instead of "image".
+        """Return `batch` with "pixel_values" (tensors (3, H, W)) instead of "image".
 
         With `cached_features` also "digest" (bytes) and "features" ((1 + patches, width) or None); an image with
         features is not decoded, and its "pixel_values" is None. A file is read once. Raises ValueError with image_id
@@ -225,20 +225,35 @@ class ImageTransform:
         return {"pixel_values": pixels, "features": features, "digest": digest}
 
     def _pixels(self, content: _Content) -> torch.Tensor:
-        size = self.image_processor.size
-        image = _decode(content).resize((size["width"], size["height"]), self.image_processor.resample)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        image = _decode(content)
+        return resized(image, self.pixels) if hasattr(self.pixels, "resample") else self.pixels(image)
+
+
+def resized(image: Image.Image, image_processor: "BaseImageProcessor") -> torch.Tensor:
+    """Return an RGB image as uint8 (3, H, W), with size and resampling filter of an image processor."""
+    size = image_processor.size
+    return to_tensor(image.resize((size["width"], size["height"]), image_processor.resample))
+
+
+def processed(image: Image.Image, image_processor: "BaseImageProcessor") -> torch.Tensor:
+    """Return what an image processor makes of an RGB image: normalized (3, H, W)."""
+    return image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Return an RGB image as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def with_pixel_values(
     data: Data,
-    image_processor: "BaseImageProcessor",
+    pixels: "Callable[[Image.Image], torch.Tensor] | BaseImageProcessor",
     cached_features: Callable[[bytes], torch.Tensor | None] | None = None,
 ) -> Data:
-    """Return `data` with an `ImageTransform`: images are read and decoded when a row is read.
+    """Return `data` with an `ImageTransform` of the same arguments: images are read when a row is read.
 
     Without the cast, `datasets` would decode them, opening the zip again for every image, with errors that do not name
     the image.
     """
     undecoded = data.cast_column("image", datasets.Image(decode=False))
-    return undecoded.with_transform(ImageTransform(image_processor, cached_features))
+    return undecoded.with_transform(ImageTransform(pixels, cached_features))

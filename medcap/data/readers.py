@@ -20,6 +20,7 @@ import pyarrow.compute as compute
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, config, load_dataset
 from datasets.exceptions import DatasetBuildError
+from datasets.table import CastError
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
@@ -124,6 +125,9 @@ def _load_dataset(name: str) -> DatasetDict:
     try:
         return load_dataset(name) if path.exists() else _download(name)
     except (DatasetBuildError, ValueError) as error:  # ValueError: from pyarrow, without the name
+        if isinstance(error.__cause__, TypeError | CastError):
+            columns = "its files have different columns, or a column of different types; save them alike"
+            raise ValueError(f"{name}: {columns} ({error_line(error.__cause__)})") from error
         raise ValueError(f"{name}: {error_line(error.__cause__ or error)}") from error
     except OSError as error:
         if not path.exists():

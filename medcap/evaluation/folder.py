@@ -16,7 +16,7 @@ from medcap.evaluation.split import Split
 from medcap.inference import Captioner
 from medcap.io import PARTIAL, fsync, read_json, staging_folder, write_json
 from medcap.locks import lock_folder
-from medcap.modeling.blip import update_digest
+from medcap.modeling.load import update_digest
 
 OPTIONS = "options.json"  # what the evaluation was made from
 CONTENT = {"weights", "rows"}  # options that are known when model and data are loaded

@@ -47,9 +47,12 @@ def image_features(captioner: Captioner, rows: Dataset, batch_size: int) -> torc
     """
     model, parts = captioner.model, []
     adapter = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
-    encode = FeatureEncoder(captioner.blip.vision_model, captioner.cache)
+    family = captioner.family
+    encode = FeatureEncoder(family, captioner.cache)
     with adapter, captioner.autocast(), tqdm(total=len(rows), desc="features", unit="image") as bar:
         for batch in image_batches(captioner, rows, batch_size):
-            parts.append(F.normalize(encode(batch).float().mean(1), dim=1).cpu())
+            batch = {name: values.to(model.device) for name, values in batch.items()}
+            features = None if family.feature_obstacle() else encode(batch)
+            parts.append(F.normalize(family.vectors(batch, features).float(), dim=1).cpu())
             bar.update(len(parts[-1]))
     return torch.cat(parts)

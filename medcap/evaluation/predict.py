@@ -38,7 +38,7 @@ class Predictions:
         signature_pairs: Split, data, decoding, precision and detokenization, for the signature of the scores.
         model: The adapter, or the base if there is none: folder or Hub name.
         base: Folder or Hub name.
-        image_size: Height and width in pixels.
+        image_size: Height and width in pixels; None if it depends on the image.
         detokenized: Whether the captions are detokenized.
         recipe: Identifies the recipe of the adapter.
     """
@@ -49,7 +49,7 @@ class Predictions:
     signature_pairs: dict[str, object]
     model: str
     base: str
-    image_size: int
+    image_size: int | None
     detokenized: bool
     recipe: RecipeId | None
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from transformers import BlipProcessor
 
-from medcap.modeling.blip import check_model_name
 from medcap.modeling.generation import EXTRA_SETTINGS, NO_EFFECT, extra_settings
+from medcap.modeling.load import check_model_name
 from medcap.recipe import GenerationArguments, RecipeError, check_saved, read_yaml
 
 GENERATION = "generation_config.json"
@@ -30,6 +29,16 @@ UNSUPPORTED_NEUTRAL: dict[str, Any] = {
     "token_healing": False,
     "guidance_scale": 1.0,
 }
+
+
+def trained_folder(run: Path) -> Path:
+    """Return the folder of a run with what it has trained: its adapter, or a whole model."""
+    return run / "model" if (run / "model").exists() else run / "adapter"
+
+
+def is_trained(model: str) -> bool:
+    """Return whether medcap has trained a model: an adapter or a whole model."""
+    return _has(model, "recipe.yaml")
 
 
 def has_adapter(model: str) -> bool:
@@ -59,11 +68,17 @@ def base_of(adapter: str) -> tuple[str, str | None]:
 
 
 def image_size_of(adapter: str) -> int | None:
-    """Return the image size in pixels per side that the adapter was trained with; None if it has no processor."""
-    if not any(_has(adapter, name) for name in PROCESSORS):
-        return None
-    processor = BlipProcessor.from_pretrained(adapter, trust_remote_code=False)
-    return int(processor.image_processor.size["height"])
+    """Return the image size in pixels per side that the adapter was trained with; None if it names no such size.
+
+    A processor that crops images was not given a size by medcap.
+    """
+    for path in filter(None, (_file(adapter, name) for name in PROCESSORS)):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = settings.get("image_processor", settings)
+        size = None if settings.get("do_center_crop") else settings.get("size")
+        if isinstance(size, dict) and size.get("height") and size["height"] == size.get("width"):
+            return int(size["height"])
+    return None
 
 
 def saved_generation(adapter: str) -> dict[str, Any]:

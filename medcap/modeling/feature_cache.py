@@ -16,15 +16,16 @@ import PIL
 import torch
 import transformers
 from torch import nn
-from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap import __version__
 from medcap.data.images import PIXEL_VERSION
-from medcap.modeling.blip import update_digest
+from medcap.modeling.families import Family
 from medcap.modeling.feature_store import ABOUT, FORMAT, FeatureCache, default_folder, stored_bytes
+from medcap.modeling.load import update_digest
 
 logger = logging.getLogger(__name__)
 
+SELECTED = ("vision_feature_layer", "vision_feature_select_strategy")  # of the vision encoder's states
 MAX_DISK_FRACTION = 0.8  # of the free disk space
 
 
@@ -32,17 +33,19 @@ MAX_DISK_FRACTION = 0.8  # of the free disk space
 class FeatureEncoder:
     """Return the features of batches of `CaptionCollator`, and add those of new images to `cache`."""
 
-    vision_model: nn.Module
+    family: Family
     cache: FeatureCache | None = None
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return the features (B, 1 + patches, width) of the rows of `batch`."""
         pixels, cached = batch.get("pixel_values"), batch.get("features")
-        device = next(self.vision_model.parameters()).device
+        device = self.family.base.device
         if pixels is None:
             return cached.to(device, non_blocking=True)  # type: ignore[union-attr]
         encoded = self._encode(pixels.to(device, non_blocking=True))
+        if self.cache is not None:  # a vision encoder in float32 has features in float32
+            encoded = encoded.to(self.cache.dtype)
         if self.cache is not None and "digests" in batch:
             self.cache.put([bytes(digest) for digest in batch["digests"].numpy()], encoded)
         if cached is None:
@@ -66,23 +69,21 @@ class FeatureEncoder:
         """
         one_by_one = self.cache is not None and pixels.device.type == "cpu"
         parts = pixels.split(1 if one_by_one else len(pixels))
-        return torch.cat([self.vision_model(part).last_hidden_state for part in parts])
+        return torch.cat([self.family.encode(part) for part in parts])
 
 
 def open_cache(
     setting: str,
-    model: BlipForConditionalGeneration,
-    processor: BlipProcessor,
+    family: Family,
     dtype: torch.dtype,
     images: int,
     limit_gb: float | None = None,
 ) -> FeatureCache | None:
-    """Open the feature cache of `model`, in a folder named by `feature_key`.
+    """Open the feature cache of a base, in a folder named by `feature_key`.
 
     Args:
         setting: A recipe's `feature_cache`: "auto", "off" or a folder.
-        model: Its vision encoder must be frozen.
-        processor: Part of the key.
+        family: The base with its adapter; its vision encoder must be frozen.
         dtype: Of the computation and of the stored features.
         images: Number of images, to estimate the disk space.
         limit_gb: Maximum size of all features in the folder, of any model; None is no limit but the free disk space.
@@ -95,15 +96,15 @@ def open_cache(
     """
     if setting == "off":
         return None
-    if reason := caching_obstacle(model):
+    if reason := caching_obstacle(family):
         _no_cache(setting, reason)
         return None
     root = default_folder() if setting == "auto" else Path(setting)
-    folder = root / feature_key(model, processor, dtype)[:16]
+    folder = root / feature_key(family, dtype)[:16]
     try:
-        cache = FeatureCache(folder, feature_shape(model), dtype, math.inf if limit_gb is None else limit_gb * 1e9)
+        cache = FeatureCache(folder, family.feature_shape(), dtype, math.inf if limit_gb is None else limit_gb * 1e9)
         reason = _space_obstacle(cache, images)
-        _write_about(folder, model, dtype)
+        _write_about(folder, family, dtype)
     except OSError as error:
         reason = f"{folder}: {error.strerror}"
     if reason:
@@ -126,12 +127,12 @@ def _space_obstacle(cache: FeatureCache, images: int) -> str:
     return ""
 
 
-def _write_about(folder: Path, model: BlipForConditionalGeneration, dtype: torch.dtype) -> None:
+def _write_about(folder: Path, family: Family, dtype: torch.dtype) -> None:
     """Write the model's name for `medcap cache`, and the time of this use."""
-    about, size = folder / ABOUT, model.config.vision_config.image_size
+    about, base = folder / ABOUT, family.base.name_or_path
     try:
         with about.open("x") as file:
-            json.dump({"base": model.name_or_path, "image_size": size, "dtype": str(dtype)}, file)
+            json.dump({"base": base, "image_size": family.image_size, "dtype": str(dtype)}, file)
     except FileExistsError:
         about.touch()
 
@@ -142,24 +143,29 @@ def _no_cache(setting: str, reason: str) -> None:
     logger.warning("no feature cache: %s", reason)
 
 
-def feature_shape(model: BlipForConditionalGeneration) -> tuple[int, int]:
-    """Return the shape of one image's features: (1 + patches, width)."""
-    vision = model.config.vision_config
-    return 1 + (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
-
-
-def caching_obstacle(model: BlipForConditionalGeneration) -> str:
+def caching_obstacle(family: Family) -> str:
     """Return why the features of an image are not constant; "" if they are."""
-    if any(weight.requires_grad for weight in model.vision_model.parameters()):
-        return "lora_target_modules includes the vision encoder, whose features change in training"
-    if any("lora_" in name for name, _ in model.vision_model.named_modules()):
+    if reason := family.feature_obstacle():
+        return reason
+    if trains_features(family):
+        return "modules that compute the features are trained, such as the vision encoder"
+    if any("lora_" in name for module in _modules(family) for name, _ in module.named_modules()):
         return "the adapter changes the vision encoder"
-    if model.config.vision_config.attention_dropout:
+    if getattr(family.vision_encoder.config, "attention_dropout", 0):
         return "the vision encoder uses attention dropout"
     return ""
 
 
-def feature_key(model: BlipForConditionalGeneration, processor: BlipProcessor, dtype: torch.dtype) -> str:
+def trains_features(family: Family) -> bool:
+    """Return whether training changes the features."""
+    return any(weight.requires_grad for module in _modules(family) for weight in module.parameters())
+
+
+def _modules(family: Family) -> list[nn.Module]:
+    return [family.vision_encoder, *family.feature_modules()]
+
+
+def feature_key(family: Family, dtype: torch.dtype) -> str:
     """Return the SHA-256 (hexadecimal) of everything but the image that features depend on."""
     settings = {
         "medcap": __version__,
@@ -169,10 +175,14 @@ def feature_key(model: BlipForConditionalGeneration, processor: BlipProcessor, d
         "files": FORMAT,
         "pixels": PIXEL_VERSION,
         "dtype": str(dtype),
-        "model_code": model.model_code,
-        "vision": model.config.vision_config.to_dict(),
-        "images": processor.image_processor.to_dict(),
+        "model_code": getattr(family.base, "model_code", None),
+        "vision": family.vision_encoder.config.to_dict(),
+        "states": [
+            getattr(family.base.config, f"vision_feature_{name}", None) for name in ("layer", "select_strategy")
+        ],
+        "images": family.processor.image_processor.to_dict(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    update_digest(digest, model.vision_model.state_dict())
+    for module in _modules(family):
+        update_digest(digest, module.state_dict())
     return digest.hexdigest()

@@ -1,17 +1,14 @@
-"""Caption generation from image features, in training, evaluation and `medcap caption`."""
+"""Settings of caption generation, and the text of generated ids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from medcap.modeling.beam_search import beam_search
-from medcap.modeling.blip import prompt_ids
-from medcap.modeling.lora import base_model
+from medcap.data import detokenize as detokenizer
 
 # settings beyond those of a recipe that `generate` of transformers applies, with the values that change nothing here
 EXTRA_SETTINGS: dict[str, Any] = {
@@ -29,7 +26,7 @@ EXTRA_SETTINGS: dict[str, Any] = {
     "remove_invalid_values": False,
     "renormalize_logits": False,
 }
-# settings without effect on captions: formats and caches, sampling (do_sample is refused), ids that BLIP sets itself
+# settings without effect on captions: formats and caches, sampling (do_sample is refused), ids that medcap sets itself
 NO_EFFECT = frozenset({
     "transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id",
     "decoder_start_token_id", "use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory",
@@ -47,35 +44,24 @@ def extra_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, EXTRA_SETTINGS[name])}
 
 
-@torch.no_grad()
-def generate_ids(
-    model: nn.Module,
-    features: torch.Tensor,
-    generation_config: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str = "",
-) -> torch.Tensor:
-    """Return ids (B, T) int64 for `decode_captions`: first token, prompt, caption, [SEP], padding.
-
-    Args:
-        model: From `load_blip`, with or without an adapter.
-        features: Output of the vision encoder (B, 1 + patches, width).
-        generation_config: From `make_generation_config`.
-        tokenizer: The processor's tokenizer.
-        prompt: Text that every caption continues.
-    """
-    blip = base_model(model)
-    start = prompt_ids(blip, tokenizer, prompt, len(features))
-    if blip.model_code == "fast" and not extra_settings(generation_config.to_dict()):
-        return beam_search(blip.text_decoder, features, generation_config, start)
-    return blip.text_decoder.generate(
-        input_ids=start,
-        encoder_hidden_states=features,
-        encoder_attention_mask=features.new_ones(features.shape[:2], dtype=torch.long),
-        generation_config=generation_config,
-    )
-
-
 def are_cut(ids: torch.Tensor, generation_config: GenerationConfig) -> list[bool]:
-    """Return whether each caption of `ids` (B, T) was cut by `max_new_tokens`, so that it has no [SEP]."""
-    return (~(ids[:, 1:] == generation_config.eos_token_id).any(1)).tolist()
+    """Return whether each caption of `ids` (B, T) was cut by `max_new_tokens`, so that it has no end token."""
+    return (~(ids == generation_config.eos_token_id).any(1)).tolist()
+
+
+def decode_captions(
+    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor | Sequence[Sequence[int]], detokenize: bool = True
+) -> list[str]:
+    """Return the text of generated `ids` (B, T) without special tokens.
+
+    Without `detokenize`, the text of a WordPiece tokenizer is in lower case, with "x - ray" and "3. 5 cm". The text of
+    other tokenizers is not changed by it.
+    """
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    return [detokenizer.detokenize(text) for text in texts] if detokenize and loses_spaces(tokenizer) else texts
+
+
+def loses_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether decoding adds spaces to a text that was encoded, as that of a WordPiece tokenizer does."""
+    text = "x-ray, 3.5"
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]).strip().lower() != text

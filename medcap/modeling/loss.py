@@ -1,4 +1,4 @@
-"""Cross-entropy of a frozen language-model head without all logits in memory."""
+"""Cross-entropy of a language-model head without all logits in memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ def head_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoot
     """Return the summed cross-entropy (float32 scalar) of `head(hidden)` and `labels` (n,) int64.
 
     Equal to `F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=smoothing)` for `hidden`
-    (n, width), except that the head gets no gradient: it is tied to the embeddings and frozen. Loss and gradient are
-    computed together, ROWS tokens at a time, as in Liger's fused linear cross-entropy (Hsu et al., 2024, "Liger
-    Kernel: Efficient Triton Kernels for LLM Training", section 3.2).
+    (n, width). Loss and gradients, also those of a trainable head, are computed together, ROWS tokens at a time, as in
+    Liger's fused linear cross-entropy (Hsu et al., 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training",
+    section 3.2).
     """
-    return _HeadLoss.apply(hidden, head.weight, head.bias, labels, smoothing)
+    inputs: list[Any] = [hidden, head.weight, head.bias]
+    if not torch.is_grad_enabled():  # a Function is asked for the gradients of trainable weights all the same
+        inputs = [tensor.detach() for tensor in inputs]
+    return _HeadLoss.apply(*inputs, labels, smoothing)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -33,23 +36,31 @@ class _HeadLoss(torch.autograd.Function):
         smoothing: float,
     ) -> torch.Tensor:
         loss = hidden.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        hidden_grad, weight_grad, bias_grad = (
+            torch.zeros_like(tensor) if is_needed else None
+            for tensor, is_needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        )
         for rows in torch.arange(len(hidden), device=hidden.device).split(ROWS):
             log_probs = F.linear(hidden[rows], weight, bias).log_softmax(-1, dtype=torch.float32)
             chosen = log_probs.gather(-1, labels[rows, None])
             loss -= (1 - smoothing) * chosen.sum()
             if smoothing:
                 loss -= smoothing * log_probs.mean(-1).sum()
-            if gradient is not None:  # softmax minus the target distribution
-                change = log_probs.exp_()
-                change = change.sub_(smoothing / change.shape[-1]) if smoothing else change
-                change.scatter_add_(-1, labels[rows, None], torch.full_like(chosen, smoothing - 1))
-                gradient[rows] = (change.to(weight.dtype) @ weight).to(gradient.dtype)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+            if not any(ctx.needs_input_grad):
+                continue
+            change = log_probs.exp_()  # softmax minus the target distribution
+            change = change.sub_(smoothing / change.shape[-1]) if smoothing else change
+            change.scatter_add_(-1, labels[rows, None], torch.full_like(chosen, smoothing - 1))
+            if hidden_grad is not None:
+                hidden_grad[rows] = (change.to(weight.dtype) @ weight).to(hidden_grad.dtype)
+            if weight_grad is not None:
+                weight_grad += change.to(hidden.dtype).T @ hidden[rows]
+            if bias_grad is not None:
+                bias_grad += change.sum(0)
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return loss
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype), None, None, None, None
+        scaled = (None if total is None else total * scale.to(total.dtype) for total in ctx.saved_tensors)
+        return (*scaled, None, None)

@@ -6,27 +6,23 @@ captions come from a data set or a model and may contain Markdown or HTML.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from jinja2 import Environment, StrictUndefined
 
-from medcap.markdown import cell, code, escape
 from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.metrics.coco import METRICS
+from medcap.modeling.families.roles import ROLES
 from medcap.publish import card_sections as sections
 from medcap.publish.card_data import ROCOV2, CardData, last_part
+from medcap.publish.usage import TEMPLATES, caption_code
 from medcap.reporting.tables import TITLES
 
-TEMPLATE = Path(__file__).with_name("card_template.md")
-TAGS = ["lora", "blip", "radiology", "image-captioning", "medcap"]
+TEMPLATE = "card_template.md"
+TAGS = ["lora", "radiology", "image-captioning", "medcap"]
 # names in https://huggingface.co/metrics, which has a single BLEU and a single ROUGE
 HUB_METRICS = {**{name: name for name in METRICS}, **dict.fromkeys(METRICS[:4], "bleu"), "rouge_l": "rouge"}
-LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # selects the loading snippet on the Hub
-# the Hub's task for captioning; the pipeline of transformers is called image-text-to-text
-TASK = "image-to-text"
+# selects the loading snippet on the Hub
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "full": "transformers"}
 
 
 def render_card(card_data: CardData) -> str:
@@ -35,10 +31,8 @@ def render_card(card_data: CardData) -> str:
     Raises:
         ValueError: huggingface_hub reads other values from the front matter than were written.
     """
-    jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    jinja.filters.update(text=escape, code=code, cell=cell, literal=lambda text: json.dumps(text, ensure_ascii=False))
-    template = jinja.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    body = template.render(card=card_data, sections=sections, lateralities=LATERALITIES, rocov2=ROCOV2)
+    names = {"sections": sections, "lateralities": LATERALITIES, "rocov2": ROCOV2, "roles": ROLES}
+    body = TEMPLATES.get_template(TEMPLATE).render(card=card_data, caption_code=caption_code, **names)
     front = card_metadata(card_data)
     card = f"---\n{front.to_yaml()}\n---\n\n{body}"
     if (parsed := ModelCard(card).data.to_dict()) != front.to_dict():
@@ -58,10 +52,17 @@ def card_metadata(card_data: CardData) -> ModelCardData:
         license="cc-by-nc-4.0" if card_data.is_rocov2 else "other",
         metrics=list(dict.fromkeys(HUB_METRICS.values())),
         model_name=card_data.name if card_data.evaluation else None,  # part of model-index
-        pipeline_tag=TASK,
-        tags=TAGS,
+        pipeline_tag=card_data.family.task,
+        tags=_tags(card_data),
         eval_results=_eval_results(card_data),
     )
+
+
+def _tags(card_data: CardData) -> list[str]:
+    """Return the tags: those of all releases, the model type, and the base as PEFT names it."""
+    is_linked = card_data.format == "adapter" and not card_data.base_is_local
+    tags = TAGS[1:] if card_data.format == "full" else TAGS  # without "lora"
+    return [*tags, card_data.base_kind, *([f"base_model:adapter:{card_data.base}"] if is_linked else [])]
 
 
 def hub_results(card_data: CardData) -> str | None:
@@ -85,7 +86,7 @@ def _eval_results(card_data: CardData) -> list[EvalResult] | None:
     data_set = last_part(card_data.data)
     return [
         EvalResult(
-            task_type=TASK,
+            task_type=card_data.family.task,
             task_name="Image captioning",
             dataset_type=ROCOV2 if card_data.is_rocov2 else data_set,
             dataset_name="ROCOv2" if card_data.is_rocov2 else data_set,

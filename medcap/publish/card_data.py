@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from transformers import PreTrainedConfig
+
 from medcap.evaluation.result import Comparison, EvaluationResult, SystemScores
+from medcap.modeling.families import FAMILIES, Family
 
 ROCOV2 = "eltorio/ROCOv2-radiology"  # the mirror on the Hub
 
 
 @dataclass(frozen=True)
 class SystemRow:
-    """A row of the results tables; `is_ours` marks the released adapter."""
+    """A row of the results tables; `is_ours` marks the release, an adapter or a model (`kind`)."""
 
     scores: SystemScores
     is_ours: bool
+    kind: str = "adapter"
 
 
 @dataclass(frozen=True)
@@ -26,19 +30,25 @@ class CardData:
 
     Attributes:
         base: Name of the base on the Hub, or of its folder if `base_is_local`.
-        base_image_size: Image size of the base's position embeddings, in pixels per side.
+        base_kind: Of the base, a key of `FAMILIES`.
         recipe: The resolved recipe, without paths of this machine.
         environment: Content of environment.json.
         curve: Lines of metrics.jsonl.
         energy: Sums of duration (s), energy_consumed (kWh) and emissions (kg) from codecarbon.
         repo_id: Name of the release on the Hub, if already known.
         plots: File names of the plots in the release.
-        format: Format of the release.
+        format: Format of the release; "full" is a model whose own weights were trained.
+        config: Config of the base, or of a merged or fully trained model, if it is on this machine.
+        processor_size: Height and width in pixels to which the processor resizes images.
+        layers: Trained layers by kind: their number and that of their trained parameters.
+        has_chat_template: Whether the processor has one.
+        tokenizer_adds_spaces: Whether decoding adds spaces, as in "x - ray".
+        tokenizer_lowercases: Whether captions have no capitals.
     """
 
     base: str
     base_is_local: bool
-    base_image_size: int | None
+    base_kind: str
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any] | None = None
     curve: Sequence[Mapping[str, Any]] = ()
@@ -47,7 +57,33 @@ class CardData:
     energy: Mapping[str, float] | None = None
     repo_id: str | None = None
     plots: Sequence[str] = ()
-    format: Literal["adapter", "merged", "onnx"] = "adapter"
+    format: Literal["adapter", "merged", "onnx", "full"] = "adapter"
+    config: PreTrainedConfig | None = None
+    processor_size: int | None = None
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    has_chat_template: bool = False
+    tokenizer_adds_spaces: bool = False
+    tokenizer_lowercases: bool = False
+
+    @property
+    def family(self) -> type[Family]:
+        """The family of the base."""
+        return FAMILIES[self.base_kind]
+
+    @property
+    def model_class(self) -> str:
+        """The class of transformers that loads the base."""
+        return str(self.family.model_class.__name__)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights at inference; "auto" depends on the hardware, and float32 is always right."""
+        return {"bf16": "bfloat16", "fp16": "float16"}.get(self.recipe.get("precision", ""), "float32")
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width of images in pixels, as far as known."""
+        return self.recipe.get("image_size") or self.processor_size
 
     @property
     def name(self) -> str:
@@ -75,14 +111,19 @@ class CardData:
 
     @property
     def interpolates(self) -> bool:
-        """Whether inference must interpolate position embeddings; those of a merged model have been resized."""
-        size = self.recipe.get("image_size")
-        return self.format == "adapter" and size is not None and size != self.base_image_size
+        """Whether inference must interpolate position embeddings; those of a merged BLIP have been resized."""
+        size = self.recipe.get("image_size") if self.config is None else self.image_size
+        return size is not None and self.family.interpolates(self.config, size)
 
     @property
     def systems(self) -> list[SystemRow]:
         """The rows of the results tables."""
-        return system_rows(self.evaluation, self.comparison)
+        return [replace(row, kind=self.kind) for row in system_rows(self.evaluation, self.comparison)]
+
+    @property
+    def kind(self) -> str:
+        """What was trained: "adapter" or "model"."""
+        return "model" if self.format == "full" else "adapter"
 
 
 def system_rows(evaluation: EvaluationResult | None, comparison: Comparison | None) -> list[SystemRow]:

@@ -64,7 +64,7 @@ def _scores(row: SystemScores | PartScores, metrics: Iterable[str]) -> list[str]
 
 def _name(row: SystemRow) -> str:
     name = escape(row.scores.name)
-    return f"**{name}** (this adapter)" if row.is_ours else name
+    return f"**{name}** (this {row.kind})" if row.is_ours else name
 
 
 def differences(card_data: CardData) -> list[str]:
@@ -113,6 +113,13 @@ def differing_default(key: str, value: Any) -> str:
 def curve_table(card_data: CardData) -> str:
     """Return a row per evaluation during training."""
     return measured_table(CURVE_COLUMNS, [{**line, "epoch": f"{line['epoch']:g}"} for line in card_data.curve])
+
+
+def layers_table(card_data: CardData) -> str:
+    """Return a row per kind of trained layer."""
+    rows = [(code(kind), f"{number:,}", f"{size:,}") for kind, (number, size) in card_data.layers.items()]
+    total = [f"{sum(column):,}" for column in zip(*card_data.layers.values(), strict=True)]
+    return table(("layer", "layers", "trained parameters"), [*rows, ("total", *total)]) if rows else ""
 
 
 def versions(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from medcap.evaluation.result import EvaluationResult
 from medcap.logs import error_line
 from medcap.metrics.diversity import describe_captions
 from medcap.metrics.signature import Signature
+from medcap.modeling.adapter import trained_folder
 from medcap.publish.hub_client import MAIN, Destination, push_release
 from medcap.publish.release import build_release
 from medcap.publish.run_paths import EPOCHS, epoch_number, epoch_releases, have_same_weights, next_release, releases
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 class EpochReleaseCallback(TrainerCallback):
     """Write a release after each evaluation and push it in a background thread; failures never stop training.
 
-    `save(folder)` writes the current adapter; `scores` holds the last evaluation of the images `ids`.
+    `save(run)` writes the current adapter or model into a folder of a run; `scores` holds the last evaluation of the
+    images `ids`.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class EpochReleaseCallback(TrainerCallback):
         shutil.rmtree(snapshot, ignore_errors=True)
         try:
             snapshot.mkdir(parents=True)
-            self.save(snapshot / "adapter")
+            self.save(snapshot)
             for name in ("environment.json", "metrics.jsonl"):
                 if (self.run / name).is_file():
                     shutil.copyfile(self.run / name, snapshot / name)
@@ -153,6 +155,6 @@ def push_run(run: Path, release: Path, to: Destination, *, pushed: Collection[st
 def run_release(run: Path, to: Destination) -> Path:
     """Return the latest release of the run's adapter; build one for `to` if the adapter has none."""
     existing = releases(run)
-    if existing and have_same_weights(existing[-1], run / "adapter"):
+    if existing and have_same_weights(existing[-1], trained_folder(run)):
         return existing[-1]
     return build_release(run, next_release(run), repo_id=to.repo_id)

@@ -18,7 +18,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from medcap import __version__, hub, retries
 from medcap.hub import HubUnreachableError, is_transient
 from medcap.logs import error_line
-from medcap.publish.release import RELEASE_FILES, check_release
+from medcap.publish.release import FULL_FILES, RELEASE_FILES, check_release
 from medcap.recipe import Recipe
 from medcap.retries import MAX_ATTEMPTS
 
@@ -160,7 +160,7 @@ def _upload(api: HfApi, release: Path, name: str, revision: str, overwrite: bool
         folder_path=release,
         revision=revision,
         commit_message=f"Release of medcap {__version__}",
-        delete_patterns="*" if overwrite else sorted(RELEASE_FILES),
+        delete_patterns="*" if overwrite else sorted(RELEASE_FILES | FULL_FILES),
     )
     if differing := _differences(api, release, name, revision, overwrite):
         raise ConnectionError(f"{differing[0]} on the Hub differs from the uploaded file")  # is retried
@@ -170,5 +170,5 @@ def _differences(api: HfApi, release: Path, name: str, revision: str, overwrite:
     """Return the files in which the branch differs from `release`, by size and checksum."""
     result = api.verify_repo_checksums(name, revision=revision, local_dir=release)
     remote_only = {path for path in result.missing_paths if path != GITATTRIBUTES}
-    stale = remote_only if overwrite else remote_only & RELEASE_FILES
+    stale = remote_only if overwrite else remote_only & (RELEASE_FILES | FULL_FILES)
     return sorted({*(mismatch["path"] for mismatch in result.mismatches), *result.extra_paths, *stale})

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base: a stand-alone BLIP model with identical captions."""
+"""Merge an adapter into its base: a stand-alone model with identical captions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from PIL import Image
-from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from medcap.data.images import load_image
 from medcap.data.load import load_recipe_data
-from medcap.hub import local_model
-from medcap.inference import adapter_recipe, load_captioner
-from medcap.modeling.blip import check_model_name, decode_captions, resize_positions
+from medcap.inference import MAX_CAPTION_TOKENS, load_captioner
+from medcap.modeling.adapter import adapter_recipe, base_of, image_size_of
+from medcap.modeling.families import family_of
+from medcap.modeling.generation import decode_captions
+from medcap.modeling.load import load_base
 from medcap.phantom.images import draw, random_phantom
 from medcap.publish.release import RELEASE_FILES, check_files, write_card, write_files
 from medcap.publish.run_paths import WEIGHTS
@@ -33,14 +35,16 @@ NEEDED = ("generation_config.json", "processor_config.json", "README.md")
 
 
 def write_merged(folder: Path, source: ReleaseSource) -> None:
-    """Write the run's adapter, merged into its base, into `folder`: a BLIP model that needs transformers only.
+    """Write the run's adapter, merged into its base, into `folder`: a model that needs transformers only.
 
     This is a `Writer` for `build_release`.
 
     Raises:
         ValueError: The written model generates another caption than the adapter.
     """
-    merge(source.adapter).save_pretrained(folder)
+    merged = merge(source.adapter)
+    merged.save_pretrained(folder)
+    source = replace(source, card_data=replace(source.card_data, config=merged.config))
     complete_release(folder, source, "merged", MERGED_MODEL, partial(plain_captions, folder))
 
 
@@ -65,18 +69,17 @@ def complete_release(
     check_files(folder, (*model_files, *NEEDED), allowed, source.local_paths)
 
 
-def merge(adapter: Path) -> BlipForConditionalGeneration:
+def merge(adapter: Path) -> PreTrainedModel:
     """Return the adapter's base with the adapter merged into its weights, in float32.
 
-    The position embeddings are resized to the adapter's image size, so no interpolation is needed at inference.
+    BLIP's position embeddings are resized to the adapter's image size, so no interpolation is needed at inference.
     """
-    config = PeftConfig.from_pretrained(adapter)
-    base = config.base_model_name_or_path or ""
-    check_model_name(base)
+    base, revision = base_of(str(adapter))
     logging.disable_progress_bar()  # would show the copying of weights in memory
-    model = BlipForConditionalGeneration.from_pretrained(local_model(base, config.revision), dtype=torch.float32)
-    resize_positions(model, int(BlipProcessor.from_pretrained(adapter).image_processor.size["height"]))
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    model, _ = load_base(base, image_size=image_size_of(str(adapter)), revision=revision, model_code="plain")
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    merged.tie_weights()  # an adapter with trained embeddings holds the same weight twice, for embeddings and head
+    return merged
 
 
 def check_images(adapter: Path) -> tuple[list[Image.Image], str]:
@@ -112,13 +115,15 @@ def check_captions(captions: Sequence[str], adapter: Path, images: Sequence[Imag
 
 
 def plain_captions(model: Path, images: Sequence[Image.Image], prompt: str) -> list[str]:
-    """Caption one image at a time with transformers only; the captions are not detokenized."""
-    blip = BlipForConditionalGeneration.from_pretrained(model).eval()
-    processor, generation_config = BlipProcessor.from_pretrained(model), GenerationConfig.from_pretrained(model)
+    """Caption one image at a time by the modules of transformers; the captions are not detokenized."""
+    family = family_of(*load_base(str(model), model_code="plain"))
+    generation_config = GenerationConfig.from_pretrained(model)
+    collate, pixels = family.collator(MAX_CAPTION_TOKENS, prompt), family.pixels()
     captions = []
     for image in images:
-        inputs = processor(images=image, text=prompt or None, return_tensors="pt")
+        batch = collate([{"pixel_values": pixels(image)}])
         with torch.inference_mode():
-            ids = blip.generate(**inputs, generation_config=generation_config)
-        captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
+            features = None if family.feature_obstacle() else family.encode(batch["pixel_values"])
+            ids = family.generate(batch, features, generation_config, prompt)
+        captions += decode_captions(family.tokenizer, ids, detokenize=False)
     return captions

@@ -15,9 +15,11 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, Generation
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from medcap.extras import install_command
-from medcap.modeling.blip import decode_captions, prompt_ids
+from medcap.modeling.families.blip import Blip
+from medcap.modeling.generation import decode_captions
 from medcap.publish.merge import complete_release, merge
 from medcap.publish.run_reader import ReleaseSource
+from medcap.recipe import RecipeError
 
 MODELS = ("encoder.onnx", "decoder.onnx")
 
@@ -28,9 +30,16 @@ def write_onnx(folder: Path, source: ReleaseSource) -> None:
     This is a `Writer` for `build_release`.
 
     Raises:
+        RecipeError: The family of the base has no export.
         ValueError: Beam search with onnxruntime generates another caption than the adapter, or the extra `onnx` is
             not installed.
     """
+    card_data = source.card_data
+    if not card_data.family.has_onnx:
+        raise RecipeError(
+            f"--onnx does not export {card_data.base_kind!r} models such as {card_data.base}: use --merge, which "
+            "writes a full model for transformers"
+        )
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ValueError(f"{missing[0]} is not installed: {install_command('onnx')}")
     model = merge(source.adapter)
@@ -105,7 +114,7 @@ def onnx_captions(
         inputs = {"input_ids": input_ids.numpy(), "features": encoder_hidden_states.numpy()}
         return CausalLMOutputWithCrossAttentions(logits=torch.from_numpy(decoder.run(None, inputs)[0]))
 
-    text_decoder, start_ids = model.text_decoder, prompt_ids(model, processor.tokenizer, prompt, 1)
+    text_decoder, start_ids = model.text_decoder, Blip(model, processor).start_ids(prompt, 1)
     text_decoder.forward = logits
     captions = []
     for image in images:
@@ -114,5 +123,5 @@ def onnx_captions(
         ids = text_decoder.generate(
             input_ids=start_ids, encoder_hidden_states=features, generation_config=generation_config
         )
-        captions += decode_captions(processor.tokenizer, ids, prompt, detokenize=False)
+        captions += decode_captions(processor.tokenizer, ids[:, start_ids.shape[1] :], detokenize=False)
     return captions

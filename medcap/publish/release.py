@@ -21,8 +21,8 @@ from medcap.logs import error_line, named_errors, token_pattern
 from medcap.publish.card import hub_results, render_card
 from medcap.publish.card_data import CardData, SystemRow, system_rows
 from medcap.publish.plots import check_plot, write_plots
-from medcap.publish.run_paths import WEIGHTS, find_evaluation
-from medcap.publish.run_reader import NEEDED, ReleaseSource, read_run
+from medcap.publish.run_paths import MODEL_CONFIG, MODEL_FILES, WEIGHTS, find_evaluation
+from medcap.publish.run_reader import ADAPTER_FILES, COMMON_FILES, ReleaseSource, read_run
 from medcap.reporting.plots import read_curve
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,9 @@ HUB_RESULTS = f"{EVAL_RESULTS_FOLDER}/rocov2.yaml"
 # the only files that are published: no optimizer state, no images of the data set, no card written by PEFT
 FROM_ADAPTER = (
     WEIGHTS, "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+    "chat_template.jinja", "video_preprocessor_config.json",
+    "qformer_tokenizer/tokenizer.json", "qformer_tokenizer/tokenizer_config.json",
 )  # fmt: skip
 PLOTS = ("curve.png", "scores.png")  # the only images; check_release draws them again
 GENERATED = (
@@ -40,6 +42,7 @@ GENERATED = (
     "predictions.csv", "README.md", HUB_RESULTS, *PLOTS,
 )  # fmt: skip
 RELEASE_FILES = frozenset(FROM_ADAPTER + GENERATED)
+FULL_FILES = RELEASE_FILES - {*ADAPTER_FILES} | {*MODEL_FILES}  # of a release with a whole model
 
 
 def build_release(
@@ -70,7 +73,10 @@ def build_release(
     """
     with new_folder(to) as part, named_errors(run):
         source = read_run(run, evaluation or find_evaluation(run), comparison, base, repo_id)
-        if source.card_data.base_is_local and write is None:
+        is_full = source.card_data.format == "full"
+        if is_full and write is not None:
+            raise ValueError(f"{source.adapter} is a whole model: publish it without --merge, --onnx and --space")
+        if source.card_data.base_is_local and write is None and not is_full:
             logger.warning(
                 f"the base model {source.card_data.base!r} is a local folder: users of this adapter need a copy of it "
                 "(or name a base on the Hub with --base)"
@@ -80,9 +86,13 @@ def build_release(
 
 
 def write_release(folder: Path, source: ReleaseSource) -> None:
-    """Write the release of the run's adapter into `folder`, and check it. This is the default `Writer`."""
+    """Write the release of the run's adapter or model into `folder`, and check it. This is the default `Writer`."""
     write_files(folder, source)
-    write_json(folder / "adapter_config.json", _adapter_config(source.adapter, source.card_data))
+    if source.card_data.format == "full":
+        for name in MODEL_FILES:
+            shutil.copyfile(source.adapter / name, folder / name)
+    else:
+        write_json(folder / "adapter_config.json", _adapter_config(source.adapter, source.card_data))
     write_card(folder, source.card_data)
     check_release(folder, source.local_paths)
 
@@ -97,10 +107,12 @@ def check_release(release: Path, local_paths: Collection[str] = ()) -> None:
     """Check that a release is complete and contains nothing that must not be published.
 
     Raises:
-        ValueError: A file is missing, not in RELEASE_FILES, or pickled; contains a Hugging Face token, a path in the
-            home folder or one of `local_paths`; or an image is not a plot of the release's own numbers.
+        ValueError: A file is missing, not in RELEASE_FILES or FULL_FILES, or pickled; contains a Hugging Face token, a
+            path in the home folder or one of `local_paths`; or an image is not a plot of the release's own numbers.
     """
-    check_files(release, (*NEEDED, "README.md"), RELEASE_FILES, local_paths)
+    is_full = (release / MODEL_CONFIG).is_file()
+    needed, allowed = (MODEL_FILES, FULL_FILES) if is_full else (ADAPTER_FILES, RELEASE_FILES)
+    check_files(release, (*needed, *COMMON_FILES, "README.md"), allowed, local_paths)
 
 
 def check_files(
@@ -144,6 +156,7 @@ def write_files(folder: Path, source: ReleaseSource) -> None:
     card_data = source.card_data
     for name in FROM_ADAPTER:
         if (source.adapter / name).is_file() and (card_data.format == "adapter" or name != WEIGHTS):
+            (folder / name).parent.mkdir(exist_ok=True)
             # without the mode: safetensors files are readable by their owner only
             shutil.copyfile(source.adapter / name, folder / name)
     recipe = yaml.safe_dump(dict(card_data.recipe), sort_keys=False, allow_unicode=True)

@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG
+from transformers.utils import SAFE_WEIGHTS_NAME as MODEL_WEIGHTS
 
+from medcap.modeling.adapter import trained_folder
+
+MODEL_FILES = (MODEL_CONFIG, MODEL_WEIGHTS)  # of a whole model
 EPOCHS = "pushes"  # the folder of the epochs' releases
 
 
@@ -25,13 +30,16 @@ def find_evaluation(run: Path) -> Path | None:
     """Return the folder with the adapter's scores: RUN/eval, else the release of the epoch with the same weights."""
     if (run / "eval" / "metrics.json").is_file():
         return run / "eval"
-    return next((path for path in epoch_releases(run) if have_same_weights(path, run / "adapter")), None)
+    return next((path for path in epoch_releases(run) if have_same_weights(path, trained_folder(run))), None)
 
 
 def have_same_weights(*folders: Path) -> bool:
-    """Whether two folders contain the same adapter weights."""
-    first, second = (folder / WEIGHTS for folder in folders)
-    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
+    """Whether two folders contain the same weights of an adapter or model."""
+    for name in (WEIGHTS, MODEL_WEIGHTS):
+        first, second = (folder / name for folder in folders)
+        if first.is_file() and second.is_file():
+            return filecmp.cmp(first, second, shallow=False)
+    return False
 
 
 def releases(run: Path) -> list[Path]:

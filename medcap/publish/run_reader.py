@@ -5,22 +5,25 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import read_json
+from medcap.modeling.adapter import image_size_of, trained_folder
+from medcap.publish.adapter_files import base_kind, tokenizer_traits, trained_layers
 from medcap.publish.card_data import CardData, last_part
-from medcap.publish.run_paths import WEIGHTS, have_same_weights
+from medcap.publish.run_paths import MODEL_FILES, WEIGHTS, have_same_weights
 from medcap.recipe import read_yaml
 from medcap.reporting.plots import read_curve
 
-NEEDED = (WEIGHTS, "adapter_config.json", "generation_config.json", "processor_config.json")
+ADAPTER_FILES = (WEIGHTS, "adapter_config.json")
+COMMON_FILES = ("generation_config.json", "processor_config.json")
 PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _LOCAL_PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # the start of an absolute or relative path
 
@@ -43,8 +46,8 @@ class ReleaseSource:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the adapter."""
-        return self.run / "adapter"
+        """The folder of the adapter, or of the whole model."""
+        return trained_folder(self.run)
 
 
 def read_run(
@@ -63,19 +66,22 @@ def read_run(
         FileNotFoundError: A file is missing in the run.
         ValueError: The run contains a pickle, or the scores are another adapter's.
     """
-    adapter, environment = run / "adapter", run / "environment.json"
-    _check_adapter(adapter)
+    adapter, environment = trained_folder(run), run / "environment.json"
+    is_full = adapter.name == "model"
+    _check_files(adapter, MODEL_FILES if is_full else ADAPTER_FILES)
     if repo_id is not None:
         validate_repo_id(repo_id)
     recipe = read_yaml(adapter / "recipe.yaml")
     recipe.pop("resume_from_checkpoint", None)  # a local path without influence on the result
-    config = read_json(adapter / "adapter_config.json")
-    trained_base = config["base_model_name_or_path"] or recipe["model_name_or_path"]
+    config = {} if is_full else read_json(adapter / "adapter_config.json")
+    trained_base = config.get("base_model_name_or_path") or recipe["model_name_or_path"]
     published_base, is_local = _published_base(trained_base, base)
+    base_config = _base_config(*((str(adapter), None) if is_full else (trained_base, recipe.get("model_revision"))))
+    adds_spaces, lowercases = tokenizer_traits(adapter / "tokenizer.json")
     card_data = CardData(
         base=published_base,
         base_is_local=is_local,
-        base_image_size=_image_size(trained_base, recipe.get("model_revision")),
+        base_kind=base_kind(adapter, config, base_config),
         recipe={**_without_local_paths(recipe), "model_name_or_path": published_base},
         environment=read_json(environment) if environment.is_file() else None,
         curve=read_curve(run / "metrics.jsonl"),
@@ -83,6 +89,13 @@ def read_run(
         evaluation=_read_evaluation(evaluation, adapter) if evaluation else None,
         comparison=Comparison.read(comparison) if comparison else None,
         repo_id=repo_id,
+        config=base_config,
+        processor_size=image_size_of(str(adapter)),
+        format="full" if is_full else "adapter",
+        layers={} if is_full else trained_layers(adapter / WEIGHTS),
+        has_chat_template=(adapter / "chat_template.jinja").is_file(),
+        tokenizer_adds_spaces=adds_spaces,
+        tokenizer_lowercases=lowercases,
     )
     if card_data.evaluation and card_data.comparison and not any(row.is_ours for row in card_data.systems):
         raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
@@ -91,10 +104,10 @@ def read_run(
     return ReleaseSource(run, evaluation, card_data, local_paths)
 
 
-def _check_adapter(adapter: Path) -> None:
+def _check_files(adapter: Path, weights: Sequence[str]) -> None:
     if pickled := [path for path in sorted(adapter.glob("*")) if path.suffix in PICKLED]:
         raise ValueError(f"{pickled[0]} is pickled and could run code when loaded; publish accepts safetensors only")
-    for name in (*NEEDED, "recipe.yaml"):
+    for name in (*weights, *COMMON_FILES, "recipe.yaml"):
         if not (adapter / name).is_file():
             raise FileNotFoundError(f"{adapter / name} is missing; publish needs a run whose training has finished")
 
@@ -117,11 +130,10 @@ def _published_base(trained: str, given: str | None) -> tuple[str, bool]:
     return re.sub(r"[^\w.-]+", "-", last_part(name)), True
 
 
-def _image_size(base: str, revision: str | None) -> int | None:
-    """Return the base's image size in pixels per side; None if its config is not on this machine."""
+def _base_config(base: str, revision: str | None) -> PreTrainedConfig | None:
+    """Return the base's config; None if it is not on this machine."""
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision, local_files_only=True, trust_remote_code=False)
-        return int(config.vision_config.image_size)
+        return AutoConfig.from_pretrained(base, revision=revision, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
 
@@ -130,7 +142,8 @@ def _read_evaluation(folder: Path, adapter: Path) -> EvaluationResult:
     """Read metrics.json; raise ValueError if the scores are known to be another model's."""
     result = EvaluationResult.read(folder / "metrics.json")
     model = Path(result.model or adapter)
-    if (model.is_dir() and not have_same_weights(model, adapter)) or str(model) == result.base:
+    is_other = not have_same_weights(model, adapter)
+    if is_other and (model.is_dir() or str(model) == result.base):
         raise ValueError(f"{folder} holds the scores of {model}, not of {adapter}")
     return replace(result, model=_without_local_paths(result.model), base=_without_local_paths(result.base))
 

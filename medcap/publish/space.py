@@ -6,6 +6,7 @@ import inspect
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -19,11 +20,12 @@ from medcap.publish.card import card_metadata
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.release import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
 from medcap.publish.run_reader import ReleaseSource
+from medcap.publish.usage import caption_code
 
 APP_FOLDER = Path(__file__).parent / "space_app"
 GRADIO = "6.31.0"  # the tested version
 OWN_FILES = (
-    "app.py", "page.py", "raster.py", "detokenize.py", "truecasing.py",
+    "app.py", "page.py", "usage.py", "raster.py", "detokenize.py", "truecasing.py",
     "settings.json", "requirements.txt", "README.md",
 )  # fmt: skip
 BASE_FILES = ("config.json", "model.safetensors", *FROM_ADAPTER)
@@ -52,7 +54,8 @@ def write_space(folder: Path, source: ReleaseSource) -> None:
         shutil.copyfile(inspect.getfile(module), folder / f"{module.__name__.rpartition('.')[2]}.py")
     (folder / "detokenize.py").write_text(_detokenize_source(), encoding="utf-8")
     write_json(folder / "settings.json", _settings(card_data))
-    (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+    (folder / "usage.py").write_text(_usage_source(card_data), encoding="utf-8")
+    (folder / "requirements.txt").write_text(_requirements(card_data), encoding="utf-8")
     (folder / "README.md").write_text(_readme(card_data), encoding="utf-8")
     check_files(folder, OWN_FILES, SPACE_FILES, source.local_paths)
 
@@ -64,12 +67,23 @@ def _detokenize_source() -> str:
     return source.replace(statement, "").replace("\nHYPHEN =", f"\n\n{function}\n\nHYPHEN =", 1)
 
 
+def _usage_source(card_data: CardData) -> str:
+    """Return a module with the code of the model card as a function."""
+    code = indent(caption_code(card_data), "    ")
+    return (
+        '"""Generate captions, as in the model card: adapter/README.md."""\n\nimport torch  # noqa: F401\n\n\n'
+        "def generate(image, model, processor, generation_config):\n"
+        f'    """Return the caption of an RGB image."""\n{code}    return caption\n'
+    )
+
+
 def _copy_base(base: Path, to: Path) -> None:
     if not (base / "model.safetensors").is_file():
         raise FileNotFoundError(f"{base} contains no model.safetensors to copy; name a base on the Hub with --base")
     to.mkdir()
     for name in BASE_FILES:
         if (base / name).is_file():
+            (to / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(base / name, to / name)
 
 
@@ -81,14 +95,17 @@ def _settings(card_data: CardData) -> dict[str, Any]:
         "base": "base" if card_data.base_is_local else card_data.base,
         "base_name": last_part(card_data.base),
         "base_revision": None if card_data.base_is_local else card_data.recipe.get("model_revision"),
-        "prompt": card_data.recipe.get("prompt", ""),
+        "model_class": card_data.model_class,
+        "dtype": card_data.dtype,
+        "detokenize": card_data.tokenizer_adds_spaces,
     }
 
 
-def _requirements() -> str:
-    """Return the app's requirements, pinned to the installed versions."""
+def _requirements(card_data: CardData) -> str:
+    """Return the app's requirements, those of medcap pinned to the installed versions."""
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in ("peft", "torch", "transformers")]
-    return "\n".join([f"gradio=={GRADIO}", "imagecodecs", "numpy", "pillow", "tifffile", *pinned]) + "\n"
+    others = ["imagecodecs", "numpy", "pillow", "tifffile", *card_data.family.packages]
+    return "\n".join([f"gradio=={GRADIO}", *others, *pinned]) + "\n"
 
 
 def _readme(card_data: CardData) -> str:

@@ -18,13 +18,17 @@ from transformers.trainer_utils import IntervalStrategy
 from medcap.io import write_text
 from medcap.recipe.learning_rate import WATCHES_METRIC
 from medcap.recipe.ranges import (
+    FILLED,
     FIXED,
     IMPORTED_NAMES,
     LENGTHS,
     NAMES,
+    PATTERNS,
     POSITIVE,
+    RANK,
     SEED,
     TRAINER_RANGES,
+    UNUSED,
     Range,
     find_fault,
 )
@@ -68,12 +72,12 @@ class DataArguments:
 class ModelArguments:
     """The base model, its image size and precision, and the feature cache."""
 
-    model_name_or_path: str = _key("", "Hub name or folder of a BLIP captioner")
+    model_name_or_path: str = _key("", "Hub name or folder of a captioner")
     model_revision: str | None = _key(None, "branch, tag or commit of the base on the Hub")
     image_size: int | None = _key(None, "image height and width in pixels (default: the base model's)", (16, 4096))
     quantization: Literal["none", "8bit", "4bit"] = _key("none", "quantization of the frozen text decoder")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _key("auto", "precision of the computation")
-    model_code: Literal["fast", "plain"] = _key("fast", "BLIP modules: medcap's faster ones, or those of transformers")
+    model_code: Literal["fast", "plain"] = _key("fast", "BLIP modules of medcap (faster) or transformers")
     feature_cache: str = _key("auto", "cache of encoder features: auto, off, or a folder")
     feature_cache_gb: float | None = _key(
         None,
@@ -84,12 +88,20 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class LoraArguments:
-    """The adapter (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models")."""
+    """The adapter (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models"), or full fine-tuning."""
 
-    lora_r: int = _key(16, "rank", (1, 1024))
+    adapter: Literal["lora", "none"] = _key("lora", "what is trained; none: all weights but the vision encoder's")
+    train_vision: bool = _key(False, "adapter none: train the vision encoder too")
+    lora_r: int = _key(16, "rank", RANK)
     lora_alpha: float = _key(32, "scaling: updates are multiplied by alpha / r", POSITIVE)
     lora_dropout: float = _key(0.05, "dropout on the adapter's input, 0 to below 1", Range(0, 1, below=True))
-    lora_target_modules: str = _key("attention", "a name in medcap.modeling.lora, or a regex")
+    lora_target_modules: str = _key("attention", "a role (docs/families.md) or a regex")
+    lora_variant: Literal["lora", "rslora", "dora"] = _key("lora", "variant of LoRA")
+    lora_init: bool | str = _key(True, "initialization: true, gaussian, orthogonal, olora, pissa, pissa_niter_N, mica")
+    lora_rank_pattern: dict[str, Any] | None = _key(None, "{regex for the ends of layer names: rank}")
+    lora_alpha_pattern: dict[str, Any] | None = _key(None, "likewise for alpha")
+    lora_modules_to_save: list[str] | None = _key(None, "modules to train completely, such as word_embeddings")
+    lora_lr_ratio: float = _key(1.0, "LoRA+: learning rate of B matrices divided by learning_rate", (1, 1000))
 
 
 @dataclass(frozen=True)
@@ -115,19 +127,21 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     report_to: str | list[str] | None = _key("none", "none, tensorboard, wandb, trackio, ...")
     logging_steps: float = _key(10, "steps between log lines")
     remove_unused_columns: bool = _key(False, "must be false: the transform needs the image column")
-    predict_with_generate: bool = _key(True, "evaluate by generating captions")
+    predict_with_generate: bool = _key(True, "must be true: every evaluation generates captions")
     disable_tqdm: bool | None = _key(False, "hide the progress bar")
     early_stopping_patience: int | None = _key(
         None, "stop after this many evaluations without improvement", (1, math.inf)
     )
-    train_sampling_strategy: str = _key("group_by_length", "random, or batches of captions of similar length")
+    train_sampling_strategy: str = _key(
+        "random", "random, sequential, or group_by_length: little padding, but short captions weigh more"
+    )
     dataloader_num_workers: int = _key(-1, "processes that read images; -1: up to 8 with a GPU, none on a CPU")
     ddp_find_unused_parameters: bool | None = _key(
         False, "search for unused parameters after each step; every adapter is used"
     )
     hub_overwrite: bool = _key(False, "push_to_hub may replace a repository that medcap did not create")
     allow_changes: bool = _key(False, "resume although the recipe, data or base changed")
-    logging_nan_inf_filter: bool = _key(False, "hide a non-finite loss; it stops the run")
+    logging_nan_inf_filter: bool = _key(False, "must be false: a non-finite loss stops the run")
     ddp_broadcast_buffers: bool | None = _key(False, "synchronize buffers; those of BLIP are constant")
     dry_run: bool = _key(False, "run every stage on a few images, print the plan, save nothing")
 
@@ -161,7 +175,7 @@ RANGES: dict[str, Range] = {
         if key.metadata.get("range")
     },
 }
-CHECKED = RANGES.keys() | NAMES.keys() | LENGTHS.keys() | FIXED.keys() | IMPORTED_NAMES.keys()
+CHECKED = FILLED.union(RANGES, NAMES, PATTERNS, LENGTHS, FIXED, UNUSED, IMPORTED_NAMES, ["lora_init"])
 # keys that were removed or never supported, and their replacement in transformers 5 or medcap
 REPLACED = {
     "warmup_ratio": "warmup_steps: a value below 1 is a fraction of all steps",
@@ -169,7 +183,7 @@ REPLACED = {
     "overwrite_output_dir": "another output_dir, or resume_from_checkpoint: last",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
     "no_cuda": "use_cpu",
-    "group_by_length": "train_sampling_strategy: group_by_length",
+    "group_by_length": "train_sampling_strategy: group_by_length, which gives short captions more weight",
     "generation_num_beams": "num_beams",
     "generation_max_length": "max_new_tokens",
     "generation_config": "num_beams, max_new_tokens, no_repeat_ngram_size and length_penalty",
@@ -180,7 +194,7 @@ REPLACED = {
     "dataloader_persistent_workers": "dataloader_num_workers: the workers always persist between epochs",
     "bf16_full_eval": "precision: bf16",
     "fp16_full_eval": "precision: fp16",
-    "sortish_sampler": "train_sampling_strategy: group_by_length",
+    "sortish_sampler": "train_sampling_strategy: group_by_length, which gives short captions more weight",
     "local_rank": "accelerate launch, which sets it",
     "parallelism_config": "a configuration of accelerate, see `medcap train --accelerate`",
     "do_train": "`medcap train`, which always trains",
@@ -188,6 +202,7 @@ REPLACED = {
     "do_predict": "`medcap evaluate`",
     "fraction": "train_fraction",
     "target_modules": "lora_target_modules",
+    "rank": "lora_r",
 }
 # not part of a saved recipe: they describe how one run was started, not its result
 _TRANSIENT = frozenset({"resume_from_checkpoint", "allow_changes", "dry_run"})
@@ -205,15 +220,20 @@ class Recipe:
     given: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a flat recipe: all keys of medcap, and those keys of the Trainer that were given."""
+        """Return a flat recipe: all keys of medcap that have an effect, and those of the Trainer that were given."""
         own = {**vars(self.data), **vars(self.model), **vars(self.lora), **vars(self.generation)}
         trainer = {key: getattr(self.training, key) for key in sorted(self.given - own.keys() - _TRANSIENT)}
-        return {key: _plain(value) for key, value in {**own, **trainer}.items() if value is not None}
+        unused = "lora_" if self.lora.adapter == "none" else ()
+        given = {key: value for key, value in {**own, **trainer}.items() if value is not None}
+        return {key: _plain(value) for key, value in given.items() if not key.startswith(unused)}
+
+    def setting(self, key: str) -> Any:
+        """Return the value of any key."""
+        return next(vars(getattr(self, group))[key] for group in GROUPS if key in vars(getattr(self, group)))
 
     def value(self, key: str) -> Any:
         """Return the value of any key as YAML holds it."""
-        settings = {name: value for group in GROUPS for name, value in vars(getattr(self, group)).items()}
-        return _plain(settings[key])
+        return _plain(self.setting(key))
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe atomically; it can be run again."""

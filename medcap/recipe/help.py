@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 from medcap.recipe.arguments import GROUPS, REPLACED
+from medcap.recipe.ranges import UNUSED
 from medcap.recipe.values import describe_type, key_types
 
 WIDTH, COLUMN = 100, 34
@@ -38,9 +39,19 @@ TRAINING = {  # the training keys of the short help; "" stands for the help of m
 }
 
 
+RARE = {
+    "feature_cache_gb",
+    "lora_init",
+    "lora_rank_pattern",
+    "lora_alpha_pattern",
+    "lora_lr_ratio",
+}  # only with --help-all
+
+
 def recipe_help(every_key: bool = False) -> str:
     """Return the help: the keys of medcap and the main keys of training, or with `every_key` all keys."""
-    hidden = REPLACED.keys() | {"bf16", "fp16"}  # precision is their replacement
+    hidden = REPLACED.keys() | UNUSED.keys() | {"bf16", "fp16"}  # precision replaces bf16 and fp16
+    hidden |= set() if every_key else RARE
     lines = [USAGE, *(line for option, text in COMMAND.items() for line in _entry(option, text))]
     for group, arguments in GROUPS.items():
         keys = {field.name: field for field in dataclasses.fields(arguments) if field.init}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, NamedTuple
 
+from medcap.recipe.adapter_rules import init_fault
 from medcap.recipe.suggestions import suggest
 
 LARGEST_SEED = 2**32 - 1  # of NumPy
@@ -38,7 +40,8 @@ class Range(NamedTuple):
 
 
 POSITIVE, NOT_NEGATIVE, SEED = Range(0, above=True), Range(0), Range(0, LARGEST_SEED)
-BATCH = Range(1, 65536)
+BATCH, RANK = Range(1, 65536), Range(1, 1024)
+PATTERNS = {"lora_rank_pattern": RANK, "lora_alpha_pattern": POSITIVE}  # numbers by regular expressions
 TRAINER_RANGES = {
     "per_device_train_batch_size": BATCH,
     "per_device_eval_batch_size": BATCH,
@@ -79,15 +82,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "train_sampling_strategy": ("group_by_length", "random", "sequential"),
     "log_level": ("passive", "debug", "info", "warning", "error", "critical", "detail"),
     "log_level_replica": ("passive", "debug", "info", "warning", "error", "critical", "detail"),
-    "include_num_input_tokens_seen": ("no", "all", "non_padding"),
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
     "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"),
     "debug": ("", "underflow_overflow"),
-    "include_for_metrics": ("inputs", "loss"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "length_column_name": ("length",),
 }
 LENGTHS = {"prompt": 1000, "lora_target_modules": 1000}  # maximum of characters
+FILLED = frozenset({"lora_modules_to_save"})  # lists that must not be empty
 # keys with one possible value, and the reason
 FIXED: dict[str, tuple[bool, str]] = {
     "remove_unused_columns": (False, "the collator needs the image column"),
@@ -96,7 +98,20 @@ FIXED: dict[str, tuple[bool, str]] = {
     "eval_do_concat_batches": (True, "the captions of all images are scored together"),
     "batch_eval_metrics": (False, "the captions of all images are scored together"),
     "use_liger_kernel": (False, "its kernels are not made for BLIP"),
+    "use_cache": (False, "training needs no cache of keys and values; generation has one"),
+    "auto_find_batch_size": (False, "a batch that does not fit into memory is split automatically"),
+    "enable_jit_checkpoint": (False, "SIGTERM writes a checkpoint in any case"),
+    "eval_use_gather_object": (False, "predictions are gathered as tensors"),
+    "logging_nan_inf_filter": (False, "a non-finite loss stops the run"),
     "restore_callback_states_from_checkpoint": (True, "a resumed run counts the evaluations without improvement"),
+}
+
+# keys that no run uses, and the reason
+UNUSED = {
+    "include_for_metrics": "metrics are computed from captions alone",
+    "label_names": "the labels are the tokens of the captions",
+    "include_num_input_tokens_seen": "it counts the pixels of BLIP; tokens_per_second is logged",
+    "liger_kernel_config": "its kernels are not made for BLIP",
 }
 
 
@@ -121,12 +136,33 @@ def find_fault(key: str, value: Any, allowed: Range | None = None) -> str:
     """Return what is wrong with a value of the right type, and what is allowed; "" if nothing is."""
     if allowed is not None and not allowed.allows(value):
         return f"{key} is {value}; allowed is {allowed}"
+    if key in UNUSED:
+        return f"{key} has no effect: {UNUSED[key]}; remove it"
     if key in FIXED and value != FIXED[key][0]:
         needed, reason = FIXED[key]
         return f"{key} must be {str(needed).lower()}: {reason}"
+    if key in FILLED and not value:
+        return f"{key} is empty; list names, or remove it"
     if key in LENGTHS and len(value) > LENGTHS[key]:
         return f"{key} is {len(value):,} characters long; allowed are {LENGTHS[key]:,}"
-    return _name_fault(key, value)
+    if key == "lora_init":
+        return init_fault(value)
+    return _pattern_fault(key, value) if key in PATTERNS else _name_fault(key, value)
+
+
+def _pattern_fault(key: str, numbers: dict[Any, Any]) -> str:
+    """Return the first fault of a mapping of regular expressions to numbers; ranks are whole."""
+    allowed = PATTERNS[key]
+    for pattern, number in numbers.items():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError, RecursionError) as error:
+            return f"{key} has {pattern!r}, which is not a regular expression: {error}"
+        is_number = isinstance(number, int if allowed is RANK else (int, float)) and not isinstance(number, bool)
+        if not is_number or not allowed.allows(number):
+            kind = "an integer, " if allowed is RANK else ""
+            return f"{key} is {number!r} for {pattern!r}; allowed is {kind}{allowed}"
+    return ""
 
 
 def _name_fault(key: str, value: Any) -> str:

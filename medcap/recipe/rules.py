@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from medcap.logs import error_line
-from medcap.recipe.arguments import Recipe
+from medcap.recipe.adapter_rules import adapter_conflict, init_conflict
+from medcap.recipe.arguments import GROUPS, LoraArguments, Recipe
 from medcap.recipe.learning_rate import WATCHES_METRIC, scheduler_fault
 from medcap.recipe.ranges import DIRECTIONS, UNDIRECTED
 
+Need = tuple[Callable[[Recipe], bool], str]
 MIN_CAPTION_TOKENS = 3  # of a training caption behind the prompt: [DEC], one token, [SEP]
 
 
@@ -97,6 +102,20 @@ def _checkpointing(recipe: Recipe) -> str:
     return ""
 
 
+def _tf32(recipe: Recipe) -> str:
+    if recipe.training.tf32 is not False or recipe.model.precision != "auto":
+        return ""
+    return "tf32 is false, but precision auto allows TF32: set precision: fp32 instead"
+
+
+def _without_effect(key: str, recipe: Recipe) -> str:
+    """Return that another key switches `key` off, unless it has its default value."""
+    is_used, needed = NEEDED[key]
+    if key not in recipe.given or recipe.setting(key) == DEFAULTS[key] or is_used(recipe):
+        return ""
+    return f"{key} has no effect without {needed}; set it, or remove {key}"
+
+
 def _loader(recipe: Recipe) -> str:
     args = recipe.training
     for key in ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
@@ -106,14 +125,30 @@ def _loader(recipe: Recipe) -> str:
 
 
 def _optimizer(recipe: Recipe) -> str:
-    if not recipe.given & {"optim", "optim_args"}:
+    if not recipe.given & {"optim", *OPTIMIZER_ARGUMENTS}:
         return ""
     from transformers import Trainer  # takes time to import
 
     try:
         Trainer.get_optimizer_cls_and_kwargs(recipe.training)
     except Exception as error:  # a package is missing, or an argument is not understood
-        return f"optim is {recipe.training.optim.value}: {error_line(error)}"
+        arguments = f" and optim_args is {recipe.training.optim_args}" if recipe.training.optim_args else ""
+        return f"optim is {recipe.training.optim.value}{arguments}: {error_line(error)}"
+    return ""
+
+
+def _optimizer_arguments(recipe: Recipe) -> str:
+    """Return the first argument whose default gives the same optimizer."""
+    args = recipe.training
+    for key in OPTIMIZER_ARGUMENTS:
+        if key not in recipe.given or getattr(args, key) == DEFAULTS[key]:
+            continue
+        from transformers import Trainer  # takes time to import
+
+        default = copy.copy(args)
+        setattr(default, key, DEFAULTS[key])
+        if Trainer.get_optimizer_cls_and_kwargs(default) == Trainer.get_optimizer_cls_and_kwargs(args):
+            return f"{key} has no effect on optim {args.optim.value}; remove it"
     return ""
 
 
@@ -141,6 +176,40 @@ def _push(recipe: Recipe) -> str:
     return ""
 
 
+def _is_checkpointed(recipe: Recipe) -> bool:
+    return bool(recipe.training.gradient_checkpointing or recipe.training.activation_checkpointing)
+
+
+ADAPTED: Need = (lambda recipe: recipe.lora.adapter == "lora", "adapter: lora")
+CHECKPOINTED = (_is_checkpointed, "gradient_checkpointing: true")
+PUSHED: Need = (lambda recipe: recipe.training.push_to_hub, "push_to_hub: true")
+TRACKED: Need = (lambda recipe: "trackio" in (recipe.training.report_to or ()), "report_to: trackio")
+# keys that another key switches off: when they are used, and what that needs
+NEEDED: dict[str, Need] = {
+    "eval_steps": (lambda recipe: recipe.training.eval_strategy == "steps", "eval_strategy: steps"),
+    "save_steps": (lambda recipe: recipe.training.save_strategy == "steps", "save_strategy: steps"),
+    "logging_steps": (lambda recipe: recipe.training.logging_strategy == "steps", "logging_strategy: steps"),
+    "eval_delay": (lambda recipe: recipe.training.eval_strategy != "no", "eval_strategy: epoch or steps"),
+    "gradient_checkpointing_kwargs": CHECKPOINTED,
+    "activation_checkpointing_kwargs": CHECKPOINTED,
+    "hub_model_id": PUSHED,
+    "hub_private_repo": PUSHED,
+    "hub_overwrite": PUSHED,
+    "project": TRACKED,
+    "trackio_space_id": TRACKED,
+    "trackio_bucket_id": TRACKED,
+    "trackio_static_space_id": TRACKED,
+    "feature_cache_gb": (lambda recipe: recipe.model.feature_cache != "off", "feature_cache: auto or a folder"),
+    **{field.name: ADAPTED for field in fields(LoraArguments) if field.name.startswith("lora_")},
+    "length_penalty": (lambda recipe: recipe.generation.num_beams > 1, "num_beams: 2 or more"),
+    "fraction_seed": (lambda recipe: recipe.data.train_fraction < 1, "train_fraction below 1"),
+    "optim_target_modules": (
+        lambda recipe: recipe.training.optim.value.startswith(("galore", "apollo")),
+        "optim: galore_adamw or apollo_adamw",
+    ),
+}
+OPTIMIZER_ARGUMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+DEFAULTS = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
 Rule = tuple[tuple[str, ...], Callable[[Recipe], str]]
 RULES: tuple[Rule, ...] = (
     (("valid_fraction", "test_fraction"), _held_out),
@@ -152,8 +221,16 @@ RULES: tuple[Rule, ...] = (
     (("load_best_model_at_end", "save_steps", "eval_steps", "eval_strategy"), _best_is_saved),
     (("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"), _checkpointing),
     (("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_num_workers"), _loader),
-    (("optim", "optim_args"), _optimizer),
+    (("optim", *OPTIMIZER_ARGUMENTS), _optimizer),
+    (("optim", *OPTIMIZER_ARGUMENTS), _optimizer_arguments),
+    (("tf32", "precision"), _tf32),
+    *(((key,), partial(_without_effect, key)) for key in NEEDED),
     (("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps"), _schedule),
+    (("adapter", "train_vision", "quantization"), adapter_conflict),
+    (
+        ("lora_init", "lora_variant", "lora_lr_ratio", "lora_r", "lora_rank_pattern", "precision", "quantization"),
+        init_conflict,
+    ),
     (("report_to",), _reports),
     (("output_dir",), _folder),
     (("push_to_hub", "eval_strategy", "save_strategy"), _push),

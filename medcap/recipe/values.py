@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from enum import Enum
@@ -49,16 +50,18 @@ def convert(key: str, value: Any) -> Any:
     if isinstance(value, bool):  # the key takes text
         bare, quoted = ("yes or on", "yes") if value else ("no or off", "no")
         raise RecipeError(f'{key}: YAML reads a bare {bare} as {str(value).lower()}; quote it: {key}: "{quoted}"')
+    if key in CONFIG_FILES:
+        allowed = (*allowed, "the path of a file")
     text = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}..."
     raise RecipeError(f"{key} is {text}; expected {' or '.join(map(describe_type, allowed))}")
 
 
 def _kinds(key: str, value: Any) -> tuple[Any, ...]:
-    """Return the types allowed for a key: text for a mapping is JSON, or in CONFIG_FILES also the path of a file."""
+    """Return the types allowed for a key: text for a mapping is JSON, or in CONFIG_FILES the path of a file."""
     kinds = key_types()[key]
     if dict not in {typing.get_origin(kind) or kind for kind in kinds}:
         return kinds
-    is_path = key in CONFIG_FILES and not str(value).startswith("{")
+    is_path = key in CONFIG_FILES and os.path.isfile(str(value))  # Path.is_file raises an error for a long name
     return tuple(kind for kind in kinds if kind is not str or is_path)
 
 
@@ -97,7 +100,7 @@ def _is_enum(kind: Any) -> bool:
 
 
 def describe_type(kind: Any) -> str:
-    """Return a phrase for the values of a type: its choices, or for example "an integer"."""
+    """Return a phrase for the values of a type: its choices, or for example "an integer"; a phrase as it is."""
     if _is_enum(kind):
         return ", ".join(str(member.value) for member in kind)
     if typing.get_origin(kind) is Literal:

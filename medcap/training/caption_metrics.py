@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from medcap.data.captions import pad_token_id
 from medcap.metrics.coco import Meteor, Scores, score_captions
 from medcap.metrics.diversity import describe_captions, sameness
-from medcap.modeling.blip import decode_captions
+from medcap.modeling.generation import decode_captions
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,6 @@ class CaptionMetrics:
         self,
         tokenizer: PreTrainedTokenizerBase,
         references: Sequence[str],
-        prompt: str = "",
         meteor: Meteor | None = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
@@ -34,20 +34,19 @@ class CaptionMetrics:
         Args:
             tokenizer: Decodes the generated ids.
             references: The reference caption of every row, not truncated.
-            prompt: Text before every caption, removed from predictions.
             meteor: A running METEOR process; without one, each evaluation starts its own.
             extra: Pairs to add to the signature of the metrics.
         """
         self.meteor, self.extra = meteor, extra
         self.last: Scores | None = None
-        self.tokenizer, self.references, self.prompt = tokenizer, list(references), prompt
+        self.tokenizer, self.references = tokenizer, list(references)
         self.predictions: list[str] = []
 
     def __call__(self, evaluated: EvalPrediction) -> dict[str, float]:
         """Return the COCO metrics, mean words, length ratio, and the fraction of distinct captions."""
-        ids = np.where(evaluated.predictions < 0, self.tokenizer.pad_token_id, evaluated.predictions)  # (n, T)
+        ids = np.where(evaluated.predictions < 0, pad_token_id(self.tokenizer), evaluated.predictions)  # (n, T)
         rows = [int(row) for row in np.asarray(evaluated.label_ids).ravel()]
-        captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist(), self.prompt), strict=True))
+        captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist()), strict=True))
         self.predictions = [captions[row] for row in sorted(captions)]
         references = [[self.references[row]] for row in sorted(captions)]
         self.last = scores = score_captions(self.predictions, references, meteor=self.meteor, extra=self.extra)

@@ -14,11 +14,9 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
-from transformers import BlipForConditionalGeneration, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from medcap.data.captions import IGNORED
-from medcap.modeling.feature_cache import feature_shape
-from medcap.modeling.lora import base_model
 from medcap.modeling.loss import ROWS
 from medcap.training.micro_batches import SHARDED, is_out_of_memory
 
@@ -70,21 +68,22 @@ def estimate_memory(trainer: CaptionTrainer) -> MemoryEstimate:
     generators do not change.
     """
     model, images = trainer.model, trainer.args.train_batch_size
-    blip = base_model(model)
-    longest = max(trainer.train_dataset[trainer.args.length_column_name])
-    tokens = min(longest, trainer.data_collator.max_caption_tokens)
+    lengths = trainer.train_dataset[trainer.args.length_column_name]
+    longest = trainer.train_dataset[max(range(len(lengths)), key=lengths.__getitem__)]
+    tokens = min(max(lengths), trainer.data_collator.max_caption_tokens)
     with _training_mode(trainer):
-        one, two = (_step_peak(trainer, rows, tokens) for rows in (1, 2))
+        one, two = (_step_peak(trainer, [longest] * rows) for rows in (1, 2))
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     count = sum(weight.numel() for weight in trainable)
-    vocab = blip.config.text_config.vocab_size
+    vocab = trainer.family.base.config.get_text_config(decoder=True).vocab_size
+    rows = min(images * (tokens - 1), ROWS) if trainer.family.has_partial_logits else 0  # else among the activations
     return MemoryEstimate(
         held=memory_in_use(trainer.args.device),
         weights=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
         adapter=sum(weight.numel() * weight.element_size() for weight in trainable)
         + count * optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim))),
-        activations=max(one + (images - 1) * max(two - one, 0), images * _vision_bytes(blip)),
-        logits=min(images * (tokens - 1), ROWS) * vocab * 4 * LOGIT_TENSORS,
+        activations=one + (images - 1) * max(two - one, 0),
+        logits=rows * vocab * 4 * LOGIT_TENSORS,
         images=images,
     )
 
@@ -92,12 +91,6 @@ def estimate_memory(trainer: CaptionTrainer) -> MemoryEstimate:
 def optimizer_bytes(name: str) -> int:
     """Return the bytes of optimizer state per trainable parameter."""
     return next((size for part, size in OPTIMIZER_BYTES.items() if part in name), ADAM_BYTES)
-
-
-def _vision_bytes(blip: BlipForConditionalGeneration) -> int:
-    """Return the bytes of one image in a layer of the frozen vision encoder: MLP, query, key, value, residual."""
-    patches, width = feature_shape(blip)
-    return patches * (blip.config.vision_config.intermediate_size + 4 * width) * blip.dtype.itemsize
 
 
 @contextmanager
@@ -112,18 +105,14 @@ def _training_mode(trainer: CaptionTrainer) -> Iterator[None]:
     trainer.model.train(was_training)
 
 
-def _step_peak(trainer: CaptionTrainer, rows: int, tokens: int) -> int:
-    """Return the peak of bytes that a step on `rows` images allocates, from features if the encoder is frozen."""
-    blip, device = base_model(trainer.model), trainer.args.device
-    side = blip.config.vision_config.image_size
-    text = torch.ones(rows, tokens, dtype=torch.int64, device=device)
-    labels = torch.full_like(text, IGNORED)
-    labels[:, 1] = 1
-    if trainer.trains_vision_encoder:
-        images = {"pixel_values": torch.full((rows, 3, side, side), 127, dtype=torch.uint8, device=device)}
-    else:
-        images = {"features": torch.ones(rows, *feature_shape(blip), dtype=blip.dtype, device=device)}
-    batch = {**images, "input_ids": text, "attention_mask": torch.ones_like(text), "labels": labels}
+def _step_peak(trainer: CaptionTrainer, rows: list[dict[str, Any]]) -> int:
+    """Return the peak of bytes that a step on `rows` allocates, the frozen vision encoder included."""
+    batch = trainer.data_collator(rows)
+    batch.pop("digests", None)  # nothing is added to the cache
+    if trainer.family.has_partial_logits:  # logits are estimated by themselves
+        batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+        batch["labels"][:, 1] = 1
+    batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
     trainable = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     with LiveTensors() as live:
         loss = trainer.compute_loss(trainer.model, batch)

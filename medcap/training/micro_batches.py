@@ -26,13 +26,15 @@ def split_batch(batch: Batch, rows: int) -> Iterator[Batch]:
     if total <= rows:
         yield batch
         return
-    has_row = {name: torch.ones_like(batch["row"], dtype=torch.bool) for name in batch}
+    entries = {name: torch.ones_like(batch["row"]) for name in batch}  # of each row
     if (is_cached := batch.get("is_cached")) is not None:
-        has_row |= {"features": is_cached, "pixel_values": ~is_cached, "digests": ~is_cached}
+        entries |= {"features": is_cached.long(), "pixel_values": (~is_cached).long(), "digests": (~is_cached).long()}
+    if (grid := batch.get("image_grid_thw")) is not None:  # Qwen-VL has all patches of a batch in one sequence
+        entries["pixel_values"] = grid.prod(1)
     for start in range(0, total, rows):
         part = {}
         for name, values in batch.items():
-            first, last = int(has_row[name][:start].sum()), int(has_row[name][: start + rows].sum())
+            first, last = int(entries[name][:start].sum()), int(entries[name][: start + rows].sum())
             part[name] = values[first:last]
         yield {name: values for name, values in part.items() if len(values)}
 

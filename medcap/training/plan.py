@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import Seq2SeqTrainingArguments
+from transformers import PreTrainedModel, Seq2SeqTrainingArguments
 
 from medcap.disk import folder_bytes, megabytes, nearest_folder
-from medcap.modeling.feature_cache import caching_obstacle, feature_shape
+from medcap.modeling.adapter import trained_folder
+from medcap.modeling.families import Family
+from medcap.modeling.feature_cache import caching_obstacle
 from medcap.modeling.feature_store import default_folder
 from medcap.modeling.lora import trainable_names, trainable_summary
 from medcap.recipe import Recipe, RecipeError
@@ -110,21 +112,22 @@ def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Sche
     `save_total_limit`. With push_to_hub the folder also holds the release of each epoch.
     """
     checkpoint = max((folder_bytes(folder) for folder in dry_run.glob("checkpoint-*")), default=0)
-    adapter = folder_bytes(dry_run / "adapter")
+    result = trained_folder(dry_run)
+    size = folder_bytes(result)
     count = min(schedule.saves, (args.save_total_limit or schedule.saves) + 2)
     releases = 1 + (schedule.evaluations if args.push_to_hub else 0)
-    parts = {f"{count} checkpoints": count * checkpoint, "adapter": adapter, "release": releases * adapter}
+    parts = {f"{count} checkpoints": count * checkpoint, result.name: size, "release": releases * size}
     return DiskSpace(Path(args.output_dir), parts)
 
 
-def feature_disk_space(recipe: Recipe, images: int, model: PeftModel, dtype: torch.dtype) -> DiskSpace | None:
+def feature_disk_space(recipe: Recipe, images: int, family: Family, dtype: torch.dtype) -> DiskSpace | None:
     """Return the maximum space that the cached features of `images` images need; None without a cache."""
-    setting, base = recipe.model.feature_cache, model.get_base_model()
+    setting = recipe.model.feature_cache
     unused = setting == "auto" and recipe.training.num_train_epochs <= 1
-    if setting == "off" or unused or caching_obstacle(base):
+    if setting == "off" or unused or caching_obstacle(family):
         return None
     folder = default_folder() if setting == "auto" else Path(setting)
-    size = images * math.prod(feature_shape(base)) * dtype.itemsize
+    size = images * math.prod(family.feature_shape()) * dtype.itemsize
     if recipe.model.feature_cache_gb is not None:
         size = min(size, int(recipe.model.feature_cache_gb * 1e9))
     return DiskSpace(folder, {f"{images:,} images": size})
@@ -154,7 +157,7 @@ class Timing:
         )
 
 
-def describe_plan(model: PeftModel, schedule: Schedule, dtype: torch.dtype) -> dict[str, str]:
+def describe_plan(model: PeftModel | PreTrainedModel, schedule: Schedule, dtype: torch.dtype) -> dict[str, str]:
     """Describe the trainable parameters and the steps."""
     names = "".join(f"\n    {line}" for line in trainable_names(model))
     return {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer
@@ -208,6 +209,17 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.remove_superseded(final)
         self.superseded = [final] if self.pending else []
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as the Trainer does; a whole model with the names of its `state_dict`, by which the Trainer loads it.
+
+        `save_pretrained` would write the names of older releases, which the Trainer skips with a warning.
+        """
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+            self.processing_class.save_pretrained(output_dir)
 
     def _write_checkpoint(self, staging: Path) -> None:
         if self.args.should_save:

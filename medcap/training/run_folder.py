@@ -17,8 +17,9 @@ from medcap.data.selection import drop_counts, fingerprint, image_fingerprint
 from medcap.disk import writing
 from medcap.environment import environment
 from medcap.io import commit_folder, staging_folder, write_json
-from medcap.modeling.blip import weights_sha256
-from medcap.modeling.lora import adapter_bytes
+from medcap.modeling.adapter import trained_folder
+from medcap.modeling.lora import saved_bytes
+from medcap.modeling.lora_init import save_weights
 from medcap.modeling.precision import precision_name
 from medcap.recipe import Recipe, RecipeError, read_recipe
 from medcap.training.checkpoints import CHECKSUMS, STATE, checkpoint_of, checkpoints, find_damage_for_resume
@@ -46,7 +47,7 @@ def start_run(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel, checkpoi
         "precision": precision_name(adapted.dtype),
         "seed": recipe.training.seed,
         "data": describe(data),
-        "base": weights_sha256(adapted.model.get_base_model()),
+        "base": adapted.base_sha256,
     }
     if checkpoint is not None:
         refuse_changes(recipe, environment_changes(read_environment(run), now))
@@ -87,12 +88,18 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def save_trained(run: Path, adapted: AdaptedModel, recipe: Recipe) -> None:
+    """Write the folder "adapter" of a run, or "model" without an adapter."""
+    save_adapter(run / ("model" if recipe.lora.adapter == "none" else "adapter"), adapted, recipe)
+
+
 def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe) -> None:
-    """Write the adapter, processor, generation config and recipe to `folder`, atomically and without pickled files."""
+    """Write the adapter or model, processor, generation config and recipe to `folder`, atomically and not pickled."""
     part = staging_folder(folder)
     try:
-        with writing(folder, adapter_bytes(adapted.model), "run the same command again: it resumes and writes it"):
-            for saved in (adapted.model, adapted.processor, adapted.generation_config):
+        with writing(folder, saved_bytes(adapted.model), "run the same command again: it resumes and writes it"):
+            save_weights(adapted.model, part, adapted.initial)
+            for saved in (adapted.processor, adapted.generation_config):
                 saved.save_pretrained(part)
             recipe.save(part / "recipe.yaml")
             commit_folder(part, folder)
@@ -143,8 +150,8 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
 
 
 def is_finished(run: Path) -> bool:
-    """Return whether training has finished: the adapter is written last."""
-    return (run / "adapter").exists()
+    """Return whether training has finished: the adapter, or the whole model, is written last."""
+    return trained_folder(run).exists()
 
 
 def _first_undamaged(candidates: list[Path], recipe: Recipe) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,23 +14,28 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from transformers import (
-    BlipForConditionalGeneration,
-    BlipProcessor,
     EarlyStoppingCallback,
     GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
     ProgressCallback,
 )
 from transformers.trainer_callback import PrinterCallback
 
-from medcap.data.captions import CaptionCollator, TokenizedCaptions
+from medcap.data.captions import TokenizedCaptions
 from medcap.data.images import with_pixel_values
 from medcap.data.load import find_layout, load_recipe_data
 from medcap.data.selection import check_images, sample_rows
-from medcap.modeling.blip import check_prompt, first_token_id, load_blip, make_generation_config
+from medcap.modeling.families import Family, family_of
 from medcap.modeling.feature_cache import open_cache
 from medcap.modeling.feature_store import FeatureCache
+from medcap.modeling.full import train_all
+from medcap.modeling.load import load_base, weights_sha256
 from medcap.modeling.lora import add_lora, trainable_summary
+from medcap.modeling.lora_init import initial_weights
+from medcap.modeling.lora_options import lora_options
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
+from medcap.modeling.untrained import untrained_warning
 from medcap.recipe import Recipe, RecipeError
 from medcap.recipe.rules import MIN_CAPTION_TOKENS
 from medcap.training.callbacks import Draw, MetricsLog, Progress, Samples
@@ -38,17 +45,35 @@ from medcap.training.monitors import TrainingMonitor
 from medcap.training.plan import check_steps
 from medcap.training.trainer import CaptionTrainer
 
+logger = logging.getLogger(__name__)
+
 SAMPLES = 8  # validation images whose predictions are written after each epoch
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A base model with an adapter, and what it is used with."""
+    """A base model with an adapter, or one that is trained itself, and what it is used with.
 
-    model: PeftModel
-    processor: BlipProcessor
+    Attributes:
+        model: The base with its adapter, or without one.
+        family: The base and its processor.
+        generation_config: Settings of evaluations.
+        dtype: Of the computation.
+        base_sha256: Of the base's weights as loaded; "" except on the main process.
+        initial: The adapter's weights before training, if they were subtracted from the base.
+    """
+
+    model: PeftModel | PreTrainedModel
+    family: Family
     generation_config: GenerationConfig
-    dtype: torch.dtype  # of the computation
+    dtype: torch.dtype
+    base_sha256: str
+    initial: Mapping[str, torch.Tensor]
+
+    @property
+    def processor(self) -> ProcessorMixin:
+        """The processor of the base, with the image size of the recipe."""
+        return self.family.processor
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -77,33 +102,41 @@ def resolve_precision(recipe: Recipe) -> torch.dtype:
 
 
 def make_model(recipe: Recipe, dtype: torch.dtype) -> AdaptedModel:
-    """Load the base model of a recipe and add a new adapter."""
-    base, processor = load_blip(
+    """Load the base model of a recipe and add a new adapter, or make its own weights trainable, in float32."""
+    is_full = recipe.lora.adapter == "none"
+    base, processor = load_base(
         recipe.model.model_name_or_path,
         image_size=recipe.model.image_size,
         quantization=recipe.model.quantization,
         revision=recipe.model.model_revision,
-        dtype=dtype,
+        dtype=torch.float32 if is_full else dtype,
         model_code=recipe.model.model_code,
     )
-    check_caption_tokens(recipe, base, processor)
-    generation_config = make_generation_config(base, **vars(recipe.generation))
-    model = add_lora(
+    family = family_of(base, processor)
+    check_caption_tokens(recipe, family)
+    generation_config = family.make_generation_config(**vars(recipe.generation))
+    sha256 = weights_sha256(base) if recipe.training.process_index == 0 else ""
+    model = train_all(family, recipe.lora.train_vision) if is_full else _with_lora(base, recipe)
+    return AdaptedModel(model, family, generation_config, dtype, sha256, initial_weights(model))
+
+
+def _with_lora(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    return add_lora(
         base,
         targets=recipe.lora.lora_target_modules,
         r=recipe.lora.lora_r,
         alpha=recipe.lora.lora_alpha,
         dropout=recipe.lora.lora_dropout,
         revision=recipe.model.model_revision,
+        options=lora_options(recipe.lora),
     )
-    return AdaptedModel(model, processor, generation_config, dtype)
 
 
-def check_caption_tokens(recipe: Recipe, base: BlipForConditionalGeneration, processor: BlipProcessor) -> None:
+def check_caption_tokens(recipe: Recipe, family: Family) -> None:
     """Raise RecipeError if the text decoder, or max_caption_tokens, has no room for the prompt and a caption."""
     prompt, most = recipe.data.prompt, recipe.data.max_caption_tokens
-    tokens = check_prompt(base, processor.tokenizer, prompt, recipe.generation.max_new_tokens)
-    if most > (positions := base.config.text_config.max_position_embeddings):
+    tokens = family.check_prompt(prompt, recipe.generation.max_new_tokens)
+    if (positions := family.positions) is not None and most > positions:
         raise RecipeError(f"max_caption_tokens is {most:,}; the text decoder has room for {positions:,}")
     if tokens + MIN_CAPTION_TOKENS > most:
         raise RecipeError(
@@ -133,12 +166,17 @@ def load_checked_splits(recipe: Recipe) -> DatasetDict:
     return data
 
 
-def tokenize_captions(recipe: Recipe, data: DatasetDict, processor: BlipProcessor) -> TokenizedCaptions:
-    """Tokenize the training captions behind the prompt of the recipe."""
-    return TokenizedCaptions.tokenize(processor.tokenizer, data["train"]["caption"], recipe.data.prompt)
+def tokenize_captions(recipe: Recipe, data: DatasetDict, family: Family) -> TokenizedCaptions:
+    """Tokenize the training captions behind the prompt of the recipe; warn of tokens with untrained embeddings."""
+    captions = family.tokenized(data["train"]["caption"], recipe.data.prompt)
+    if recipe.training.process_index == 0 and (line := untrained_warning(family.base, captions)):
+        logger.warning("%s", line)
+    return captions
 
 
-def print_summary(recipe: Recipe, data: DatasetDict, model: PeftModel, captions: TokenizedCaptions) -> None:
+def print_summary(
+    recipe: Recipe, data: DatasetDict, model: PeftModel | PreTrainedModel, captions: TokenizedCaptions
+) -> None:
     """Print on stderr the data, the trainable parameters, and the fraction of captions that is cut."""
     cut = captions.cut_fraction(recipe.data.max_caption_tokens)
     source = f"{recipe.data.data_dir} ({find_layout(recipe.data.data_dir, recipe.data.data_format)})"
@@ -155,7 +193,7 @@ def open_feature_cache(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel)
     if setting == "auto" and recipe.training.num_train_epochs <= 1:
         return None
     limit = recipe.model.feature_cache_gb
-    cache = open_cache(setting, adapted.model.get_base_model(), adapted.processor, adapted.dtype, images, limit)
+    cache = open_cache(setting, adapted.family, adapted.dtype, images, limit)
     if cache is not None and recipe.training.process_index == 0:
         sys.stderr.write(f"{cache.describe(images)}\n")
     return cache
@@ -175,7 +213,7 @@ def make_trainer(
     `captions` holds the tokens of the training captions, `scores` computes the metrics of an evaluation, and `draw`
     draws the sample images with their captions after each epoch. The recipe is not changed.
     """
-    run, valid, processor = Path(recipe.training.output_dir), data["valid"], adapted.processor
+    run, valid, family = Path(recipe.training.output_dir), data["valid"], adapted.family
     max_tokens, prompt = recipe.data.max_caption_tokens, recipe.data.prompt
     args, dtype = copy.copy(recipe.training), adapted.dtype
     args.bf16, args.fp16 = dtype == torch.bfloat16, dtype == torch.float16
@@ -191,10 +229,11 @@ def make_trainer(
         prompt=prompt,
         features=cache,
         monitor=monitor,
-        train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), processor, cache),
-        eval_dataset=trainer_rows(valid, processor, cache),
-        data_collator=CaptionCollator(processor.tokenizer, first_token_id(adapted.model), max_tokens, prompt),
-        processing_class=processor,
+        lora_lr_ratio=recipe.lora.lora_lr_ratio,
+        train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), family, cache),
+        eval_dataset=trainer_rows(valid, family, cache),
+        data_collator=family.collator(max_tokens, prompt),
+        processing_class=family.processor,
         compute_metrics=scores,
         callbacks=[MetricsLog(run, monitor), Samples(run, samples, scores, draw)],
     )
@@ -207,8 +246,8 @@ def make_trainer(
     return trainer
 
 
-def trainer_rows(rows: Dataset, processor: BlipProcessor, cache: FeatureCache | None) -> Dataset:
+def trainer_rows(rows: Dataset, family: Family, cache: FeatureCache | None) -> Dataset:
     """Return rows for the collator; the pixels or features of a row are read on access."""
     used = [name for name in ("image_id", "image", "caption", "length") if name in rows.column_names]
     read = None if cache is None else cache.get
-    return with_pixel_values(rows.select_columns(used), processor.image_processor, read)
+    return with_pixel_values(rows.select_columns(used), family.pixels(), read)

@@ -1,10 +1,11 @@
-"""CaptionTrainer: Trainer with BLIP's loss, generation, cached features and automatic micro-batches."""
+"""CaptionTrainer: Trainer with captions' loss, generation, cached features and automatic micro-batches."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ from transformers import EvalPrediction, GenerationConfig
 from transformers.trainer_utils import EvalLoopOutput
 
 from medcap.data.captions import IGNORED
-from medcap.modeling.blip_fast import CaptioningBlip, prepare_blip
-from medcap.modeling.feature_cache import FeatureEncoder
+from medcap.modeling.families import family_of
+from medcap.modeling.feature_cache import FeatureEncoder, trains_features
 from medcap.modeling.feature_store import FeatureCache
-from medcap.modeling.generation import generate_ids
 from medcap.modeling.lora import base_model
 from medcap.training.callbacks import FiniteGradients
+from medcap.training.lora_plus import raise_lora_b
 from medcap.training.micro_batches import SHARDED, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
@@ -34,10 +35,10 @@ Count = torch.Tensor | int | None  # labels of a step on all processes
 
 
 class CaptionTrainer(ResumableTrainer):
-    """Train and evaluate a BLIP captioner on batches of `CaptionCollator`.
+    """Train and evaluate a captioner of any family on batches of `Family.collator`, such as `CaptionCollator`.
 
     Data sets are sequences of {"pixel_values", "caption"} and optionally "image_id"; the model may be a PEFT model or
-    a plain BlipForConditionalGeneration, which `prepare_blip` then changes in place.
+    a plain model of transformers. BLIP is changed in place by `prepare_blip`.
 
     `compute_metrics` gets the generated ids (n, T) and, as `label_ids`, row numbers (n,), so that every prediction is
     scored against its complete reference whatever the order and number of processes. Logits and pixels are not
@@ -51,6 +52,7 @@ class CaptionTrainer(ResumableTrainer):
         prompt: str = "",
         features: FeatureCache | None = None,
         monitor: TrainingMonitor | None = None,
+        lora_lr_ratio: float = 1.0,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -58,26 +60,27 @@ class CaptionTrainer(ResumableTrainer):
 
         Args:
             *args: As for `Seq2SeqTrainer`.
-            generation_config: From `medcap.modeling.blip.make_generation_config`.
+            generation_config: From `Family.make_generation_config`.
             prompt: Text that every caption continues.
             features: Feature cache; rows then have a "digest" (see `medcap.data.images.ImageTransform`).
             monitor: Measures throughput; its figures are logged.
+            lora_lr_ratio: Learning rate of LoRA's B matrices divided by `learning_rate`.
             compute_metrics: Scores generated ids, see above.
             **kwargs: As for `Seq2SeqTrainer`.
         """
         self.scores = compute_metrics
         once = None if compute_metrics is None else self._score_once
         super().__init__(*args, compute_metrics=once, **kwargs)
-        self.generation_config, self.prompt = generation_config, prompt
+        self.generation_config, self.prompt, self.lora_lr_ratio = generation_config, prompt, lora_lr_ratio
         self.rows_at_a_time: int | None = None  # of a micro-batch; None: all of them
         self.rows_of_step: list[int] = []  # of this process, since the last optimizer step
+        self.family = family_of(base_model(self.model), self.processing_class)
+        self.family.prepare(None, "plain")
         if self.train_dataset is not None:
             self.train_dataset: Any = self._numbered(self.train_dataset)
-        blip = base_model(self.model)
-        if not isinstance(blip, CaptioningBlip):
-            prepare_blip(blip, self.processing_class, "plain")
-        self.encoder = FeatureEncoder(blip.vision_model, features)
-        self.trains_vision_encoder = any(weight.requires_grad for weight in blip.vision_model.parameters())
+        self.encoder = FeatureEncoder(self.family, features)
+        self.takes_features = not self.family.feature_obstacle()
+        self.trains_vision_encoder = self.takes_features and trains_features(self.family)
         self.model_accepts_loss_kwargs = True  # the Trainer then counts the labels of all micro-batches and processes
         self.loss_is_scaled_for_ga = True  # the loss is divided by that count, and not again
         self.monitor = monitor or TrainingMonitor()
@@ -85,9 +88,16 @@ class CaptionTrainer(ResumableTrainer):
         self.add_callback(FiniteGradients(self))
         self._evaluated: list[torch.Tensor] = []  # per batch of an evaluation: summed loss, labels
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the Trainer's optimizer, with the learning rate of B matrices that `lora_lr_ratio` gives."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.lora_lr_ratio != 1:
+            raise_lora_b(optimizer, self.model if model is None else model, self.lora_lr_ratio)
+        return optimizer
+
     def _numbered(self, dataset: Any) -> CaptionRows:
-        collator = self.data_collator
-        return CaptionRows(dataset, collator.tokenizer, collator.prompt, self.args.length_column_name)
+        return CaptionRows(dataset, partial(self.family.tokenized, prompt=self.prompt), self.args.length_column_name)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the Trainer's loader of numbered rows."""
@@ -150,30 +160,14 @@ class CaptionTrainer(ResumableTrainer):
         """
         features = None if self.trains_vision_encoder and model.training else self._features(inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        outputs = self._forward(model, inputs, features, num_items_in_batch, smoothing)
-        loss = outputs.loss
+        loss = self.family.loss(model, inputs, features, num_items_in_batch, smoothing)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _forward(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        features: torch.Tensor | None,
-        num_items_in_batch: Count,
-        label_smoothing: float = 0.0,
-    ) -> Any:
-        return model(
-            **({"pixel_values": inputs["pixel_values"]} if features is None else {"features": features}),
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=inputs["labels"],
-            num_items_in_batch=num_items_in_batch,
-            label_smoothing=label_smoothing,
-        )
-
-    def _features(self, inputs: Batch) -> torch.Tensor:
+    def _features(self, inputs: Batch) -> torch.Tensor | None:
+        if not self.takes_features:
+            return None
         with self.accelerator.autocast():
             return self.encoder(inputs)
 
@@ -263,15 +257,13 @@ class CaptionTrainer(ResumableTrainer):
         inputs = self._without_repeats(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             features = self._features(inputs)
-            loss = self._forward(model, inputs, features, num_items_in_batch=1).loss.detach()
+            loss = self.family.loss(model, inputs, features, 1).detach()
             self._evaluated.append(torch.stack([loss, inputs["labels"].ne(IGNORED).sum()]))
             if prediction_loss_only:
                 return loss, None, None
-            ids = self._generate(features)
+            ids = self._generate(inputs, features)
         return loss, ids, inputs["row"]
 
-    def _generate(self, features: torch.Tensor) -> torch.Tensor:
-        model = self.accelerator.unwrap_model(self.model)
-        tokenizer = self.processing_class.tokenizer
+    def _generate(self, inputs: Batch, features: torch.Tensor | None) -> torch.Tensor:
         with self.accelerator.autocast():
-            return generate_ids(model, features, self.generation_config, tokenizer, self.prompt)
+            return self.family.generate(inputs, features, self.generation_config, self.prompt)

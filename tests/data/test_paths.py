@@ -98,6 +98,17 @@ def test_parquet_without_images_or_texts_is_refused(tmp_path, outside, columns, 
         read_hub(str(tmp_path / "data"), DataLayout())
 
 
+DIFFERENT = {"column": [{"image": "a.png", "text": "c"}], "type": [{"image": {"path": "a.png"}, "caption": "c"}]}
+
+
+@pytest.mark.parametrize("rows", DIFFERENT.values(), ids=DIFFERENT)
+def test_parquet_files_with_different_columns_are_refused(tmp_path, rows):
+    write_table(tmp_path / "train-0.parquet", [{"image": "a.png", "caption": "c"}])
+    write_table(tmp_path / "train-1.parquet", rows)
+    with pytest.raises(ValueError, match=f"^{tmp_path}: its files have different columns, or a column of different"):
+        read_hub(str(tmp_path), all_in_train())
+
+
 @pytest.mark.parametrize(("written", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
 def test_names_match_in_both_unicode_forms(tmp_path, written, on_disk):
     name = unicodedata.normalize(on_disk, "Mu\u0308ller/ro\u0308ntgen.png")

@@ -16,9 +16,9 @@ from medcap import inference
 from medcap.evaluation.scoring import describe_decoding
 from medcap.inference import load_captioner
 from medcap.modeling.adapter import base_of, saved_generation
-from medcap.modeling.blip import check_prompt, make_generation_config
-from medcap.modeling.generation import EXTRA_SETTINGS, extra_settings, generate_ids
-from medcap.modeling.lora import TARGETS
+from medcap.modeling.families import family_of
+from medcap.modeling.families.blip import TARGETS
+from medcap.modeling.generation import EXTRA_SETTINGS, extra_settings
 from medcap.recipe import GenerationArguments, RecipeError
 
 
@@ -51,7 +51,7 @@ def test_an_adapter_of_peft_alone_is_used_with_its_base(plain_adapter, task_type
     settings = captioner.generation_config
     assert {name: getattr(settings, name) for name in vars(GenerationArguments())} == vars(GenerationArguments())
     assert (captioner.image_size, captioner.prompt, captioner.recipe) == (32, "", {})
-    ids = captioner.blip.generate(pixel_values=pixels(), generation_config=settings)
+    ids = captioner.family.base.generate(pixel_values=pixels(), generation_config=settings)
     expected = captioner.processor.batch_decode(ids, skip_special_tokens=True)
     captions, _ = captioner.generate({"pixel_values": pixels()})
     assert [text.replace(" ", "") for text in captions] == [text.replace(" ", "") for text in expected]
@@ -85,10 +85,12 @@ def test_other_settings_are_those_of_generate(loaded, name, beams):
         model.text_decoder.cls.predictions.bias[processor.tokenizer.sep_token_id] += 8  # some captions end early
         features = model.vision_model(pixels()).last_hidden_state
     more = {name: APPLIED[name]}
-    config = make_generation_config(model, num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=2, **more)
+    config = family_of(model).make_generation_config(
+        num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=2, **more
+    )
     assert beams == 1 or getattr(config, name) == APPLIED[name]
     expected = model.generate(pixel_values=pixels(), generation_config=config)
-    ids = generate_ids(model, features, config, processor.tokenizer)
+    ids = family_of(model, processor).generate({}, features, config)
     assert decoded(processor, ids) == decoded(processor, expected)
 
 
@@ -98,11 +100,9 @@ def decoded(processor, ids):
 
 def test_settings_of_an_adapter_are_applied(plain_adapter):
     captioner = load_captioner(plain_adapter(num_beams=1, max_new_tokens=9, suppress_tokens=list(range(5, 90))))
-    ids = generate_ids(
-        captioner.model, captioner.blip.vision_model(pixels()).last_hidden_state, captioner.generation_config,
-        captioner.processor.tokenizer,
-    )  # fmt: skip
-    assert not {*ids[:, 1:].flatten().tolist()} & set(range(5, 90))
+    family = captioner.family
+    ids = family.generate({}, family.encode(pixels()), captioner.generation_config)
+    assert not {*ids.flatten().tolist()} & set(range(5, 90))
     assert captioner.generation_config.num_beams == 1
 
 
@@ -156,7 +156,7 @@ def test_an_unusable_value_in_a_saved_recipe_is_refused_before_loading(
 ):
     folder = plain_adapter()
     (tmp_path / "adapter" / "recipe.yaml").write_text(yaml.safe_dump({key: value, "unknown": 1}))
-    monkeypatch.setattr(inference, "load_blip", None)
+    monkeypatch.setattr(inference, "load_base", None)
     with pytest.raises(RecipeError, match=message):
         load_captioner(folder)
 
@@ -164,9 +164,9 @@ def test_an_unusable_value_in_a_saved_recipe_is_refused_before_loading(
 def test_a_prompt_without_room_for_a_caption_is_refused(loaded):
     model, processor = loaded
     room = model.config.text_config.max_position_embeddings - 1
-    assert check_prompt(model, processor.tokenizer, "a " * 7, room - 7) == 7
+    assert family_of(model, processor).check_prompt("a " * 7, room - 7) == 7
     with pytest.raises(RecipeError, match=f"prompt has 8 tokens and max_new_tokens is {room - 7}; .* room for {room}"):
-        check_prompt(model, processor.tokenizer, "a " * 8, room - 7)
+        family_of(model, processor).check_prompt("a " * 8, room - 7)
 
 
 DECODING = {
@@ -181,12 +181,12 @@ DECODING = {
 
 @pytest.mark.parametrize(("text", "settings"), DECODING.items(), ids=DECODING)
 def test_a_signature_names_every_setting(loaded, text, settings):
-    assert describe_decoding(make_generation_config(loaded[0], max_new_tokens=9, **settings)) == text
+    assert describe_decoding(family_of(loaded[0]).make_generation_config(max_new_tokens=9, **settings)) == text
 
 
 def test_a_signature_tells_lists_apart(loaded):
     settings = [
-        make_generation_config(loaded[0], num_beams=1, max_new_tokens=9, suppress_tokens=list(range(last)))
+        family_of(loaded[0]).make_generation_config(num_beams=1, max_new_tokens=9, suppress_tokens=list(range(last)))
         for last in (30, 31)
     ]
     assert len({describe_decoding(each) for each in settings}) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medcap.modeling.beam_search import beam_search
-from medcap.modeling.blip import first_token_id, make_generation_config, prompt_ids
+from medcap.modeling.families import family_of
 
 IMAGES = 24
 SETTINGS = [
@@ -40,9 +40,9 @@ def until_end(loaded, ids):
 def search(loaded, model, pixels, prompt="", **settings):
     with torch.no_grad():
         features = model.vision_model(pixels).last_hidden_state
-    start = prompt_ids(model, loaded[1].tokenizer, prompt, len(pixels))
+    start = family_of(model, loaded[1]).start_ids(prompt, len(pixels))
     return until_end(
-        loaded, beam_search(model.text_decoder, features, make_generation_config(model, **settings), start)
+        loaded, beam_search(model.text_decoder, features, family_of(model).make_generation_config(**settings), start)
     )
 
 
@@ -50,7 +50,9 @@ def search(loaded, model, pixels, prompt="", **settings):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_captions_equal_those_of_generate(loaded, settings, bias):
     model, pixels = with_end_bias(loaded, bias), random_images()
-    expected = model.generate(pixel_values=pixels, generation_config=make_generation_config(model, **settings))
+    expected = model.generate(
+        pixel_values=pixels, generation_config=family_of(model).make_generation_config(**settings)
+    )
     assert search(loaded, model, pixels, **settings) == until_end(loaded, expected)
 
 
@@ -65,12 +67,12 @@ def test_captions_with_a_prompt_equal_those_of_generate(loaded, beams):
     model, pixels, settings = with_end_bias(loaded, 8.0), random_images(), {"num_beams": beams, "max_new_tokens": 9}
     text = loaded[1].tokenizer(["a picture of"] * IMAGES, return_tensors="pt")
     expected = model.generate(
-        pixel_values=pixels, generation_config=make_generation_config(model, **settings),
+        pixel_values=pixels, generation_config=family_of(model).make_generation_config(**settings),
         input_ids=text["input_ids"], attention_mask=text["attention_mask"],
     )  # fmt: skip
     rows = search(loaded, model, pixels, "a picture of", **settings)
     assert rows == until_end(loaded, expected)
-    assert {row[0] for row in rows} == {first_token_id(model)}
+    assert {row[0] for row in rows} == {family_of(model).first_token_id}
 
 
 def test_captions_do_not_depend_on_the_batch(loaded):

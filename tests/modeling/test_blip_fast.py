@@ -7,9 +7,9 @@ from transformers import BlipForConditionalGeneration, DynamicCache
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from medcap.modeling import loss
-from medcap.modeling.blip import load_blip, make_generation_config
 from medcap.modeling.blip_fast import BitDropout, attend
-from medcap.modeling.generation import generate_ids
+from medcap.modeling.families import family_of
+from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.modeling.loss import head_loss
 
@@ -84,8 +84,8 @@ def test_features_give_the_logits_of_their_images(loaded):
 
 @pytest.mark.parametrize("model_code", ["fast", "plain"])
 def test_model_generate_returns_the_captions_of_transformers(plain, tiny_base, model_code):
-    model, _ = load_blip(str(tiny_base), model_code=model_code)
-    config = make_generation_config(plain, num_beams=3, max_new_tokens=8)
+    model, _ = load_base(str(tiny_base), model_code=model_code)
+    config = family_of(plain).make_generation_config(num_beams=3, max_new_tokens=8)
     arguments = {"pixel_values": batch_of(plain)["pixel_values"], "generation_config": config}
     assert torch.equal(model.eval().generate(**arguments), plain.generate(**arguments))
 
@@ -93,19 +93,18 @@ def test_model_generate_returns_the_captions_of_transformers(plain, tiny_base, m
 def test_plain_and_fast_code_have_the_same_loss_gradient_and_captions(tiny_base):
     results = []
     for model_code in ("fast", "plain"):
-        model, processor = load_blip(str(tiny_base), model_code=model_code)
-        batch = batch_of(model.eval())
+        model, processor = load_base(str(tiny_base), model_code=model_code)
+        batch, family = batch_of(model.eval()), family_of(model, processor)
         features = model.vision_model(batch.pop("pixel_values")).last_hidden_state
         weight = model.text_decoder.bert.encoder.layer[0].crossattention.self.value.weight
         labels = {"labels": labels_of(batch), "num_items_in_batch": 7, "label_smoothing": 0.1}
         computed = model(**batch, features=features, **labels).loss
         gradient = torch.autograd.grad(computed, [weight])[0]
         captions = [
-            generate_ids(model, features, make_generation_config(model, num_beams=beams, max_new_tokens=8),
-                         processor.tokenizer, "a picture of").tolist()
+            family.generate({}, features, family.make_generation_config(num_beams=beams, max_new_tokens=8), "an image")
             for beams in (1, 3)
-        ]  # fmt: skip
-        results.append((computed.detach(), gradient, captions))
+        ]
+        results.append((computed.detach(), gradient, [ids.tolist() for ids in captions]))
     fast, plain_code = results
     torch.testing.assert_close(fast[:2], plain_code[:2], atol=1e-5, rtol=1e-4)
     assert fast[2] == plain_code[2]
@@ -149,7 +148,7 @@ def test_attention_uses_the_cache_under_both_names(loaded):
 
 
 def test_logits_at_another_size_equal_interpolate_pos_encoding(plain, tiny_base):
-    resized, _ = load_blip(str(tiny_base), image_size=48)
+    resized, _ = load_base(str(tiny_base), image_size=48)
     batch = {**batch_of(plain), "pixel_values": torch.randn(3, 3, 48, 48)}
     with torch.no_grad():
         expected = plain(**batch, interpolate_pos_encoding=True).logits
@@ -158,18 +157,34 @@ def test_logits_at_another_size_equal_interpolate_pos_encoding(plain, tiny_base)
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [4, 1000])
-def test_head_loss_equals_torchs_cross_entropy(monkeypatch, smoothing, rows):
+@pytest.mark.parametrize("trained", [(), ("weight",), ("weight", "bias")], ids=["frozen", "weight", "head"])
+def test_head_loss_equals_torchs_cross_entropy(monkeypatch, smoothing, rows, trained):
     monkeypatch.setattr(loss, "ROWS", rows)
     torch.manual_seed(0)
-    head = torch.nn.Linear(16, 50).requires_grad_(False)
+    head = torch.nn.Linear(16, 50)
+    for name, weight in head.named_parameters():
+        weight.requires_grad_(name in trained)
     labels, hidden = torch.randint(50, (11,)), torch.randn(11, 16)
     results = []
     for cross_entropy in (head_loss, torch_loss):
         leaf = hidden.clone().requires_grad_()
         summed = cross_entropy(leaf, head, labels, smoothing)
+        head.zero_grad()
         (3 * summed).backward()
-        results.append((summed.detach(), leaf.grad))
+        results.append((summed.detach(), leaf.grad, *(getattr(head, name).grad for name in trained)))
+        assert [name for name, weight in head.named_parameters() if weight.grad is not None] == [*trained]
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+def test_without_gradients_the_loss_of_a_trainable_head_computes_none(monkeypatch):
+    head, hidden, needed = torch.nn.Linear(16, 50), torch.randn(11, 16), []
+    forward = loss._HeadLoss.forward
+    monkeypatch.setattr(
+        loss._HeadLoss, "forward", lambda ctx, *inputs: (needed.append(ctx.needs_input_grad), forward(ctx, *inputs))[1]
+    )
+    with torch.no_grad():
+        head_loss(hidden, head, torch.zeros(11, dtype=torch.int64))
+    assert needed == [(False,) * 5]
 
 
 def torch_loss(hidden, head, labels, smoothing):
@@ -189,6 +204,19 @@ def test_attention_and_its_gradient_in_bf16_are_those_in_fp32(masked):
         results.append([context, *torch.autograd.grad(context.float().square().sum(), [query, key, value])])
     for exact, rounded in zip(*results, strict=True):
         assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_softmax_of_bf16_scores_is_computed_in_fp32():
+    """With scores 8, 0, 0, 0 the first weight is .999: in bf16 it is 1, and the gradient of all scores is 0."""
+    query, key = torch.full((1, 1, 1, 1), 8.0), torch.tensor([1.0, 0, 0, 0]).reshape(1, 1, 4, 1)
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        scores = query.to(dtype).requires_grad_()
+        first = attend(scores, key.to(dtype), key.to(dtype), None, 0.0)  # the weight of the first value, 1
+        gradients.append(torch.autograd.grad(first, [scores])[0].item())
+    weight = torch.tensor([8.0, 0, 0, 0]).softmax(0)[0].item()
+    assert torch.tensor(weight).bfloat16() == 1
+    assert gradients == pytest.approx([weight * (1 - weight)] * 2, rel=0.01)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5])

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from adapters import LAYERS, adapted_layers, logits, randomized
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from medcap.modeling.blip import load_blip
-from medcap.modeling.lora import TARGETS, add_lora, trainable_summary
-
-LAYERS = 2  # of the tiny base's text decoder, and of its vision encoder
+from medcap.modeling.families.blip import TARGETS
+from medcap.modeling.load import load_base
+from medcap.modeling.lora import add_lora, trainable_summary
 
 
 def text(*ends):
@@ -42,37 +42,16 @@ EXPECTED = {
         "crossattention.self.query", "crossattention.self.key", "crossattention.self.value",
         "crossattention.output.dense",
     ) | vision("self_attn.qkv", "self_attn.projection"),
+    "all-linear": text(
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "crossattention.self.query", "crossattention.self.key", "crossattention.self.value",
+        "crossattention.output.dense", "intermediate.dense", "output.dense",
+    ) | vision("self_attn.qkv", "self_attn.projection", "mlp.fc1", "mlp.fc2"),
 }  # fmt: skip
 
 
 def adapted(blip, targets, **changes):
     return add_lora(blip[0], targets=targets, **{"r": 4, "alpha": 8, "dropout": 0.0, **changes})
-
-
-def adapted_layers(model):
-    """Return the names, as in the base, of the layers that have an adapter."""
-    return {
-        name.removeprefix("base_model.model.").removesuffix(".lora_A")
-        for name, _ in model.named_modules()
-        if name.endswith(".lora_A")
-    }
-
-
-def randomized(model):
-    """Change the adapter as training would; a new one adds zero."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.1)
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model):
-    generator = torch.Generator().manual_seed(0)
-    pixels, ids = torch.randn(2, 3, 32, 32, generator=generator), torch.tensor([[192, 20, 30, 40], [192, 7, 8, 3]])
-    return model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
 def test_every_target_set_is_tested():
@@ -136,7 +115,6 @@ REFUSED = {
     "a name that does not exist": ("attentions", "matches no linear layer"),
     "part of a name": (r"crossattention\.self\.query", "matches no linear layer"),
     "not linear": (r".*layer\.0\.attention", "matches no linear layer"),
-    "PEFT's all-linear": ("all-linear", "matches no linear layer"),
     "the head": (r"text_decoder\.cls\.predictions\.decoder", "reaches text_decoder.cls.predictions.decoder, which"),
     "every dense": (r".*\.dense", "reaches text_decoder.cls.predictions.transform.dense, which is tied"),
     "no regular expression": ("text(", r"'text\(' is not a regular expression"),
@@ -176,7 +154,7 @@ def test_blip_cannot_be_called_with_a_task_type(blip, task_type):
 def test_a_saved_adapter_has_the_same_logits(tiny_base, blip, tmp_path):
     model = randomized(adapted(blip, "text-and-vision-attention"))
     model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(load_blip(str(tiny_base))[0], tmp_path).eval()
+    again = PeftModel.from_pretrained(load_base(str(tiny_base))[0], tmp_path).eval()
     assert torch.equal(logits(again), logits(model))
 
 

@@ -72,7 +72,7 @@ FULL = {**EVALUATION, "intervals": INTERVALS, "facts": FACT_SCORES, "failures": 
 
 def card_data(**changes):
     """Card data with `changes`; evaluation and comparison are given as JSON."""
-    fields = {"base": RECIPE["model_name_or_path"], "base_is_local": False, "base_image_size": 384, "recipe": RECIPE}
+    fields = {"base": RECIPE["model_name_or_path"], "base_is_local": False, "base_kind": "blip", "recipe": RECIPE}
     fields |= {"environment": ENVIRONMENT, "curve": CURVE, "evaluation": EVALUATION, **changes}
     for name, kind in (("evaluation", EvaluationResult), ("comparison", Comparison)):
         if fields.get(name) is not None:

@@ -19,6 +19,7 @@ from card_examples import (
     usage_code,
 )
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from transformers import BlipConfig
 
 from medcap.publish.card import TAGS, hub_results, render_card
 from medcap.reporting.tables import TITLES
@@ -28,7 +29,7 @@ def test_front_matter_has_the_metadata_of_the_hub():
     metadata = ModelCard(render_card(card_data())).data
     assert metadata.base_model == "Salesforce/blip-image-captioning-base"
     assert (metadata.library_name, metadata.pipeline_tag, metadata.language) == ("peft", "image-to-text", "en")
-    assert metadata.tags == TAGS
+    assert metadata.tags == [*TAGS, "blip", "base_model:adapter:Salesforce/blip-image-captioning-base"]
     assert metadata.metrics == ["bleu", "meteor", "rouge", "cider"]
     assert metadata.model_name == "blip-image-captioning-base-lora-radiographs"
 
@@ -146,7 +147,8 @@ SIZES = {
 @pytest.mark.parametrize(("size", "base_size", "is_interpolated"), SIZES.values(), ids=SIZES)
 def test_usage_code_interpolates_positions_only_for_another_image_size(size, base_size, is_interpolated):
     recipe = {**RECIPE, "image_size": size} if size else RECIPE
-    code = usage_code(render_card(card_data(recipe=recipe, base_image_size=base_size)))
+    config = BlipConfig(vision_config={"image_size": base_size}) if base_size else None
+    code = usage_code(render_card(card_data(recipe=recipe, config=config)))
     assert ("interpolate_pos_encoding=True" in code) == is_interpolated
 
 
@@ -155,7 +157,7 @@ def test_usage_code_names_base_release_and_revision():
     card = render_card(card_data(recipe=recipe, repo_id="someone/radiology-captions"))
     code = usage_code(card)
     assert '"Salesforce/blip-image-captioning-base", "someone/radiology-captions"' in code
-    assert 'from_pretrained(base, revision="v1")' in code
+    assert 'from_pretrained(base, revision="v1", dtype="float32")' in code
     assert "the example loads the base without quantization" in card
     assert card.count("\n# radiology-captions\n") == 1
     imported = [node.module for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]

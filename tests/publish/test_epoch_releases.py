@@ -387,3 +387,21 @@ def test_failed_epoch_release_raises_at_the_end(hub, pushed, tiny_base, tmp_path
         pushes.finish(pushed.folder / "release-1")
     assert hub.repositories["model", REPO].files() == files(pushed.folder / "release-1")
     assert list((tmp_path / "pushes").iterdir()) == []
+
+
+def test_a_run_without_adapter_pushes_whole_models(hub, train_script, tiny_base, phantoms, tmp_path):
+    hub.add_token(TOKEN)
+    base = hub.add_repository("someone/other-base", files(tiny_base))
+    keys = {"model_name_or_path": "someone/other-base", "hub_model_id": "someone/model", "adapter": "none"}
+    recipe = make_recipe(tmp_path, phantoms, num_train_epochs=1, **keys)
+    lines = recipe.read_text().splitlines(keepends=True)
+    recipe.write_text("".join(line for line in lines if not line.startswith("lora_")))
+    status, stdout, stderr = call(train_script.main, "--config", recipe)
+    assert status == 0, stderr
+    assert stdout.splitlines()[-1] == f"{hub.url}/someone/model"
+    for revision in ("main", "epoch-1"):
+        pushed = hub.repositories["model", "someone/model"].files(revision)
+        assert pushed["model.safetensors"] == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+        assert pushed["model.safetensors"] != base.files()["model.safetensors"]
+        assert pushed.keys() >= {"config.json", "generation_config.json", "README.md"}
+        assert not any("adapter" in name for name in pushed)

@@ -1,18 +1,20 @@
 """MODEL_CARD.md is the card of quickstart's adapter, byte for byte, without the plots of a release.
 
-After a new `medcap quickstart`, copy the five files in tests/publish/quickstart_facts from quickstart/release and
-generate the card again:
+After a new `medcap quickstart`, copy the files in tests/publish/quickstart_facts from quickstart/release, except
+adapter.json, and generate adapter.json and the card again:
 
-    python tests/publish/test_model_card.py
+    python tests/publish/test_model_card.py quickstart/release
 """
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
 
 from medcap.evaluation.result import Comparison, EvaluationResult
+from medcap.publish.adapter_files import tokenizer_traits, trained_layers
 from medcap.publish.card import render_card
 from medcap.publish.card_data import CardData
 from medcap.reporting.plots import read_curve
@@ -31,12 +33,13 @@ def card_data():
     return CardData(
         base=recipe["model_name_or_path"],
         base_is_local=True,
-        base_image_size=None,
+        base_kind="blip",
         recipe=recipe,
         environment=read_json("environment.json"),
         curve=read_curve(FOLDER / "metrics.jsonl"),
         evaluation=EvaluationResult.read(FOLDER / "metrics.json"),
         comparison=Comparison.read(FOLDER / "comparison.json"),
+        **read_json("adapter.json"),
     )
 
 
@@ -54,4 +57,12 @@ def test_run_has_a_commit():
 
 
 if __name__ == "__main__":
+    release = Path(sys.argv[1])
+    adds_spaces, lowercases = tokenizer_traits(release / "tokenizer.json")
+    facts = {
+        "layers": trained_layers(release / "adapter_model.safetensors"),
+        "tokenizer_adds_spaces": adds_spaces,
+        "tokenizer_lowercases": lowercases,
+    }
+    (FOLDER / "adapter.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     CARD.write_text(render_card(card_data()), encoding="utf-8")

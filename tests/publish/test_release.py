@@ -118,7 +118,7 @@ def test_card_has_scores_and_replaces_pefts_card(release):
     assert [result.metric_value for result in card.data.eval_results] == list(SCORES.values())
     assert card.data.base_model is None  # a local folder: the Hub would link to another model of this name
     assert "More Information Needed" not in card.text
-    assert "on a base for 384 px" in card.text  # read from the base itself
+    assert "The adapter was trained at 224 px. `interpolate_pos_encoding=True`" in card.text  # on a base for 384 px
     assert "13 | 1.5000 | 0.9000 | 0.4000" in card.text
 
 
@@ -256,7 +256,7 @@ REFUSED = {
     "optimizer": (adapter_file("optimizer.pt"), ValueError, r"optimizer\.pt is pickled"),
     "pickled safetensors": (pickled_weights, ValueError, r"adapter_model\.safetensors is not in the format"),
     "pickled vocab": (pickled_vocab, ValueError, r"vocab\.txt is not in the format"),
-    "invalid JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not in the format"),
+    "invalid JSON": (adapter_file("tokenizer.json", "{"), ValueError, r"tokenizer\.json is not JSON"),
     "token": (adapter_file("vocab.txt", f"a\n{TOKEN}\n"), ValueError, r"vocab\.txt contains a Hugging Face token"),
     "token of the environment": (
         adapter_file("tokenizer_config.json", '{"auth": "oidc-12345"}'), ValueError,

@@ -28,7 +28,7 @@ def app(space, monkeypatch):
     """The Space's code as a module."""
     monkeypatch.syspath_prepend(space)
     yield importlib.import_module("app")
-    for name in ("app", "page", "raster", "detokenize", "truecasing"):
+    for name in ("app", "page", "usage", "raster", "detokenize", "truecasing"):
         del sys.modules[name]
 
 

@@ -14,7 +14,8 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from medcap.data.detokenize import detokenize
 from medcap.inference import load_captioner
-from medcap.modeling.blip import load_blip, make_generation_config
+from medcap.modeling.families import family_of
+from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.publish.release import build_release
 
@@ -25,13 +26,13 @@ def make_run(tiny_base, tmp_path_factory):
 
     def make(image_size, prompt):
         run = tmp_path_factory.mktemp("run")
-        model, processor = load_blip(str(tiny_base), image_size=image_size)
+        model, processor = load_base(str(tiny_base), image_size=image_size)
         adapted = add_lora(model, targets="text", r=4, alpha=64, dropout=0.5)
         torch.manual_seed(1)
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight)
-        for part in (adapted, processor, make_generation_config(model, num_beams=2, max_new_tokens=12)):
+        for part in (adapted, processor, family_of(model).make_generation_config(num_beams=2, max_new_tokens=12)):
             part.save_pretrained(run / "adapter")
         recipe = {
             "data_dir": "phantoms",

@@ -16,7 +16,8 @@ from torch import multiprocessing
 from transformers import TrainerCallback
 
 from medcap.data.captions import CaptionCollator
-from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
+from medcap.modeling.families import family_of
+from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
@@ -51,7 +52,7 @@ def rows_of(count):
 
 
 def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
-    model, processor = load_blip(base)
+    model, processor = load_base(base)
     torch.manual_seed(0)
     adapted = add_lora(model, targets="text", r=4, alpha=8, dropout=0.0)
     arguments = CaptionTrainingArguments(
@@ -62,9 +63,9 @@ def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
     return CaptionTrainer(
         model=adapted,
         args=arguments,
-        generation_config=make_generation_config(model, num_beams=1, max_new_tokens=6),
+        generation_config=family_of(model).make_generation_config(num_beams=1, max_new_tokens=6),
         train_dataset=rows_of(len(CAPTIONS)),
-        data_collator=CaptionCollator(processor.tokenizer, first_token_id(model), 64),
+        data_collator=CaptionCollator(processor.tokenizer, family_of(model).first_token_id, 64),
         processing_class=processor,
         callbacks=list(callbacks),
         compute_metrics=compute_metrics,

@@ -20,6 +20,7 @@ from test_run import assert_same_weights
 from test_trainer import LOSSES, Gradients, losses, make_trainer, rows_of
 
 from medcap.data.captions import CaptionCollator
+from medcap.modeling.families import family_of
 from medcap.modeling.feature_cache import FeatureEncoder
 from medcap.training.micro_batches import is_out_of_memory, split_batch
 from medcap.training.trainer import CaptionTrainer
@@ -114,8 +115,8 @@ def test_checkpoint_of_a_split_step_resumes_with_more_memory(make_trainer, loade
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
 def test_parts_of_a_batch_add_up_to_the_batch(blip, rows):
     """Also if some images are cached features: each row has its own, in order."""
-    model, processor = blip
-    collate, encode = CaptionCollator(processor.tokenizer, 1, 64), FeatureEncoder(model.vision_model)
+    processor = blip[1]
+    collate, encode = CaptionCollator(processor.tokenizer, 1, 64), FeatureEncoder(family_of(*blip))
     images = rows_of()
     for number in (0, 3, 4, 6):
         pixels = images[number]["pixel_values"][None]

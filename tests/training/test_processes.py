@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -168,6 +169,38 @@ def test_status_of_a_single_process_is_returned(tmp_path, code, status, line):
     program = launch_command([], "cpu")[:-1]
     done = subprocess.run([*program, str(tmp_path / "ends.py")], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", line)
+
+
+STOPS = """
+import os, signal, sys, time
+from pathlib import Path
+
+def stop(number, frame):
+    Path(sys.argv[1], f"stopped-{os.environ.get('RANK', 0)}").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, stop)
+Path(sys.argv[1], f"started-{os.environ.get('RANK', 0)}").touch()
+time.sleep(100)
+"""
+STARTS = "import sys; from medcap.launch import run_training; sys.exit(run_training(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("config", "processes"), [("cpu", 1), ("cpu-ddp", 2)])
+def test_sigterm_of_the_command_reaches_the_training_processes(tmp_path, config, processes):
+    """A command that ended alone would leave them running, with the lock of the run folder."""
+    (tmp_path / "stops.py").write_text(STOPS, encoding="utf-8")
+    program = [*launch_command([], config)[:-1], str(tmp_path / "stops.py"), str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS, *program], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as command:
+        while len([*tmp_path.glob("started-*")]) < processes and command.poll() is None:
+            time.sleep(0.1)
+        command.terminate()
+        errors = command.communicate(timeout=60)[1]
+    assert len([*tmp_path.glob("stopped-*")]) == processes, errors
+    assert "Traceback" not in errors
+    assert command.returncode == 143
 
 
 @pytest.mark.parametrize("status", [0, 138])

@@ -16,7 +16,8 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from medcap.data.captions import CaptionCollator
-from medcap.modeling.blip import first_token_id, load_blip, make_generation_config
+from medcap.modeling.families import family_of
+from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.checkpoints import checkpoints, find_damage, write_checksums
@@ -48,7 +49,7 @@ def train(loaded, tiny_base, rows):
     """Train in a folder, from a checkpoint or from scratch, with handled signals; return the trainer."""
 
     def trained(run, checkpoint=None, callbacks=(), **settings):
-        model, processor = load_blip(str(tiny_base))
+        model, processor = load_base(str(tiny_base))
         torch.manual_seed(0)
         adapted = add_lora(model, targets="text", r=8, alpha=16, dropout=0.2)
         arguments = {
@@ -59,10 +60,10 @@ def train(loaded, tiny_base, rows):
         trainer = CaptionTrainer(
             model=adapted,
             args=CaptionTrainingArguments(**{**arguments, **settings}),
-            generation_config=make_generation_config(model, num_beams=1, max_new_tokens=4),
+            generation_config=family_of(model).make_generation_config(num_beams=1, max_new_tokens=4),
             train_dataset=rows,
             eval_dataset=rows,
-            data_collator=Tensors(processor.tokenizer, first_token_id(model), 64),
+            data_collator=Tensors(processor.tokenizer, family_of(model).first_token_id, 64),
             processing_class=processor,
             callbacks=list(callbacks),
         )

@@ -18,7 +18,7 @@ from conftest import write_recipe
 
 from medcap.data.images import ImageTransform
 from medcap.locks import lock_folder
-from medcap.modeling.blip import load_blip
+from medcap.modeling.load import load_base
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
 from medcap.training.checkpoints import write_checksums
@@ -201,7 +201,7 @@ def test_changed_data_images_and_base_model_are_refused_with_status_2(
     assert (status, "the train split has other images; use another" in stderr) == (2, True), stderr
     shutil.rmtree(data)
     write_phantom(data, train=13, valid=6, test=6, seed=1)
-    model, _ = load_blip(str(base))
+    model, _ = load_base(str(base))
     model.text_decoder.cls.predictions.bias.data[0] += 1
     model.save_pretrained(base)
     status, stderr = run_training(train_script, interrupted)

@@ -248,6 +248,15 @@ def trained_with(train_script, run, folder, **keys):
     return lines(folder / "metrics.jsonl"), stderr.getvalue()
 
 
+def test_without_the_best_epoch_the_adapter_is_that_of_the_last(trained_run, train_script, tmp_path):
+    """And without clipping, as in the recipes of the original project."""
+    settings = {"load_best_model_at_end": "false", "max_grad_norm": 0}
+    metrics, _ = trained_with(train_script, trained_run, tmp_path / "run", **settings)
+    assert metrics[0]["eval_length_ratio"] < metrics[1]["eval_length_ratio"]  # the first epoch is the best
+    last, saved = (tmp_path / "run" / name / "adapter_model.safetensors" for name in ("checkpoint-6", "adapter"))
+    assert_same_weights(load_file(saved), load_file(last))
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 0.02)])
 def test_cached_features_do_not_change_the_losses(trained_run, train_script, tmp_path, precision, bound):
     """To 1e-5 in fp32; in bf16, the rounding depends on which images are encoded together."""

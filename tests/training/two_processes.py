@@ -14,8 +14,8 @@ from test_trainer import losses, rows_of
 from transformers import BlipImageProcessor, BlipProcessor
 
 from medcap.data.captions import CaptionCollator
-from medcap.modeling.blip import first_token_id, make_generation_config
 from medcap.modeling.blip_fast import prepare_blip
+from medcap.modeling.families import family_of
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
 from medcap.training.trainer import CaptionTrainer
@@ -36,9 +36,9 @@ for where in ("never", "forward", "backward"):
     trainer = CaptionTrainer(
         model=add_lora(model, targets="text", r=4, alpha=8, dropout=0.0),
         args=args,
-        generation_config=make_generation_config(model, num_beams=1, max_new_tokens=4),
+        generation_config=family_of(model).make_generation_config(num_beams=1, max_new_tokens=4),
         train_dataset=rows_of(),
-        data_collator=CaptionCollator(tokenizer, first_token_id(model), 64),
+        data_collator=CaptionCollator(tokenizer, family_of(model).first_token_id, 64),
         processing_class=processor,
     )
     limited = OutOfMemory(trainer, rows=2 if args.process_index == 1 else 8, where=where)

@@ -9,13 +9,14 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-import torch
+import transformers
 from detokenize import detokenize
 from page import MAX_FILE, make_page
 from peft import PeftModel
 from PIL import Image
 from raster import decode_rgb, read_bytes
-from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
+from transformers import AutoProcessor, GenerationConfig, ProcessorMixin
+from usage import generate
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
@@ -28,22 +29,19 @@ def main() -> None:
 
 
 def caption(image: Image.Image) -> str:
-    """Return the detokenized caption of an RGB image ("chest X-ray", not "chest x - ray"), behind the prompt."""
-    model, processor, generation_config = load_model()
-    inputs = processor(images=image, text=SETTINGS["prompt"] or None, return_tensors="pt")
-    with torch.inference_mode():
-        # the image size of the adapter may differ from that of the base: interpolate_pos_encoding
-        ids = model.generate(**inputs, generation_config=generation_config, interpolate_pos_encoding=True)
-    return detokenize(processor.decode(ids[0], skip_special_tokens=True))
+    """Return the caption of an RGB image, detokenized if need be ("chest X-ray", not "chest x - ray")."""
+    text = generate(image, *load_model())
+    return detokenize(text) if SETTINGS["detokenize"] else text.strip()
 
 
 @lru_cache(maxsize=1)
-def load_model() -> tuple[PeftModel, BlipProcessor, GenerationConfig]:
+def load_model() -> tuple[PeftModel, ProcessorMixin, GenerationConfig]:
     """Load base and adapter once."""
-    base = BlipForConditionalGeneration.from_pretrained(resolve(SETTINGS["base"]), revision=SETTINGS["base_revision"])
+    model_class, dtype = getattr(transformers, SETTINGS["model_class"]), SETTINGS["dtype"]
+    base = model_class.from_pretrained(resolve(SETTINGS["base"]), revision=SETTINGS["base_revision"], dtype=dtype)
     adapter = resolve(SETTINGS["adapter"])
-    model = PeftModel.from_pretrained(base, adapter).eval()
-    return model, BlipProcessor.from_pretrained(adapter), GenerationConfig.from_pretrained(adapter)
+    model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=dtype == "float32").eval()
+    return model, AutoProcessor.from_pretrained(adapter), GenerationConfig.from_pretrained(adapter)
 
 
 def resolve(name: str) -> str:
