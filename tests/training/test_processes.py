@@ -5,9 +5,11 @@ Trap 19. pytest tests/training/test_processes.py
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -70,6 +72,15 @@ def test_every_process_has_the_same_metrics(results, images):
         assert metrics[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+@contextmanager
+def port_in_use(port):
+    with socket.socket() as server:
+        with suppress(OSError):  # it is in use already
+            server.bind(("127.0.0.1", port))
+            server.listen()
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_base, phantoms, tmp_path_factory):
     """Run `medcap train --accelerate cpu-ddp`; return its folder, stdout and the lines of stderr."""
@@ -81,7 +92,8 @@ def trained(tiny_base, phantoms, tmp_path_factory):
         max_new_tokens=4,
     )  # fmt: skip
     program = launch_command(["--config", str(recipe)], "cpu-ddp")
-    done = subprocess.run(program, capture_output=True, text=True, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
+    with port_in_use(29500):  # accelerate's default, which another training may have
+        done = subprocess.run(program, capture_output=True, text=True, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return folder, done.stdout, done.stderr.replace("\r", "\n").splitlines()
 
