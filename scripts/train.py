@@ -138,7 +138,8 @@ def fit(
         scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], meteor, pairs)
         trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
         if destination is not None:
-            pushes = EpochReleaseCallback(run, destination, save, scores, valid["image_id"])
+            gather, ids = trainer.gathered_weights, valid["image_id"]
+            pushes = EpochReleaseCallback(run, destination, gather, save, scores, ids)
             trainer.add_callback(pushes)
         preemption = PreemptionCallback(trainer)
         for callback in (*callbacks, preemption):
@@ -147,9 +148,10 @@ def fit(
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds = trainer.monitor.seconds
         trainer.encoder.flush()
+    weights = trainer.gathered_weights()
     if is_main:
         record_time(run, seconds)
-        save(run)
+        save(run, weights)
     return trainer, pushes
 
 

@@ -47,7 +47,7 @@ class FeatureEncoder:
         if self.cache is not None:  # a vision encoder in float32 has features in float32
             encoded = encoded.to(self.cache.dtype)
         if self.cache is not None and "digests" in batch:
-            self.cache.put([bytes(digest) for digest in batch["digests"].numpy()], encoded)
+            self.cache.put([bytes(digest) for digest in batch["digests"].tolist()], encoded)
         if cached is None:
             return encoded
         is_cached = batch["is_cached"].to(device)

@@ -57,9 +57,14 @@ def initial_weights(model: PeftModel | PreTrainedModel) -> dict[str, torch.Tenso
     return {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items() if ".lora_" in name}
 
 
-def save_weights(model: PeftModel | PreTrainedModel, folder: Path, initial: Weights) -> None:
-    """Write the adapter, or a whole model, to `folder`; with `initial` weights an adapter of the unchanged base."""
-    model.save_pretrained(folder)
+def save_weights(
+    model: PeftModel | PreTrainedModel, folder: Path, initial: Weights, gathered: Weights | None = None
+) -> None:
+    """Write the adapter, or a whole model, to `folder`; with `initial` weights an adapter of the unchanged base.
+
+    `gathered` holds all weights of a model that is sharded (see `medcap.training.sharding`).
+    """
+    model.save_pretrained(folder, state_dict=gathered)
     if not initial:
         return
     weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)

@@ -34,14 +34,15 @@ logger = logging.getLogger(__name__)
 class EpochReleaseCallback(TrainerCallback):
     """Write a release after each evaluation and push it in a background thread; failures never stop training.
 
-    `save(run)` writes the current adapter or model into a folder of a run; `scores` holds the last evaluation of the
-    images `ids`.
+    `save(run, gather())` writes the current adapter or model into a folder of a run; `gather` gathers the weights of
+    a sharded model, and all processes call it. `scores` holds the last evaluation of the images `ids`.
     """
 
     def __init__(
-        self, run: Path, to: Destination, save: Callable[[Path], None], scores: CaptionMetrics, ids: Sequence[str]
-    ) -> None:
-        self.run, self.to, self.save, self.scores, self.ids = run, to, save, scores, list(ids)
+        self, run: Path, to: Destination, gather: Callable[[], Any], save: Callable[[Path, Any], None],
+        scores: CaptionMetrics, ids: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.run, self.to, self.gather, self.save, self.scores, self.ids = run, to, gather, save, scores, list(ids)
         self.pushed: set[str] = set()
         self.failed: list[str] = []
         self.thread: threading.Thread | None = None
@@ -62,17 +63,17 @@ class EpochReleaseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the release of this epoch; this runs before its checkpoint, so every checkpoint has a release."""
-        epoch = math.ceil(state.epoch or 0)
+        epoch, weights = math.ceil(state.epoch or 0), self.gather()
         if not state.is_world_process_zero or epoch == 0:
             return
         try:
-            self._write_release(epoch)
+            self._write_release(epoch, weights)
         except Exception as error:
             self.failed.append(f"epoch-{epoch}: {error_line(error)}")
             logger.warning("no release of epoch-%s; training continues", self.failed[-1])
         self._start_upload()
 
-    def _write_release(self, epoch: int) -> None:
+    def _write_release(self, epoch: int, weights: Any) -> None:
         """Write a run folder as if training had ended now, and build the release of it."""
         target = self.run / EPOCHS / f"epoch-{epoch}"
         if target.exists():
@@ -81,7 +82,7 @@ class EpochReleaseCallback(TrainerCallback):
         shutil.rmtree(snapshot, ignore_errors=True)
         try:
             snapshot.mkdir(parents=True)
-            self.save(snapshot)
+            self.save(snapshot, weights)
             for name in ("environment.json", "metrics.jsonl"):
                 if (self.run / name).is_file():
                     shutil.copyfile(self.run / name, snapshot / name)

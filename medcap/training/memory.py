@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from medcap.data.captions import IGNORED
 from medcap.modeling.loss import ROWS
-from medcap.training.micro_batches import SHARDED, is_out_of_memory
+from medcap.training.micro_batches import is_out_of_memory
 
 if TYPE_CHECKING:
     from medcap.training.trainer import CaptionTrainer
@@ -197,7 +197,7 @@ class MemoryReport(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         try:
-            if self.trainer.accelerator.distributed_type not in SHARDED:
+            if not self.trainer.family.is_sharded:
                 self.estimate = estimate_memory(self.trainer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):  # two images may not fit; training may still fit one

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from accelerate.utils import DistributedType
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import distributed as dist
 from torch import nn
 
 Batch = dict[str, torch.Tensor]
-# engines that shard the model: their processes compute together, so none can take more micro-batches than the others
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def is_out_of_memory(error: Exception) -> bool:

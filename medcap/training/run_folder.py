@@ -19,7 +19,7 @@ from medcap.environment import environment
 from medcap.io import commit_folder, staging_folder, write_json
 from medcap.modeling.adapter import trained_folder
 from medcap.modeling.lora import saved_bytes
-from medcap.modeling.lora_init import save_weights
+from medcap.modeling.lora_init import Weights, save_weights
 from medcap.modeling.precision import precision_name
 from medcap.recipe import Recipe, RecipeError, read_recipe
 from medcap.training.checkpoints import CHECKSUMS, STATE, checkpoint_of, checkpoints, find_damage_for_resume
@@ -88,17 +88,17 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def save_trained(run: Path, adapted: AdaptedModel, recipe: Recipe) -> None:
-    """Write the folder "adapter" of a run, or "model" without an adapter."""
-    save_adapter(run / ("model" if recipe.lora.adapter == "none" else "adapter"), adapted, recipe)
+def save_trained(run: Path, gathered: Weights | None, adapted: AdaptedModel, recipe: Recipe) -> None:
+    """Write the folder "adapter" of a run, or "model" without an adapter; `gathered`: see `save_weights`."""
+    save_adapter(run / ("model" if recipe.lora.adapter == "none" else "adapter"), adapted, recipe, gathered)
 
 
-def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe) -> None:
+def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe, gathered: Weights | None = None) -> None:
     """Write the adapter or model, processor, generation config and recipe to `folder`, atomically and not pickled."""
     part = staging_folder(folder)
     try:
         with writing(folder, saved_bytes(adapted.model), "run the same command again: it resumes and writes it"):
-            save_weights(adapted.model, part, adapted.initial)
+            save_weights(adapted.model, part, adapted.initial, gathered)
             for saved in (adapted.processor, adapted.generation_config):
                 saved.save_pretrained(part)
             recipe.save(part / "recipe.yaml")

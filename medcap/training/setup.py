@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.plan import check_steps
+from medcap.training.sharding import sharding_engine
 from medcap.training.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,8 @@ def check_devices(recipe: Recipe) -> None:
         )
     if recipe.training.fsdp and recipe.training.world_size == 1:
         raise RecipeError("fsdp needs several processes: start them with `medcap train --accelerate fsdp2`")
-    for engine in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and device.type == "cpu":
-            raise RecipeError(f"{engine} shards a model over GPUs, and there is none: use --accelerate cpu-ddp")
+    if (engine := sharding_engine()) and device.type == "cpu":
+        raise RecipeError(f"{engine} shards a model over GPUs, and there is none: use --accelerate cpu-ddp")
 
 
 def resolve_precision(recipe: Recipe) -> torch.dtype:
@@ -188,9 +187,14 @@ def print_summary(
 
 
 def open_feature_cache(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel) -> FeatureCache | None:
-    """Return the cache of the vision encoder's outputs; None if the recipe has none or would not reuse it."""
+    """Return the cache of the vision encoder's outputs; None if the recipe has none or would not reuse it.
+
+    Processes that share a sharded model have none: all of them must encode as often.
+    """
     setting, images = recipe.model.feature_cache, sum(map(len, data.values()))
-    if setting == "auto" and recipe.training.num_train_epochs <= 1:
+    if (engine := sharding_engine()) and setting != "off" and recipe.training.process_index == 0:
+        sys.stderr.write(f"no feature cache: with {engine} all processes must encode as many images\n")
+    if engine or (setting == "auto" and recipe.training.num_train_epochs <= 1):
         return None
     limit = recipe.model.feature_cache_gb
     cache = open_cache(setting, adapted.family, adapted.dtype, images, limit)

@@ -26,10 +26,11 @@ from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.lora import base_model
 from medcap.training.callbacks import FiniteGradients
 from medcap.training.lora_plus import raise_lora_b
-from medcap.training.micro_batches import SHARDED, Batch, Gradients, average_gradients, is_out_of_memory, split_batch
+from medcap.training.micro_batches import Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
 from medcap.training.rows import CaptionRows
+from medcap.training.sharding import SHARDED, call_within
 
 Count = torch.Tensor | int | None  # labels of a step on all processes
 
@@ -76,6 +77,7 @@ class CaptionTrainer(ResumableTrainer):
         self.rows_of_step: list[int] = []  # of this process, since the last optimizer step
         self.family = family_of(base_model(self.model), self.processing_class)
         self.family.prepare(None, "plain")
+        self.family.is_sharded = self.accelerator.distributed_type in SHARDED
         if self.train_dataset is not None:
             self.train_dataset: Any = self._numbered(self.train_dataset)
         self.encoder = FeatureEncoder(self.family, features)
@@ -87,6 +89,13 @@ class CaptionTrainer(ResumableTrainer):
         self.add_callback(self.monitor)  # after the callbacks that read its figures
         self.add_callback(FiniteGradients(self))
         self._evaluated: list[torch.Tensor] = []  # per batch of an evaluation: summed loss, labels
+
+    def gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return all weights of a sharded model, on the main process; None if it is not sharded.
+
+        All processes must call this.
+        """
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.family.is_sharded else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimizer, with the learning rate of B matrices that `lora_lr_ratio` gives."""
@@ -169,7 +178,7 @@ class CaptionTrainer(ResumableTrainer):
         if not self.takes_features:
             return None
         with self.accelerator.autocast():
-            return self.encoder(inputs)
+            return call_within(self.model, self.encoder, inputs)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Count = None) -> torch.Tensor:
         """Run one micro-batch forward and backward, in smaller parts if it does not fit into memory.
@@ -201,7 +210,7 @@ class CaptionTrainer(ResumableTrainer):
                     if not torch.isfinite(losses[-1]):
                         self.stop_non_finite(f"the loss became {losses[-1].item()}", part["row"].tolist())
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or self.accelerator.distributed_type in SHARDED:
+            if not is_out_of_memory(error) or self.family.is_sharded:
                 raise
             return None
         return torch.stack(losses).sum()
@@ -266,4 +275,5 @@ class CaptionTrainer(ResumableTrainer):
 
     def _generate(self, inputs: Batch, features: torch.Tensor | None) -> torch.Tensor:
         with self.accelerator.autocast():
-            return self.family.generate(inputs, features, self.generation_config, self.prompt)
+            arguments = (inputs, features, self.generation_config, self.prompt)
+            return call_within(self.model, self.family.generate, *arguments)

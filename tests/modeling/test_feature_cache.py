@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medcap.data.captions import CaptionCollator
-from medcap.data.images import image_digest, with_pixel_values
+from medcap.data.images import DIGEST_BYTES, image_digest, with_pixel_values
 from medcap.data.load import load_data
 from medcap.modeling import feature_cache
 from medcap.modeling.families import family_of
@@ -41,6 +41,31 @@ def test_cached_features_do_not_depend_on_the_batch(tmp_path):
     features = first({"pixel_values": pixels})
     assert torch.equal(features, torch.cat([second({"pixel_values": part}) for part in pixels.split((1, 2, 3))]))
     assert features[0, 0, 0] == 100
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that, like those of CUDA, has no array."""
+
+    def numpy(self, *args, **kwargs):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_digests_of_a_batch_on_a_gpu_are_read(tmp_path):
+    """The Trainer moves all tensors of a batch to its device."""
+
+    class Means:
+        base = torch.nn.Linear(1, 1)
+        base.device = torch.device("cpu")  # type: ignore[assignment]
+
+        def encode(self, pixels):
+            return pixels.mean((1, 2, 3))[:, None, None].expand(-1, *SHAPE)
+
+    cache = FeatureCache(tmp_path, SHAPE, torch.float32)
+    digests = torch.arange(2 * DIGEST_BYTES, dtype=torch.uint8).view(2, DIGEST_BYTES)
+    batch = {"pixel_values": constant_features(3, 5)[:, None], "digests": digests.as_subclass(OnGpu)}
+    FeatureEncoder(Means(), cache)(batch)
+    cache.flush()
+    assert torch.equal(cache.get(bytes(digests[1].tolist())), constant_features(5)[0])
 
 
 def batches(model, processor, rows, cache):

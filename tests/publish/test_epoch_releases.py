@@ -378,10 +378,10 @@ def test_command_in_error_names_the_same_repository(hub, pushed, tiny_base, monk
 def test_failed_epoch_release_raises_at_the_end(hub, pushed, tiny_base, tmp_path):
     reset(hub, tiny_base)
 
-    def disk_full(folder):
+    def disk_full(folder, weights):
         raise OSError("No space left on device")
 
-    pushes = EpochReleaseCallback(tmp_path, Destination(REPO), disk_full, None, [])
+    pushes = EpochReleaseCallback(tmp_path, Destination(REPO), lambda: None, disk_full, None, [])
     pushes.on_evaluate(None, TrainerState(epoch=1.0), None)
     with pytest.raises(OSError, match="has no revision of epoch-1: No space left on device"):
         pushes.finish(pushed.folder / "release-1")

@@ -128,12 +128,15 @@ class Blip(Family):
         """Generate by medcap's beam search if it knows all settings, else by the text decoder's `generate`."""
         assert features is not None
         start = self.start_ids(prompt, len(features))
-        if self.base.model_code == "fast" and not extra_settings(generation_config.to_dict()):
+        is_known = not self.is_sharded and not extra_settings(generation_config.to_dict())
+        if self.base.model_code == "fast" and is_known:
             ids = beam_search(self.base.text_decoder, features, generation_config, start)
         else:
             mask = features.new_ones(features.shape[:2], dtype=torch.long)
             states = {"encoder_hidden_states": features, "encoder_attention_mask": mask}
-            ids = self.base.text_decoder.generate(input_ids=start, **states, generation_config=generation_config)
+            ids = self.base.text_decoder.generate(
+                input_ids=start, **states, generation_config=generation_config, synced_gpus=self.is_sharded
+            )
         return ids[:, start.shape[1] :]
 
     def start_ids(self, prompt: str, rows: int) -> torch.Tensor:

@@ -83,8 +83,9 @@ class Blip2(Vlm):
         is_image = (ids == self.base.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, features.to(embeds.dtype))
         generated = self.base.language_model.generate(
-            inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config
-        )
+            inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config,
+            synced_gpus=self.is_sharded,
+        )  # fmt: skip
         return generated[:, 1:] if self.is_encoder_decoder else generated  # without T5's start token
 
 

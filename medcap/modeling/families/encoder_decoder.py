@@ -85,7 +85,10 @@ class EncoderDecoder(Family):
         tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         start = torch.tensor([[self.first_token_id, *tokens]] * len(features), device=features.device)
         outputs = BaseModelOutput(last_hidden_state=features)
-        ids = self.base.generate(encoder_outputs=outputs, decoder_input_ids=start, generation_config=generation_config)
+        ids = self.base.generate(
+            encoder_outputs=outputs, decoder_input_ids=start, generation_config=generation_config,
+            synced_gpus=self.is_sharded,
+        )  # fmt: skip
         return ids[:, start.shape[1] :]
 
 

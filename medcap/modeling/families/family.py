@@ -54,6 +54,7 @@ class Family:
 
     def __init__(self, base: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.base, self.processor = base, processor
+        self.is_sharded = False  # whether processes compute together, and generate until all have ended
 
     @staticmethod
     def check(config: PreTrainedConfig) -> str:

@@ -151,7 +151,8 @@ class Vlm(Family):
     ) -> torch.Tensor:
         """Generate the answers to the prompts of a batch of `ChatCollator`, which are padded on the left."""
         text = {name.removeprefix("prompt_"): batch[name] for name in batch if name.startswith("prompt_")}
-        ids = self.base.generate(**text, **self.images(batch, features), generation_config=generation_config)
+        inputs = {**text, **self.images(batch, features)}
+        ids = self.base.generate(**inputs, generation_config=generation_config, synced_gpus=self.is_sharded)
         return ids[:, text["input_ids"].shape[1] :]
 
 
