@@ -193,8 +193,7 @@ def dry_run(recipe: Path, base: Path, data: Path, out: Path) -> int | str:
         return f"none after {TIMEOUT_S} s"
     messages = [line for line in done.stderr.replace("\r", "\n").splitlines() if "it/s]" not in line]
     lines = done.stdout.splitlines() if done.returncode == 0 else messages[-15:]
-    kept = ("memory:", "trainable", "time:", "steps:", "precision:", "parameters:")
-    print("\n".join(lines if done.returncode else [line for line in lines if line.startswith(kept)]), flush=True)
+    print("\n".join(lines), flush=True)
     print("\n".join(line for line in messages if line.startswith(("memory:", "measured"))), flush=True)
     return done.returncode
 

@@ -348,6 +348,13 @@ ORIGINAL = {
 }  # fmt: skip
 
 
+def test_workers_do_not_persist(recipe_file):
+    """With pinned memory, as on a GPU, torch waits for persistent workers at exit, for 5 s each."""
+    args = read_recipe(["--config", recipe_file(dataloader_num_workers=2)]).training
+    assert args.dataloader_num_workers == 2
+    assert not args.dataloader_persistent_workers
+
+
 @pytest.mark.parametrize("path", SEEDS.values(), ids=SEEDS)
 def test_the_seed_recipes_have_the_settings_of_the_original_project(path):
     recipe = read_recipe(["--config", str(path)])

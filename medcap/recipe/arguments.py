@@ -146,7 +146,10 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     dry_run: bool = _key(False, "run every stage on a few images, print the plan, save nothing")
 
     def __post_init__(self) -> None:
-        """Choose the device of processes without a GPU and the number of workers, which persist between epochs."""
+        """Choose the device of processes without a GPU, and the number of workers.
+
+        They end with each epoch: torch waits at exit for persistent ones that fill pinned memory, for 5 s each.
+        """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # without it accelerate does not connect the processes, and each trains alone
         super().__post_init__()
@@ -156,7 +159,6 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
         if self.dataloader_num_workers < 0:
             cores = (os.cpu_count() or 1) // self.world_size
             self.dataloader_num_workers = 0 if self.device.type == "cpu" else min(8, cores)
-        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
 
 GROUPS = {  # the attributes of a Recipe
@@ -191,7 +193,7 @@ REPLACED = {
     "hub_strategy": "push_to_hub: true, which pushes every epoch as its own revision and the best one as main",
     "hub_always_push": "push_to_hub: true, which pushes every epoch even if an earlier push is running",
     "hub_revision": "push_to_hub: true; the revisions are named epoch-1, epoch-2, ... and main",
-    "dataloader_persistent_workers": "dataloader_num_workers: the workers always persist between epochs",
+    "dataloader_persistent_workers": "dataloader_num_workers: workers that persist delay the end of a run on a GPU",
     "bf16_full_eval": "precision: bf16",
     "fp16_full_eval": "precision: fp16",
     "sortish_sampler": "train_sampling_strategy: group_by_length, which gives short captions more weight",
