@@ -39,7 +39,7 @@ def check_single_process(command: str) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands except `train`, whose options are the keys of a recipe."""
-    parser = argparse.ArgumentParser(prog="medcap", description="Radiology image captioning with BLIP and LoRA.")
+    parser = argparse.ArgumentParser(prog="medcap", description="Radiology image captioning with LoRA adapters.")
     parser.add_argument("--version", action="version", version=f"medcap {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data.add_commands(commands)

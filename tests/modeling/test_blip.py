@@ -11,9 +11,9 @@ from torch import nn
 from transformers import BlipForConditionalGeneration, GenerationConfig
 
 from medcap.modeling.families import family_of
-from medcap.modeling.families.blip import resize_positions
 from medcap.modeling.generation import decode_captions
 from medcap.modeling.load import load_base
+from medcap.modeling.positions import resize_positions
 
 NATIVE = 32  # image size of the tiny base in pixels, with patches of 8
 

@@ -13,7 +13,7 @@ from transformers import BlipForConditionalGeneration
 
 from medcap.cli import main
 from medcap.inference import load_captioner
-from medcap.modeling.families.blip import resize_positions
+from medcap.modeling.positions import resize_positions
 from medcap.publish import onnx_export
 from medcap.publish.merge import check_images
 from medcap.publish.onnx_export import MODELS, write_onnx

@@ -16,7 +16,7 @@ from medcap.modeling.beam_search import beam_search
 from medcap.modeling.blip_fast import CaptioningBlip, prepare_blip
 from medcap.modeling.families.family import Batch, Family
 from medcap.modeling.generation import extra_settings
-from medcap.recipe import RecipeError
+from medcap.modeling.positions import resize_positions
 
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
 _ATTENTION = r"(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
@@ -143,24 +143,3 @@ class Blip(Family):
         """Return `rows` times [DEC] and the tokens of `prompt`: (rows, 1 + tokens)."""
         tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         return torch.tensor([[self.first_token_id, *tokens]] * rows, device=self.base.device)
-
-
-def resize_positions(model: BlipForConditionalGeneration, image_size: int) -> None:
-    """Interpolate the vision encoder's position embeddings for images of `image_size` x `image_size` pixels.
-
-    The result equals `interpolate_pos_encoding=True` at every call, so an adapter also fits the original base with
-    that flag. With neither, BLIP silently uses the first rows of the larger grid, which are wrong positions.
-    """
-    embeddings = model.vision_model.embeddings
-    patch_size, old = embeddings.patch_size, embeddings.position_embedding
-    if image_size % patch_size:
-        raise RecipeError(f"image_size is {image_size}; it must be a multiple of the patch size, {patch_size}")
-    if image_size == model.config.vision_config.image_size:
-        return
-    patches = (image_size // patch_size) ** 2
-    states = torch.empty(1, patches + 1, embeddings.embed_dim)  # only its shape is used
-    with torch.no_grad():
-        positions = embeddings.interpolate_pos_encoding(states, image_size, image_size).clone()
-    embeddings.position_embedding = nn.Parameter(positions, requires_grad=old.requires_grad)
-    embeddings.image_size = model.config.vision_config.image_size = image_size
-    embeddings.num_patches, embeddings.num_positions = patches, patches + 1
