@@ -61,13 +61,30 @@ def usage_code(release):
     return re.search(r"^```python\n(.*?)^```$", (release / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
 
 
-def run_without_medcap(code, folder):
-    """Run Python code in `folder`, where medcap cannot be imported, and return the JSON that it prints."""
-    start = "import json, sys, no_video\nno_video.install()\nsys.modules['medcap'] = None\ncaptions = []\n"
+RUNNER = """
+import json, os, sys, traceback
+import no_video
+no_video.install()
+sys.modules["medcap"] = None
+results = []
+for folder, code in json.load(sys.stdin):
+    os.chdir(folder)
+    names = {"captions": []}
+    try:
+        exec(code, names)
+        results.append(names["captions"])
+    except Exception:
+        results.append(traceback.format_exc())
+print(json.dumps(results))
+"""
+
+
+def run_without_medcap(programs):
+    """Run (folder, Python code) in one process in which medcap cannot be imported; return the `captions` of each."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{start}{code}\nprint(json.dumps(captions))"],
-        cwd=folder,
+        [sys.executable, "-c", RUNNER],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        input=json.dumps([(str(folder), code) for folder, code in programs]),
         capture_output=True,
         text=True,
         check=False,
@@ -102,15 +119,31 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "prompt", "image_size"), CASES)
-def test_code_of_the_card_generates_the_evaluated_captions(name, prompt, image_size, data, tmp_path):
-    run, release = write_run(tmp_path / "run", name, prompt, image_size), tmp_path / "release"
-    captions = evaluated(run, data)
-    main(["publish", str(run), "--to", str(release)])
-    (release / name).symlink_to(tiny_bases.base(name))  # the user's copy of the base
-    code = usage_code(release).replace("print(caption)", "captions.append(caption.strip())")
-    code = "\n".join(code.replace('"image.png"', repr(str(data.with_name(f"{number}.png")))) for number in range(2))
-    printed = run_without_medcap(code, release)
+@pytest.fixture(scope="module")
+def cards(data, tmp_path_factory):
+    """Return {case: (code of the card for two images, captions of the evaluation, captions of the code)}."""
+    cards = {}
+    for case in CASES:
+        folder = tmp_path_factory.mktemp("card")
+        name, prompt, image_size = case
+        run, release = write_run(folder / "run", name, prompt, image_size), folder / "release"
+        captions = evaluated(run, data)
+        main(["publish", str(run), "--to", str(release)])
+        (release / name).symlink_to(tiny_bases.base(name))  # the user's copy of the base
+        code = usage_code(release).replace("print(caption)", "captions.append(caption.strip())")
+        code = "\n".join(
+            code.replace('"image.png"', repr(str(data.with_name(f"{number}.png")))) for number in range(2)
+        )
+        cards[case] = (release, code, captions)
+    printed = run_without_medcap([card[:2] for card in cards.values()])
+    return {case: (*card[1:], own) for (case, card), own in zip(cards.items(), printed, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_code_of_the_card_generates_the_evaluated_captions(case, cards):
+    name, _, image_size = case
+    code, captions, printed = cards[case]
+    assert isinstance(printed, list), printed
     assert [detokenize(text) if name == "dinov2-bert" else text for text in printed] == captions
     assert len(set(captions)) == 2
     assert ("interpolate_pos_encoding=True" in code) == (image_size == 48)
