@@ -1,6 +1,6 @@
 """Two training steps of every family in one process and in two (gloo), for tests/families/test_family_processes.py.
 
-python tests/families/family_processes.py OUT NAME=BASE[=4bit] ...      writes OUT/WORLD-RANK.pt
+python tests/families/family_processes.py OUT NAME=BASE[=4bit|=full] ...      writes OUT/WORLD-RANK.pt
 """
 
 import os
@@ -14,6 +14,7 @@ from processes import Gradients, free_port
 from torch import multiprocessing
 
 from medcap.modeling.families import family_of
+from medcap.modeling.full import train_all
 from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
@@ -24,17 +25,18 @@ CAPTIONS = ("mass", "an old fracture of the left rib with a large callus", "norm
 IMAGES_PER_STEP = 4
 
 
-def trained(base, quantization, world, out):
-    """Train two steps; return their losses and gradients."""
-    model, processor = load_base(base, quantization=quantization)
+def trained(base, kind, world, out):
+    """Train an adapter, or the decoder itself (kind "full"), for two steps; return their losses and gradients."""
+    model, processor = load_base(base, quantization=kind if kind == "4bit" else "none")
     family, gradients = family_of(model, processor), Gradients()
     pixels, generator = family.pixels(), torch.Generator().manual_seed(0)
     noise = [torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8, generator=generator) for _ in CAPTIONS]
     images = [Image.fromarray(values.numpy()).resize((48, 56)) for values in noise]
     rows = [{"pixel_values": pixels(image), "caption": text} for image, text in zip(images, CAPTIONS, strict=True)]
     torch.manual_seed(0)
+    is_full = kind == "full"
     trainer = CaptionTrainer(
-        model=add_lora(model, targets="text", r=4, alpha=8, dropout=0.0),
+        model=train_all(family, False) if is_full else add_lora(model, targets="text", r=4, alpha=8, dropout=0.0),
         args=CaptionTrainingArguments(
             output_dir=str(out / "run"), use_cpu=True, disable_tqdm=True, num_train_epochs=2, optim="sgd", seed=3,
             learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1, eval_strategy="no",
@@ -60,8 +62,8 @@ def work(rank, world, port, bases, out):
     torch.set_num_threads(1)
     no_video.install()
     results = {}
-    for name, base, *quantization in bases:
-        results[name] = trained(base, *(quantization or ["none"]), world, out)
+    for name, base, *kind in bases:
+        results[name] = trained(base, *(kind or ["lora"]), world, out)
     torch.save(results, out / f"{world}-{rank}.pt")
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Two processes take the steps of one, for every family and for a 4-bit base."""
+"""Two processes take the steps of one, for every family, for a 4-bit base and without an adapter."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ import tiny_bases
 import torch
 from conftest import ROOT
 
-FOUR_BITS = "llava, 4 bits"
-NAMES = (*tiny_bases.MAKERS, FOUR_BITS)
+KINDS = {"llava, 4 bits": ("llava", "4bit"), **{f"{name}, full": (name, "full") for name in ("llava", "vit-gpt2")}}
+NAMES = (*tiny_bases.MAKERS, *KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def results(tmp_path_factory):
     """Return {number of processes: results of the first}."""
     out = tmp_path_factory.mktemp("processes")
     bases = [f"{name}={tiny_bases.base(name)}" for name in tiny_bases.MAKERS]
-    bases.append(f"{FOUR_BITS}={tiny_bases.base('llava')}=4bit")
+    bases += [f"{name}={tiny_bases.base(base)}={kind}" for name, (base, kind) in KINDS.items()]
     program = [sys.executable, str(ROOT / "tests" / "families" / "family_processes.py"), str(out), *bases]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'training'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, capture_output=True, text=True, env=environment)
