@@ -31,7 +31,7 @@ CAPTIONS = [
     "a large cyst in the left kidney", "view of the chest with a small mass", "axial image of the mid abdomen", "mass",
     "normal chest radiograph", "ultrasound showing a hematoma", "old lesion in the right lung", "solid tumor",
 ]  # fmt: skip
-TRAINED = ("vit-gpt2", "dinov2-bert", "blip2-opt", "blip2-t5", "llava", "qwen2_5_vl")  # one or two of each file
+UNCACHED = ("instructblip", "smolvlm", "qwen2_5_vl")  # features depend on the prompt, or have no fixed shape
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +67,11 @@ def train(train_script, path):
 
 
 def changes_of(name):
-    return {"qwen2_5_vl": {"feature_cache": "off"}, "dinov2-bert": {"lora_lr_ratio": 4}}.get(name, {})
+    cache = {"feature_cache": "off"} if name in UNCACHED else {}
+    return {**cache, **({"lora_lr_ratio": 4} if name == "dinov2-bert" else {})}
 
 
-@pytest.fixture(scope="module", params=TRAINED)
+@pytest.fixture(scope="module", params=tiny_bases.MAKERS)
 def run(request, train_script, eight_images, tmp_path_factory):
     """The run of a family that has learned eight images by heart; read-only."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
@@ -91,9 +92,7 @@ def test_eight_images_are_overfitted_and_generated_word_for_word(run, eight_imag
 def test_merged_model_generates_the_captions(run, eight_images, tmp_path):
     adapter = run / "adapter"
     merge(adapter).save_pretrained(tmp_path)
-    for file in adapter.iterdir():
-        if "adapter" not in file.name:
-            shutil.copy(file, tmp_path)
+    shutil.copytree(adapter, tmp_path, ignore=shutil.ignore_patterns("adapter*"), dirs_exist_ok=True)
     assert plain_captions(tmp_path, images_of(eight_images), PROMPT) == CAPTIONS
 
 
@@ -114,7 +113,7 @@ def test_resumed_run_equals_the_uninterrupted_run(train_script, eight_images, tm
     assert all(torch.equal(adapters["cut"][key], weight) for key, weight in adapters["whole"].items())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", tiny_bases.MAKERS)
 def test_4bit_base_trains_on_a_cpu(train_script, eight_images, tmp_path, name):
     path = recipe(
         tmp_path / "run", tiny_bases.base(name), eight_images, quantization="4bit", num_train_epochs=1, max_steps=1,
