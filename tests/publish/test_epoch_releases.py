@@ -1,6 +1,5 @@
 """Each epoch is pushed as a usable revision, and failures of the Hub never stop training."""
 
-import contextlib
 import csv
 import io
 import json
@@ -9,13 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import write_recipe
+from pushed_runs import BASE, EPOCHS, REPO, STEPS, TOKEN, call, files, make_recipe, reset, train
 from safetensors.torch import load, load_file
 from transformers import TrainerState
 
@@ -27,33 +24,6 @@ from medcap.publish import hub_client
 from medcap.publish.epoch_releases import EpochReleaseCallback, epoch_releases, push_run
 from medcap.publish.hub_client import Destination, HubUnreachableError
 
-TOKEN = "oidc-my-own-token-12345"
-BASE, REPO = "someone/tiny-base", "someone/captions"
-EPOCHS, STEPS = 4, 3  # steps of an epoch: 12 images in batches of 4
-
-
-@dataclass
-class TrainingRun:
-    """Folder, recipe, exit status and output of a training run."""
-
-    folder: Path
-    recipe: Path
-    status: int
-    stdout: str
-    stderr: str
-
-
-def files(folder):
-    """Return {name: content} of the files in a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def reset(hub, tiny_base):
-    """Reset the Hub, and add the user's token and the base."""
-    hub.reset()
-    hub.add_token(TOKEN)
-    hub.add_repository(BASE, files(tiny_base))
-
 
 @pytest.fixture(scope="module", autouse=True)
 def token_and_short_pauses():
@@ -63,34 +33,6 @@ def token_and_short_pauses():
         sleep = time.sleep
         patch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
         yield
-
-
-def call(main, *args):
-    """Call a `main` function in this process and return status, stdout and stderr."""
-    status = 0
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        try:
-            main(list(map(str, args)))
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return status, out.getvalue(), err.getvalue()
-
-
-def make_recipe(folder, phantoms, **keys):
-    common = {
-        "data_dir": str(phantoms), "model_name_or_path": BASE, "output_dir": str(folder / "run"), "image_size": 48,
-        "lora_target_modules": "text", "lora_r": 8, "num_train_epochs": EPOCHS, "precision": "fp32",
-        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.02, "num_beams": 2,
-        "max_new_tokens": 16, "use_cpu": True, "seed": 5, "push_to_hub": True, "hub_model_id": REPO,
-        # selects the epoch with the longest captions, which is not the last one
-        "metric_for_best_model": "length_ratio", "greater_is_better": True,
-    }  # fmt: skip
-    return write_recipe(folder / "recipe.yaml", **{**common, **keys})
-
-
-def train(train_script, folder, phantoms, **keys):
-    recipe = make_recipe(folder, phantoms, **keys)
-    return TrainingRun(folder / "run", recipe, *call(train_script.main, "--config", recipe))
 
 
 @pytest.fixture(scope="module")

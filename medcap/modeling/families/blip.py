@@ -128,8 +128,8 @@ class Blip(Family):
         """Generate by medcap's beam search if it knows all settings, else by the text decoder's `generate`."""
         assert features is not None
         start = self.start_ids(prompt, len(features))
-        is_known = not self.is_sharded and not extra_settings(generation_config.to_dict())
-        if self.base.model_code == "fast" and is_known:
+        can_search = not self.is_sharded and not extra_settings(generation_config.to_dict())
+        if self.base.model_code == "fast" and can_search:
             ids = beam_search(self.base.text_decoder, features, generation_config, start)
         else:
             mask = features.new_ones(features.shape[:2], dtype=torch.long)
