@@ -1,14 +1,14 @@
 """The keys of a recipe, their types, defaults and ranges."""
-# ruff: noqa: RUF009  `_key` returns a new field at each call
+# ruff: noqa: RUF009  `key` returns a new field at each call
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -16,6 +16,13 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from medcap.io import write_text
+from medcap.recipe.groups import (
+    DataArguments,
+    GenerationArguments,
+    LoraArguments,
+    ModelArguments,
+    key,
+)
 from medcap.recipe.learning_rate import WATCHES_METRIC
 from medcap.recipe.ranges import (
     FILLED,
@@ -24,9 +31,6 @@ from medcap.recipe.ranges import (
     LENGTHS,
     NAMES,
     PATTERNS,
-    POSITIVE,
-    RANK,
-    SEED,
     TRAINER_RANGES,
     UNUSED,
     Range,
@@ -38,112 +42,36 @@ class RecipeError(ValueError):
     """The recipe or its overrides are wrong. Nothing was started, and the command line exits with status 2."""
 
 
-def _key(default: Any, text: str, allowed: Range | tuple[float, float] | None = None) -> Any:
-    """Return a field with its default, its help text, and the range of its values (a tuple: ends included)."""
-    return field(default=default, metadata={"help": text, "range": allowed})
-
-
-@dataclass(frozen=True)
-class DataArguments:
-    """The data set, its layout and the selection of images."""
-
-    data_dir: str = _key("", "folder, CSV file or Hub name of the data set")
-    data_format: Literal["auto", "rocov2", "imagefolder", "csv", "hub"] = _key("auto", "layout of the data")
-    image_column: str | None = _key(None, "column of the images (file_name; Hub: image)")
-    caption_column: str | None = _key(None, "column of the captions (caption)")
-    group_column: str | None = _key(None, "patient or study: generated splits never divide a group")
-    valid_fraction: float = _key(0.1, "fraction for validation if there are no splits", (0, 1))
-    test_fraction: float = _key(0.1, "fraction for testing if there are no splits", (0, 1))
-    split_seed: int = _key(0, "seed of the generated splits", SEED)
-    allow_outside: bool = _key(False, "read image files outside the data set's folder, and links to them")
-    license_filter: Literal["any", "commercial"] = _key("any", "keep only images licensed for this use")
-    dedupe: bool = _key(False, "use only the first of near-duplicate images")
-    exclude_leaks: bool = _key(False, "drop training images and patients that are also in valid or test")
-    train_fraction: float = _key(1.0, "fraction of the training split to use", Range(0, 1, above=True))
-    fraction_seed: int = _key(0, "seed of train_fraction", SEED)
-    max_train_samples: int | None = _key(None, "maximum number of training images, by a hash of the id", (1, math.inf))
-    max_eval_samples: int | None = _key(None, "maximum number of validation images, likewise", (1, math.inf))
-    max_broken: float = _key(0.001, "stop if more than this fraction of images is unreadable", (0, 1))
-    max_caption_tokens: int = _key(96, "maximum caption length, special tokens included", (3, 512))
-    prompt: str = _key("", "text before every caption, excluded from the loss")
-
-
-@dataclass(frozen=True)
-class ModelArguments:
-    """The base model, its image size and precision, and the feature cache."""
-
-    model_name_or_path: str = _key("", "Hub name or folder of a captioner")
-    model_revision: str | None = _key(None, "branch, tag or commit of the base on the Hub")
-    image_size: int | None = _key(None, "image height and width in pixels (default: the base model's)", (16, 4096))
-    quantization: Literal["none", "8bit", "4bit"] = _key("none", "quantization of the frozen text decoder")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _key("auto", "precision of the computation")
-    model_code: Literal["fast", "plain"] = _key("fast", "BLIP modules of medcap (faster) or transformers")
-    feature_cache: str = _key("auto", "cache of encoder features: auto, off, or a folder")
-    feature_cache_gb: float | None = _key(
-        None,
-        "maximum GB of the folder of the cache (default: 80 % of free space)",
-        (0.001, math.inf),
-    )
-
-
-@dataclass(frozen=True)
-class LoraArguments:
-    """The adapter (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models"), or full fine-tuning."""
-
-    adapter: Literal["lora", "none"] = _key("lora", "what is trained; none: all weights but the vision encoder's")
-    train_vision: bool = _key(False, "adapter none: train the vision encoder too")
-    lora_r: int = _key(16, "rank", RANK)
-    lora_alpha: float = _key(32, "scaling: updates are multiplied by alpha / r", POSITIVE)
-    lora_dropout: float = _key(0.05, "dropout on the adapter's input, 0 to below 1", Range(0, 1, below=True))
-    lora_target_modules: str = _key("attention", "a role (docs/families.md) or a regex")
-    lora_variant: Literal["lora", "rslora", "dora"] = _key("lora", "variant of LoRA")
-    lora_init: bool | str = _key(True, "initialization: true, gaussian, orthogonal, olora, pissa, pissa_niter_N, mica")
-    lora_rank_pattern: dict[str, Any] | None = _key(None, "{regex for the ends of layer names: rank}")
-    lora_alpha_pattern: dict[str, Any] | None = _key(None, "likewise for alpha")
-    lora_modules_to_save: list[str] | None = _key(None, "modules to train completely, such as word_embeddings")
-    lora_lr_ratio: float = _key(1.0, "LoRA+: learning rate of B matrices divided by learning_rate", (1, 1000))
-
-
-@dataclass(frozen=True)
-class GenerationArguments:
-    """How captions are generated, named as in `transformers.GenerationConfig`."""
-
-    num_beams: int = _key(4, "number of beams; 1 is greedy search", (1, 64))
-    max_new_tokens: int = _key(64, "maximum number of generated tokens", (1, 511))
-    no_repeat_ngram_size: int = _key(0, "never repeat an n-gram of this size; 0: no limit", (0, 64))
-    length_penalty: float = _key(1.0, "beam search: above 0 favors long captions", (-100, 100))
-
-
 @dataclass
 class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the defaults that captioning needs."""
 
-    output_dir: str = _key("", "folder of the run")
-    eval_strategy: IntervalStrategy | str = _key("epoch", "when to generate and score validation captions")
-    save_strategy: IntervalStrategy | str = _key("epoch", "when to write a checkpoint")
-    load_best_model_at_end: bool = _key(True, "save the adapter of the best epoch")
-    metric_for_best_model: str | None = _key("cider", "a caption metric, or loss")
-    lr_scheduler_kwargs: dict[str, Any] | None = _key(None, "arguments of lr_scheduler_type")
-    report_to: str | list[str] | None = _key("none", "none, tensorboard, wandb, trackio, ...")
-    logging_steps: float = _key(10, "steps between log lines")
-    remove_unused_columns: bool = _key(False, "must be false: the transform needs the image column")
-    predict_with_generate: bool = _key(True, "must be true: every evaluation generates captions")
-    disable_tqdm: bool | None = _key(False, "hide the progress bar")
-    early_stopping_patience: int | None = _key(
+    output_dir: str = key("", "folder of the run")
+    eval_strategy: IntervalStrategy | str = key("epoch", "when to generate and score validation captions")
+    save_strategy: IntervalStrategy | str = key("epoch", "when to write a checkpoint")
+    load_best_model_at_end: bool = key(True, "save the adapter of the best epoch")
+    metric_for_best_model: str | None = key("cider", "a caption metric, or loss")
+    lr_scheduler_kwargs: dict[str, Any] | None = key(None, "arguments of lr_scheduler_type")
+    report_to: str | list[str] | None = key("none", "none, tensorboard, wandb, trackio, ...")
+    logging_steps: float = key(10, "steps between log lines")
+    remove_unused_columns: bool = key(False, "must be false: the transform needs the image column")
+    predict_with_generate: bool = key(True, "must be true: every evaluation generates captions")
+    disable_tqdm: bool | None = key(False, "hide the progress bar")
+    early_stopping_patience: int | None = key(
         None, "stop after this many evaluations without improvement", (1, math.inf)
     )
-    train_sampling_strategy: str = _key(
+    train_sampling_strategy: str = key(
         "random", "random, sequential, or group_by_length: little padding, but short captions weigh more"
     )
-    dataloader_num_workers: int = _key(-1, "processes that read images; -1: up to 8 with a GPU, none on a CPU")
-    ddp_find_unused_parameters: bool | None = _key(
+    dataloader_num_workers: int = key(-1, "processes that read images; -1: up to 8 with a GPU, none on a CPU")
+    ddp_find_unused_parameters: bool | None = key(
         False, "search for unused parameters after each step; every adapter is used"
     )
-    hub_overwrite: bool = _key(False, "push_to_hub may replace a repository that medcap did not create")
-    allow_changes: bool = _key(False, "resume although the recipe, data or base changed")
-    logging_nan_inf_filter: bool = _key(False, "must be false: a non-finite loss stops the run")
-    ddp_broadcast_buffers: bool | None = _key(False, "synchronize buffers; those of BLIP are constant")
-    dry_run: bool = _key(False, "run every stage on a few images, print the plan, save nothing")
+    hub_overwrite: bool = key(False, "push_to_hub may replace a repository that medcap did not create")
+    allow_changes: bool = key(False, "resume although the recipe, data or base changed")
+    logging_nan_inf_filter: bool = key(False, "must be false: a non-finite loss stops the run")
+    ddp_broadcast_buffers: bool | None = key(False, "synchronize buffers; those of BLIP are constant")
+    dry_run: bool = key(False, "run every stage on a few images, print the plan, save nothing")
 
     def __post_init__(self) -> None:
         """Choose the device of processes without a GPU, and the number of workers.
@@ -254,6 +182,6 @@ def _plain(value: Any) -> Any:
 
 def check_values(values: Mapping[str, Any]) -> None:
     """Raise RecipeError for a value that its key does not allow; None is not checked."""
-    for key in values.keys() & CHECKED:
-        if values[key] is not None and (fault := find_fault(key, values[key], RANGES.get(key))):
+    for name in values.keys() & CHECKED:
+        if values[name] is not None and (fault := find_fault(name, values[name], RANGES.get(name))):
             raise RecipeError(fault)
