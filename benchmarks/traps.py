@@ -258,7 +258,7 @@ def score(out: Path) -> dict[str, dict[str, Any]]:
     """Return scores, intervals, accuracy and the test against the control for each variant and two baselines."""
     from medcap.evaluation.baselines import constant_caption, shuffled
     from medcap.evaluation.split import load_split
-    from medcap.metrics.coco import Meteor, score_captions
+    from medcap.metrics.coco import score_captions
     from medcap.metrics.statistics import bootstrap, paired_test
     from medcap.phantom.truth import findings_accuracy
 
@@ -270,19 +270,18 @@ def score(out: Path) -> dict[str, dict[str, Any]]:
     texts["constant"] = [constant_caption(split.training_captions)] * len(split.rows)
     texts["shuffled"] = shuffled(split.references)
     rows: dict[str, dict[str, Any]] = {}
-    with Meteor() as meteor:
-        for name, captions in tqdm(texts.items(), desc="scores", unit="variant"):
-            trap = VARIANTS.get(name, Trap(name))
-            references = [[reference] for reference in split.references]
-            scores = score_captions(captions, references, tokenized=trap.tokenized, meteor=meteor)
-            rows[name] = {
-                "metrics": scores.metrics,
-                "intervals": bootstrap(scores.statistics),
-                "findings": findings_accuracy(captions, split.ids, split.truth),
-                "statistics": scores.statistics,
-                "captions": captions,
-                "seconds": runs.get(name, {}).get("seconds"),
-            }
+    for name, captions in tqdm(texts.items(), desc="scores", unit="variant"):
+        trap = VARIANTS.get(name, Trap(name))
+        references = [[reference] for reference in split.references]
+        scores = score_captions(captions, references, tokenized=trap.tokenized)
+        rows[name] = {
+            "metrics": scores.metrics,
+            "intervals": bootstrap(scores.statistics),
+            "findings": findings_accuracy(captions, split.ids, split.truth),
+            "statistics": scores.statistics,
+            "captions": captions,
+            "seconds": runs.get(name, {}).get("seconds"),
+        }
     for name, trap in VARIANTS.items():
         rows[name]["test"] = paired_test(rows[trap.control]["statistics"], rows[name]["statistics"])
     return rows

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from medcap.data.images import load_image, with_pixel_values
     from medcap.data.load import load_data
     from medcap.inference import Captioner, load_captioner
-    from medcap.metrics.coco import CocoCaption, score_captions
+    from medcap.metrics.coco import score_captions
+    from medcap.metrics.coco_caption import CocoCaption
     from medcap.recipe import Recipe, read_recipe
     from medcap.training.trainer import CaptionTrainer
 
@@ -47,7 +48,7 @@ _MODULES = {
     "CaptionCollator": "medcap.data.captions",
     "CaptionTrainer": "medcap.training.trainer",
     "Captioner": "medcap.inference",
-    "CocoCaption": "medcap.metrics.coco",
+    "CocoCaption": "medcap.metrics.coco_caption",
     "Recipe": "medcap.recipe",
     "load_captioner": "medcap.inference",
     "load_data": "medcap.data.load",

@@ -29,7 +29,6 @@ from transformers import TrainerCallback, set_seed
 from medcap.data.captions import TokenizedCaptions
 from medcap.evaluation.scoring import signature_pairs
 from medcap.locks import lock_folder
-from medcap.metrics.coco import Meteor
 from medcap.modeling.adapter import trained_folder
 from medcap.modeling.precision import precision_name
 from medcap.private_hooks import check_hooks
@@ -132,22 +131,20 @@ def fit(
     if is_main:
         start_run(recipe, data, adapted, checkpoint)
     cache = open_feature_cache(recipe, data, adapted)
-    evaluates = is_main and recipe.training.eval_strategy != "no"  # the main process scores
-    with Meteor() if evaluates else contextlib.nullcontext() as meteor:
-        pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
-        scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], meteor, pairs)
-        trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
-        if destination is not None:
-            gather, ids = trainer.gathered_weights, valid["image_id"]
-            pushes = EpochReleaseCallback(run, destination, gather, save, scores, ids)
-            trainer.add_callback(pushes)
-        preemption = PreemptionCallback(trainer)
-        for callback in (*callbacks, preemption):
-            trainer.add_callback(callback)
-        with preemption.handling_signals(), reader_errors():
-            trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = trainer.monitor.seconds
-        trainer.encoder.flush()
+    pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
+    scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs)
+    trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
+    if destination is not None:
+        gather, ids = trainer.gathered_weights, valid["image_id"]
+        pushes = EpochReleaseCallback(run, destination, gather, save, scores, ids)
+        trainer.add_callback(pushes)
+    preemption = PreemptionCallback(trainer)
+    for callback in (*callbacks, preemption):
+        trainer.add_callback(callback)
+    with preemption.handling_signals(), reader_errors():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = trainer.monitor.seconds
+    trainer.encoder.flush()
     weights = trainer.gathered_weights()
     if is_main:
         record_time(run, seconds)

@@ -19,6 +19,10 @@ CACHE = tempfile.TemporaryDirectory(prefix="medcap-tests-")  # keeps the caches 
 HUB = HubServer().start()  # a local server: no request leaves this machine
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+PARAPHRASES = Path(__file__).parents[1] / ".pytest_cache" / "meteor"  # METEOR's index takes ten seconds
+PARAPHRASES.mkdir(parents=True, exist_ok=True)
+Path(CACHE.name, "medcap").mkdir()
+Path(CACHE.name, "medcap", "meteor").symlink_to(PARAPHRASES)
 # huggingface_hub reads these variables when it is imported below
 os.environ.update(HF_ENDPOINT=HUB.url, HF_HUB_DISABLE_XET="1", HF_HOME=CACHE.name, HF_HUB_DISABLE_PROGRESS_BARS="1")
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
@@ -29,7 +33,6 @@ import torch
 import yaml
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from medcap.metrics.meteor import Meteor
 from medcap.modeling.load import load_base
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
@@ -76,50 +79,6 @@ def tiny_blip(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
         embeddings.word_embeddings.weight.mul_(10)
         embeddings.position_embeddings.weight.mul_(10)
     return model
-
-
-START_METEOR, END_METEOR = Meteor.__enter__, Meteor.__exit__
-
-
-@pytest.fixture
-def own_meteor(monkeypatch) -> None:
-    """Let every `with Meteor()` of a test start and end its own Java process."""
-    monkeypatch.setattr(Meteor, "__enter__", START_METEOR)
-    monkeypatch.setattr(Meteor, "__exit__", END_METEOR)
-
-
-@contextlib.contextmanager
-def sharing_meteor() -> Iterator[None]:
-    """Let every `with Meteor()` of the block reuse an idle Java process, because a start takes ten seconds."""
-    idle: list[dict[str, Any]] = []  # state of the Meteor objects whose process is not in use
-
-    def enter(self: Meteor) -> Meteor:
-        if not idle:
-            return START_METEOR(self)
-        self.__dict__ = idle.pop()  # shared, because the thread that watches the process reads it
-        return self
-
-    def leave(self: Meteor, *exception: object) -> None:
-        if self.is_running and exception[:1] in ((), (None,)):
-            idle.append(self.__dict__)
-        else:
-            END_METEOR(self, *exception)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Meteor, "__enter__", enter)
-        patch.setattr(Meteor, "__exit__", leave)
-        yield
-    for state in idle:
-        meteor = Meteor()
-        meteor.__dict__ = state
-        meteor.__exit__()  # ends the process
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_meteor() -> Iterator[None]:
-    """Share METEOR in the whole session."""
-    with sharing_meteor():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -197,7 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     numbers = range(args.start, args.start + args.count) if args.only is None else range(args.only, args.only + 1)
     faults = 0
-    with tempfile.TemporaryDirectory(prefix="medcap-fuzz-") as folder, conftest.sharing_meteor():
+    with tempfile.TemporaryDirectory(prefix="medcap-fuzz-") as folder:
         root, shared = Path(folder).resolve(), Path(conftest.CACHE.name)
         sources = Sources.make(root / "sources")
         for kind in args.kind or MAKERS:

@@ -20,11 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import END_METEOR, START_METEOR
 
 from medcap.data.images import DIGEST_BYTES, read_image
 from medcap.logs import report_errors
-from medcap.metrics.meteor import Meteor
 from medcap.modeling.feature_store import FeatureCache
 
 Random = random.Random
@@ -257,8 +255,6 @@ def _fork(log: Path, arguments: list[str], command: Command) -> int:
     if pid:
         return pid
     status = 1
-    Meteor.__enter__ = START_METEOR  # type: ignore[method-assign]  # not the process that this one may share
-    Meteor.__exit__ = END_METEOR  # type: ignore[method-assign]
     with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             command(arguments)

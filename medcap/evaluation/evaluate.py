@@ -17,7 +17,6 @@ from medcap.evaluation.split import Split
 from medcap.inference import Captioner
 from medcap.metrics.clinical.accuracy import score_facts
 from medcap.metrics.clinical.errors import find_failures
-from medcap.metrics.coco import Meteor
 from medcap.metrics.diversity import describe_captions
 
 
@@ -53,21 +52,18 @@ def evaluate(
         baselines: Whether to score the baselines too.
         nearest: Number of training images searched by the baseline "nearest"; 0 omits it.
     """
-    with Meteor() as meteor:  # loads while captions are generated
-        predictions = predict(captioner, split, out, batch_size=batch_size, nearest=nearest if baselines else 0)
-        return _score(predictions, split, out, meteor, name, baselines)
+    predictions = predict(captioner, split, out, batch_size=batch_size, nearest=nearest if baselines else 0)
+    return _score(predictions, split, out, name, baselines)
 
 
-def _score(
-    predictions: Predictions, split: Split, out: Path, meteor: Meteor, name: str, with_baselines: bool
-) -> Evaluation:
+def _score(predictions: Predictions, split: Split, out: Path, name: str, with_baselines: bool) -> Evaluation:
     captions = predictions.captions
-    row, scores = score(name, captions, split, meteor, predictions.signature_pairs)
+    row, scores = score(name, captions, split, predictions.signature_pairs)
     baselines = _baselines(predictions, split) if with_baselines else {}
-    rows = {kind: _score_baseline(out, kind, baseline, split, meteor) for kind, baseline in baselines.items()}
+    rows = {kind: _score_baseline(out, kind, baseline, split) for kind, baseline in baselines.items()}
     detokenized = None
     if not predictions.detokenized:
-        detokenized, _ = score("detokenized", [detokenize(caption) for caption in captions], split, meteor)
+        detokenized, _ = score("detokenized", [detokenize(caption) for caption in captions], split)
     write_scores(out / "scores.csv", split.ids, split.groups, scores.statistics)
     row = replace(
         row,
@@ -91,7 +87,7 @@ def _score(
         failures=find_failures(captions, split.references, scores.per_image["cider"]),
         breakdown=breakdown(split, scores.statistics),
         baselines=rows,
-        shuffled_images=score_shuffled(captions, split, scores, meteor),
+        shuffled_images=score_shuffled(captions, split, scores),
         detokenized=detokenized,
         recipe=predictions.recipe,
         environment=environment(),
@@ -113,9 +109,9 @@ def _baselines(predictions: Predictions, split: Split) -> dict[str, Baseline]:
     return rows
 
 
-def _score_baseline(out: Path, name: str, baseline: Baseline, split: Split, meteor: Meteor) -> SystemScores:
+def _score_baseline(out: Path, name: str, baseline: Baseline, split: Split) -> SystemScores:
     """Score a baseline, and write the same CSV files as for a system."""
-    row, scores = score(name, baseline.captions, split, meteor)
+    row, scores = score(name, baseline.captions, split)
     folder = out / "baselines" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", dict(zip(split.ids, baseline.captions, strict=True)))

@@ -15,7 +15,7 @@ from medcap.evaluation.result import ImageDependence, PartScores, SystemScores
 from medcap.evaluation.split import Split
 from medcap.evaluation.verdict import depends_on_image
 from medcap.metrics.clinical.concept_f1 import ConceptScores, concept_f1
-from medcap.metrics.coco import Meteor, Scores, score_captions
+from medcap.metrics.coco import Scores, score_captions
 from medcap.metrics.statistics import Statistics, bootstrap, paired_test
 from medcap.modeling.generation import extra_settings
 from medcap.phantom.truth import findings_accuracy
@@ -24,13 +24,13 @@ REFERENCE_LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words, both end
 
 
 def score(
-    name: str, captions: Sequence[str], split: Split, meteor: Meteor, extra: dict[str, object] | None = None
+    name: str, captions: Sequence[str], split: Split, extra: dict[str, object] | None = None
 ) -> tuple[SystemScores, Scores]:
     """Score one caption per image of `split`; intervals are resampled by `split.groups`.
 
     On phantoms, the correct findings are counted too. `extra` are more pairs for the signature.
     """
-    scores = score_captions(captions, [[reference] for reference in split.references], meteor=meteor, extra=extra)
+    scores = score_captions(captions, [[reference] for reference in split.references], extra=extra)
     system = SystemScores(
         name=name,
         n=len(captions),
@@ -103,14 +103,14 @@ def _length(caption: str) -> str:
     return f"{low} to {high} words" if high else f"{low} words and more"
 
 
-def score_shuffled(captions: Sequence[str], split: Split, original: Scores, meteor: Meteor) -> ImageDependence | None:
+def score_shuffled(captions: Sequence[str], split: Split, original: Scores) -> ImageDependence | None:
     """Shuffle `captions` among the images and compare with the `original` scores; None for a single image.
 
     A caption depends on its own image only: this equals captioning shuffled images.
     """
     if len(captions) < 2:
         return None
-    row, scores = score("shuffled images", shuffled(captions), split, meteor)
+    row, scores = score("shuffled images", shuffled(captions), split)
     test = paired_test(original.statistics, scores.statistics, split.groups)
     depends = depends_on_image(original.metrics["cider"], test["cider"])
     return ImageDependence(**vars(row), test=test, depends_on_image=depends)

@@ -16,22 +16,18 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
-import evaluate
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from medcap import __version__
 from medcap.metrics.java import replace_line_breaks, run_java
-from medcap.metrics.meteor import MAX_WORDS, Meteor, truncate
+from medcap.metrics.meteor import MAX_WORDS, meteor_statistics, truncate
 from medcap.metrics.signature import Signature
 from medcap.metrics.statistics import METRICS, Statistics, caption_statistics
 
-__all__ = ["METRICS", "CocoCaption", "Meteor", "Scores", "score_captions", "signature", "tokenize"]
+__all__ = ["METRICS", "Scores", "score_captions", "signature", "tokenize"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +81,6 @@ def score_captions(
     *,
     tokenized: bool = False,
     metrics: Sequence[str] = METRICS,
-    meteor: Meteor | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Scores:
     """Score one predicted caption per image against the references of that image.
@@ -96,8 +91,7 @@ def score_captions(
         predictions: n captions.
         references: n lists of at least one caption.
         tokenized: Whether the texts are already PTB tokens joined by spaces.
-        metrics: A subset of `METRICS`; METEOR takes ten seconds to start.
-        meteor: A running METEOR; None starts one.
+        metrics: A subset of `METRICS`; METEOR takes most of the time.
         extra: More pairs for the signature.
 
     Raises:
@@ -106,11 +100,10 @@ def score_captions(
     """
     _check(predictions, references, metrics)
     lines, version = None, None
-    with nullcontext(meteor) if meteor or "meteor" not in metrics else Meteor() as running:
-        if not tokenized:  # METEOR starts while the tokenizer runs
-            predictions, references = tokenize(predictions), _tokenize_references(references)
-        if running and "meteor" in metrics:
-            lines, version = _meteor_lines(running, predictions, references)
+    if not tokenized:
+        predictions, references = tokenize(predictions), _tokenize_references(references)
+    if "meteor" in metrics:
+        lines, version = _meteor_lines(predictions, references)
     statistics = caption_statistics(predictions, references, lines)
     corpus, per_image = statistics.corpus(), statistics.per_image()
     return Scores(
@@ -145,47 +138,18 @@ def signature(
     return Signature.of(**pairs)
 
 
-class CocoCaption(evaluate.Metric):
-    """`score_captions` as an `evaluate.Metric`; `evaluate.load` accepts the path of this file.
-
-    `compute(predictions=[...], references=[...])` returns the corpus scores by name. References are one caption per
-    image, or one list per image; `tokenized` and `metrics` are passed on to `score_captions`.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="BLEU, METEOR, ROUGE-L and CIDEr as in pycocoevalcap.",
-            citation="Chen et al. 2015, Microsoft COCO Captions, arXiv:1504.00325",
-            inputs_description="predictions: one caption per image; references: a caption or a list of them per image",
-            features=[
-                datasets.Features({"predictions": text, "references": references})
-                for references in (datasets.List(text), text)
-            ],
-            reference_urls=["https://arxiv.org/abs/1504.00325", "https://github.com/salaniz/pycocoevalcap"],
-        )
-
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str | list[str]], **settings: Any
-    ) -> dict[str, float]:
-        listed = [[captions] if isinstance(captions, str) else captions for captions in references]
-        return score_captions(list(predictions), listed, **settings).metrics
-
-
 def _tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]:
     tokens = iter(tokenize([caption for captions in references for caption in captions]))
     return [[next(tokens) for _ in captions] for captions in references]
 
 
-def _meteor_lines(
-    meteor: Meteor, predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[list[str | None], str]:
+def _meteor_lines(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str | None], str]:
     """Return the answer of METEOR for each image, and its version with the numbers of truncated and failed images."""
     predictions, references, cut = truncate(predictions, references)
     if cut:
         message = "METEOR scores the first %d words of %d images with a longer prediction and reference; see signature"
         logger.warning(message, MAX_WORDS, cut)
-    lines = meteor.statistics(predictions, references)
+    lines = meteor_statistics(predictions, references)
     failed = lines.count(None)
     return lines, "1.5" + (f",cut:{cut}" if cut else "") + (f",failed:{failed}" if failed else "")
 

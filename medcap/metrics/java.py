@@ -30,8 +30,11 @@ def find_java() -> str:
 
 
 def java_command(arguments: list[str]) -> list[str]:
-    """Return the command line of Java, with English as its language: German reads 3.5 as 35."""
-    return [find_java(), "-Duser.language=en", *arguments]
+    """Return the command line of Java, with English as its language (German reads 3.5 as 35), for a short process.
+
+    Half the processor time of a short process goes into optimized code and parallel garbage collection.
+    """
+    return [find_java(), "-Duser.language=en", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *arguments]
 
 
 def run_java(arguments: list[str], text: str, seconds: float) -> str:

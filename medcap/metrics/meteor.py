@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import psutil
 from pycocoevalcap.meteor import meteor as meteor_package
+from tqdm import tqdm
 
 from medcap.metrics.java import java_command, last_message, replace_line_breaks
+from medcap.metrics.paraphrases import write_paraphrases
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +27,40 @@ CPU_LIMIT = 300.0  # seconds of processor time for one answer, which do not depe
 TIME_LIMIT = 3600.0  # seconds for one answer of a process that hangs
 
 
-class Meteor:
-    """A METEOR process as a context manager. It starts in the background, which takes about ten seconds.
+def meteor_statistics(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str | None]:
+    """Return METEOR's statistics of each image as a line of 23 numbers; None, with a warning, if METEOR fails on it.
+
+    Args:
+        hypotheses: n tokenized captions.
+        references: n lists of tokenized captions.
+
+    Raises:
+        RuntimeError: METEOR fails on every image.
+    """
+    with tempfile.TemporaryDirectory(prefix="medcap-meteor-") as folder:
+        table: Path | None = Path(folder, "paraphrases.gz")
+        try:
+            write_paraphrases(map(_field, itertools.chain(hypotheses, *references)), Path(folder, "paraphrases.gz"))
+        except OSError as error:
+            logger.warning("METEOR reads all its paraphrases, for some seconds, because their index fails: %s", error)
+            table = None
+        with MeteorProcess(table) as process:
+            return process.statistics(hypotheses, references)
+
+
+class MeteorProcess:
+    """A METEOR process as a context manager. METEOR's own table of paraphrases takes five seconds to parse.
 
     Commands and arguments are those of pycocoevalcap/meteor/meteor.py. In addition, the scores do not depend on the
     locale, no caption can break the protocol (SCORE lines with fields separated by `|||`), a process that ended is
     restarted, and an image that METEOR cannot score, for lack of time or memory, does not affect the others.
     """
 
-    def __enter__(self) -> Meteor:
+    def __init__(self, table: Path | None = None) -> None:
+        """Set the file of paraphrases."""
+        self.table = table
+
+    def __enter__(self) -> MeteorProcess:
         self._ended, self._requested = threading.Event(), math.inf  # start of the pending request; inf: none
         self._start()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -42,18 +70,9 @@ class Meteor:
         self._ended.set()
         self._stop()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether the Java process is alive."""
-        return self._process.poll() is None
-
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str | None]:
-        """Return the answer to SCORE for each image, a line of 23 numbers; None, with a warning, if METEOR fails.
-
-        Raises:
-            RuntimeError: METEOR fails on every image.
-        """
-        pairs = zip(hypotheses, references, strict=True)
+        """Return the answer to SCORE for each image, as `meteor_statistics`."""
+        pairs = zip(hypotheses, tqdm(references, desc="METEOR", unit="caption", delay=2, leave=False), strict=True)
         return [self._score_or_warn(image, text, captions) for image, (text, captions) in enumerate(pairs)]
 
     def _score_or_warn(self, image: int, hypothesis: str, references: Sequence[str]) -> str | None:
@@ -80,8 +99,7 @@ class Meteor:
             return self._score(hypothesis, references)
 
     def _score(self, hypothesis: str, references: Sequence[str]) -> str:
-        texts = [replace_line_breaks(text).replace("|||", "").replace("  ", " ") for text in (*references, hypothesis)]
-        self._write(["SCORE", *texts])
+        self._write(["SCORE", *map(_field, (*references, hypothesis))])
         return self._read()
 
     def _restart(self) -> None:
@@ -91,7 +109,8 @@ class Meteor:
     def _start(self) -> None:
         self._is_late = False
         jar = Path(meteor_package.__file__).with_name(meteor_package.METEOR_JAR)
-        command = java_command(["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"])
+        paraphrases = [] if self.table is None else ["-a", str(self.table)]
+        command = java_command(["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm", *paraphrases])
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that is not read fills up and blocks Java
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
 
@@ -149,6 +168,11 @@ class Meteor:
         self._errors.seek(0)
         what = f"no answer in {CPU_LIMIT:g} s of processor time or {TIME_LIMIT:g} s" if self._is_late else what
         return RuntimeError(f"METEOR failed: {what}: {last_message(self._errors.read())}")
+
+
+def _field(text: str) -> str:
+    """Return `text` without what separates lines and fields of the protocol."""
+    return replace_line_breaks(text).replace("|||", "").replace("  ", " ")
 
 
 def truncate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]], int]:

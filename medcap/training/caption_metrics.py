@@ -9,7 +9,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from medcap.data.captions import pad_token_id
-from medcap.metrics.coco import Meteor, Scores, score_captions
+from medcap.metrics.coco import Scores, score_captions
 from medcap.metrics.diversity import describe_captions, sameness
 from medcap.modeling.generation import decode_captions
 
@@ -26,7 +26,6 @@ class CaptionMetrics:
         self,
         tokenizer: PreTrainedTokenizerBase,
         references: Sequence[str],
-        meteor: Meteor | None = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
         """Set up the scorer.
@@ -34,10 +33,9 @@ class CaptionMetrics:
         Args:
             tokenizer: Decodes the generated ids.
             references: The reference caption of every row, not truncated.
-            meteor: A running METEOR process; without one, each evaluation starts its own.
             extra: Pairs to add to the signature of the metrics.
         """
-        self.meteor, self.extra = meteor, extra
+        self.extra = extra
         self.last: Scores | None = None
         self.tokenizer, self.references = tokenizer, list(references)
         self.predictions: list[str] = []
@@ -49,7 +47,7 @@ class CaptionMetrics:
         captions = dict(zip(rows, decode_captions(self.tokenizer, ids.tolist()), strict=True))
         self.predictions = [captions[row] for row in sorted(captions)]
         references = [[self.references[row]] for row in sorted(captions)]
-        self.last = scores = score_captions(self.predictions, references, meteor=self.meteor, extra=self.extra)
+        self.last = scores = score_captions(self.predictions, references, extra=self.extra)
         if same := sameness(self.predictions):
             logger.warning(same)
         described = describe_captions(self.predictions)

@@ -20,8 +20,9 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from medcap.metrics import coco
-from medcap.metrics.coco import METRICS, CocoCaption, Scores, score_captions, signature, tokenize
+from medcap.metrics import coco_caption
+from medcap.metrics.coco import METRICS, Scores, score_captions, signature, tokenize
+from medcap.metrics.coco_caption import CocoCaption
 from medcap.metrics.java import find_java
 
 # cases of the PTB rules, and captions whose tokens depend on the next line ("no." before a digit)
@@ -210,7 +211,7 @@ def test_evaluate_metric_equals_score_captions(tmp_path):
 def test_evaluate_loads_the_metric_from_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    metric = evaluate.load(coco.__file__, cache_dir=str(tmp_path))
+    metric = evaluate.load(coco_caption.__file__, cache_dir=str(tmp_path))
     settings = {"tokenized": True, "metrics": ["rouge_l"]}
     assert metric.compute(predictions=["a b"], references=[["a b", "c"]], **settings) == {"rouge_l": 1.0}
 
@@ -226,7 +227,7 @@ def test_metric_adds_batches(tmp_path):
 HALF = """
 import subprocess
 import sys
-from medcap.metrics.coco import CocoCaption
+from medcap.metrics.coco_caption import CocoCaption
 cache, process = sys.argv[1], int(sys.argv[2])
 metric = CocoCaption(cache_dir=cache, num_process=2, process_id=process, experiment_id="halves")
 texts = ["a mass of the left kidney", "normal chest", "two cysts of the liver", "no fracture"]

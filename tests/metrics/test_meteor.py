@@ -16,9 +16,7 @@ import pytest
 from medcap.metrics import java, meteor
 from medcap.metrics.coco import score_captions, tokenize
 from medcap.metrics.java import find_java, run_java
-from medcap.metrics.meteor import Meteor, truncate
-
-pytestmark = pytest.mark.usefixtures("own_meteor")
+from medcap.metrics.meteor import MeteorProcess, truncate
 
 # the protocol of METEOR 1.5 with a known answer; it records its input in lines.txt and its process id in starts.txt
 METEOR = """
@@ -83,7 +81,7 @@ def test_failing_meteor_raises_with_last_error_line(fake_java, source, message):
 
 def test_killed_meteor_is_restarted(fake_java, tmp_path):
     fake_java(METEOR)
-    with Meteor() as running:
+    with MeteorProcess() as running:
         before = running.statistics(["a b"], [["a b"]])
         os.kill(running._process.pid, signal.SIGKILL)
         assert running.statistics(["a b", "c"], [["a b"], ["c"]])[:1] == before
@@ -92,7 +90,7 @@ def test_killed_meteor_is_restarted(fake_java, tmp_path):
 
 def test_meteor_killed_at_every_request_raises_and_leaves_no_process(fake_java, tmp_path):
     fake_java(METEOR.replace("    words =", "    os.kill(os.getpid(), 9)\n    words ="))
-    with pytest.raises(RuntimeError, match="METEOR failed: ended early"), Meteor() as running:
+    with pytest.raises(RuntimeError, match="METEOR failed: ended early"), MeteorProcess() as running:
         running.statistics(["a"] * 3, [["a"]] * 3)
     for process in starts(tmp_path):
         with pytest.raises(ProcessLookupError):
@@ -130,7 +128,7 @@ def test_an_image_that_meteor_cannot_score_leaves_the_others(fake_java, monkeypa
 def test_idle_meteor_is_not_restarted(fake_java, tmp_path, monkeypatch):
     monkeypatch.setattr(meteor, "TIME_LIMIT", 0.2)
     fake_java(METEOR)
-    with Meteor() as running:
+    with MeteorProcess() as running:
         monkeypatch.setattr(meteor, "TIME_LIMIT", 20)
         running.statistics(["a"], [["a"]])
         monkeypatch.setattr(meteor, "TIME_LIMIT", 0.2)
@@ -141,7 +139,7 @@ def test_idle_meteor_is_not_restarted(fake_java, tmp_path, monkeypatch):
 
 def test_meteor_process_ends_after_an_error(fake_java):
     fake_java(METEOR)
-    with pytest.raises(KeyboardInterrupt), Meteor() as running:
+    with pytest.raises(KeyboardInterrupt), MeteorProcess() as running:
         raise KeyboardInterrupt
     assert running._process.returncode is not None
 
