@@ -44,6 +44,7 @@ class CardData:
         has_chat_template: Whether the processor has one.
         tokenizer_adds_spaces: Whether decoding adds spaces, as in "x - ray".
         tokenizer_lowercases: Whether captions have no capitals.
+        averaged: The adapters that were averaged: name and weight.
     """
 
     base: str
@@ -64,6 +65,7 @@ class CardData:
     has_chat_template: bool = False
     tokenizer_adds_spaces: bool = False
     tokenizer_lowercases: bool = False
+    averaged: Sequence[Mapping[str, Any]] = ()
 
     @property
     def family(self) -> type[Family]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import read_json
-from medcap.modeling.adapter import image_size_of, trained_folder
+from medcap.modeling.adapter import AVERAGE, image_size_of, trained_folder
 from medcap.publish.adapter_files import base_kind, tokenizer_traits, trained_layers
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.run_paths import MODEL_FILES, WEIGHTS, have_same_weights
@@ -96,6 +96,7 @@ def read_run(
         has_chat_template=(adapter / "chat_template.jinja").is_file(),
         tokenizer_adds_spaces=adds_spaces,
         tokenizer_lowercases=lowercases,
+        averaged=read_json(adapter / AVERAGE)["adapters"] if (adapter / AVERAGE).is_file() else (),
     )
     if card_data.evaluation and card_data.comparison and not any(row.is_ours for row in card_data.systems):
         raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
