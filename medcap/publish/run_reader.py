@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
+from medcap.data.sources import source_paths
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import read_json
 from medcap.modeling.adapter import AVERAGE, image_size_of, trained_folder
@@ -100,7 +101,7 @@ def read_run(
     )
     if card_data.evaluation and card_data.comparison and not any(row.is_ours for row in card_data.systems):
         raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
-    values = (str(run.resolve()), trained_base, *recipe.values())
+    values = (str(run.resolve()), trained_base, *recipe.values(), *source_paths(recipe["data_dir"]))
     local_paths = {value for value in values if isinstance(value, str) and os.path.isabs(value)}
     return ReleaseSource(run, evaluation, card_data, local_paths)
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers.trainer_callback import TrainerState
 
 from medcap.data.selection import drop_counts, fingerprint, image_fingerprint
+from medcap.data.sources import rows_by_source
 from medcap.disk import writing
 from medcap.environment import environment
 from medcap.io import commit_folder, staging_folder, write_json
@@ -110,9 +111,21 @@ def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe, gathered: 
 def describe(data: DatasetDict) -> dict[str, Any]:
     """Return the rows of each split, fingerprints of its captions and images, and the counts of dropped rows."""
     return {
-        split: {"rows": len(rows), "fingerprint": fingerprint(rows), **image_fingerprint(rows), **drop_counts(rows)}
+        split: {
+            "rows": len(rows),
+            "fingerprint": fingerprint(rows),
+            **image_fingerprint(rows),
+            **drop_counts(rows),
+            **_source_counts(rows),
+        }
         for split, rows in data.items()
     }
+
+
+def _source_counts(rows: Dataset) -> dict[str, Any]:
+    """Return the number of rows of each source, if there are several."""
+    counts = {source: len(numbers) for source, numbers in rows_by_source(rows).items()}
+    return {} if "" in counts else {"sources": counts}
 
 
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
