@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -64,7 +65,7 @@ def test_two_sources_give_the_rows_of_their_merged_folder(pair, tmp_path):
         assert joined[split]["image_id"][:] == expected["image_id"][:]
         assert drop_counts(joined[split]) == drop_counts(expected)
         for new, old in zip(joined[split]["image"], expected["image"], strict=True):
-            assert open(new["path"], "rb").read() == open(old["path"], "rb").read()
+            assert Path(new["path"]).read_bytes() == Path(old["path"]).read_bytes()
 
 
 def test_patients_of_two_sources_are_different(pair):
@@ -120,7 +121,10 @@ def test_an_image_in_train_of_one_source_and_test_of_another_is_found(pair, tmp_
     main(["data", "audit", *pair, "--group_column", "patient", "--out", str(report), "--num_proc", "1"])
     similar = json.loads(report.read_text())["similar_images"]
     assert similar["across_sources"] == similar["near_duplicates"]["across_splits"] == 1
-    assert [(part["source"], part["image_id"]) for part in similar["groups"][0]["images"]] == [("one", "a0"), ("two", "b4")]
+    assert [(part["source"], part["image_id"]) for part in similar["groups"][0]["images"]] == [
+        ("one", "a0"),
+        ("two", "b4"),
+    ]
     assert "images of one source that are also in another, or nearly: 1 groups" in capsys.readouterr().out
     shutil.copy(f"{pair[0]}/a0.png", f"{pair[1]}/b4.png")
     with caplog.at_level(logging.WARNING):
