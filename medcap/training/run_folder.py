@@ -116,16 +116,20 @@ def describe(data: DatasetDict) -> dict[str, Any]:
             "fingerprint": fingerprint(rows),
             **image_fingerprint(rows),
             **drop_counts(rows),
-            **_source_counts(rows),
+            **_sources(rows),
         }
         for split, rows in data.items()
     }
 
 
-def _source_counts(rows: Dataset) -> dict[str, Any]:
-    """Return the number of rows of each source, if there are several."""
-    counts = {source: len(numbers) for source, numbers in rows_by_source(rows).items()}
-    return {} if "" in counts else {"sources": counts}
+def _sources(rows: Dataset) -> dict[str, Any]:
+    """Return name, rows and fingerprint of each source in their order, if there are several."""
+    sources = [
+        {"name": name, "rows": len(numbers), "fingerprint": fingerprint(rows.select(numbers))}
+        for name, numbers in rows_by_source(rows).items()
+        if name
+    ]
+    return {"sources": sources} if sources else {}
 
 
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
@@ -217,12 +221,18 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
             changes.append(f"the {split} split has other images")
         elif differ:
             changes.append(f"the {split} split has other data ({old['rows']:,} images then, {rows['rows']:,} now)")
+        elif _fingerprints(old) != _fingerprints(rows):
+            changes.append(f"the sources of the {split} split are others, or in another order")
     for key in ("precision", "processes"):
         if before.get(key, now[key]) != now[key]:
             changes.append(f"{key} was {before[key]} and is {now[key]}")
     if "precision was" not in " ".join(changes) and before.get("base", now["base"]) != now["base"]:
         changes.append("the base model has other weights")
     return changes
+
+
+def _fingerprints(rows: Mapping[str, Any]) -> list[str]:
+    return [part["fingerprint"] for part in rows.get("sources", ())]
 
 
 def refuse_changes(recipe: Recipe, changes: list[str]) -> None:

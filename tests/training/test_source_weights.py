@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler
 from medcap.phantom.dataset import write_phantom
 from medcap.recipe import RecipeError, read_recipe
 from medcap.training.rows import SourceSampler
+from medcap.training.run_folder import describe, environment_changes
 from medcap.training.setup import images_per_epoch, load_splits
 from medcap.training.trainer import CaptionTrainer
 
@@ -151,4 +152,16 @@ def test_a_run_draws_by_weight_and_plans_its_steps(train_script, tiny_base, pair
     counts = Counter(drawn)
     assert {row: counts[row] for row in range(14)} == {**dict.fromkeys(range(8), 4), **dict.fromkeys(range(8, 14), 1)}
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert environment["data"]["train"]["sources"] == {"part0": 8, "part1": 6}
+    sources = environment["data"]["train"]["sources"]
+    assert [(part["name"], part["rows"]) for part in sources] == [("part0", 8), ("part1", 6)]
+
+
+def test_another_order_of_the_sources_is_a_change(recipe_file, pair):
+    def described(paths):
+        data = load_splits(read_recipe(["--config", recipe_file(data_dir=paths)]))
+        return {"data": describe(data), "precision": "fp32", "processes": 1, "base": ""}
+
+    before = described(pair)
+    assert environment_changes(before, described(pair)) == []
+    changes = environment_changes(before, described(pair[::-1]))
+    assert changes[0] == "the sources of the train split are others, or in another order"
