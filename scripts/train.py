@@ -27,6 +27,7 @@ from datasets import DatasetDict
 from transformers import TrainerCallback, set_seed
 
 from medcap.data.captions import TokenizedCaptions
+from medcap.data.load import describe_sources
 from medcap.evaluation.scoring import signature_pairs
 from medcap.locks import lock_folder
 from medcap.modeling.adapter import trained_folder
@@ -55,6 +56,7 @@ from medcap.training.run_folder import (
 from medcap.training.setup import (
     AdaptedModel,
     check_devices,
+    images_per_epoch,
     load_checked_splits,
     load_splits,
     make_model,
@@ -155,8 +157,9 @@ def fit(
 def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> None:
     """Train four steps on a few images in a temporary folder, and print the plan of the full run on stdout."""
     args, splits = recipe.training, load_splits(recipe)
-    check_steps(args, len(splits["train"]))
-    schedule = Schedule.of(args, len(splits["train"]))
+    images = images_per_epoch(recipe, splits["train"])
+    check_steps(args, images)
+    schedule = Schedule.of(args, images)
     data, decoded = dry_run_data(recipe, splits, adapted.processor.tokenizer, schedule.batch)
     timer = StepTimer()
     with dry_run_recipe(recipe) as short:
@@ -168,12 +171,13 @@ def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> No
     if features is not None and recipe.model.feature_cache != "auto":  # "auto" works without a cache on a full disk
         features.check()
     if args.process_index == 0:
+        source = describe_sources(recipe.data.data_dir, recipe.data.data_format)
         (memory,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, MemoryReport))
         plan = {
             "dry run": f"no errors; its files were removed from {args.output_dir}",
             "start": f"from {checkpoint}" if checkpoint else "from scratch",
             "data": f"{len(splits['train']):,} training and {len(splits['valid']):,} validation images from "
-            f"{recipe.data.data_dir}; {decoded:,} were decoded as a sample, the run decodes all",
+            f"{source}; {decoded:,} were decoded as a sample, the run decodes all",
             **describe_plan(adapted.model, schedule, adapted.dtype),
             "memory": memory.outcome().removeprefix("memory: "),
             "disk": str(disk),

@@ -39,7 +39,9 @@ def add_commands(commands: Any) -> None:
     )
 
     audit = add_command(data, "audit", _audit, "report broken files, duplicates, leaks between splits and licenses")
-    audit.add_argument("data", metavar="DIR", help="a folder, a CSV file, or a data set's name on the Hub")
+    audit.add_argument(
+        "data", nargs="+", metavar="DIR", help="folders, CSV files, or data sets' names on the Hub; several are joined"
+    )
     output_option(
         audit, "report", default=Path("report.json"), help="JSON file, HTML page next to it (default: report.json)"
     )

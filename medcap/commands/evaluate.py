@@ -31,7 +31,9 @@ def add_commands(commands: Any) -> None:
     """Add `evaluate`, `score` and `compare`."""
     evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
-    evaluate.add_argument("--data", required=True, help="a folder, a CSV file, or a data set's name on the Hub")
+    evaluate.add_argument(
+        "--data", required=True, nargs="+", help="folders, CSV files, or data sets' names on the Hub"
+    )
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
     output_option(evaluate, "folder", required=True, help="folder of metrics.json, predictions.csv, report.html")
     overwrite_option(evaluate, "an evaluation of another model or data, or with other options")
@@ -84,10 +86,16 @@ _FREE = {"run", "debug", "output", "out", "overwrite", "feature_cache", "batch_s
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `medcap evaluate` that its results depend on, with absolute paths."""
     given = {key: value for key, value in vars(args).items() if key not in _FREE and value is not None}
-    for key in ("model", "base", "baseline", "data"):
-        if key in given and Path(given[key]).exists():
-            given[key] = str(Path(given[key]).resolve())
+    for key in ("model", "base", "baseline"):
+        if key in given:
+            given[key] = _absolute(given[key])
+    given["data"] = ", ".join(map(_absolute, args.data))
     return given
+
+
+def _absolute(name: str) -> str:
+    """Return the absolute path of a file or folder; a name on the Hub as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[str]:

@@ -1,4 +1,4 @@
-"""`medcap publish`."""
+"""`medcap publish` and `medcap average`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMATS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Add `publish`."""
+    """Add `publish` and `average`."""
     publish = add_command(commands, "publish", _publish, "build a release folder, or push it to the Hub")
     publish.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a training run")
     destination = publish.add_mutually_exclusive_group(required=True)
@@ -38,6 +38,12 @@ def add_commands(commands: Any) -> None:
     formats = publish.add_mutually_exclusive_group()
     for name, text in FORMATS.items():
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=f"with --to: {text}")
+
+    average = add_command(commands, "average", _average, "average adapters of one base, or a run's best epochs")
+    average.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapters, or checkpoints of a run")
+    output_option(average, "folder", required=True, help="new folder for the average, an adapter like others")
+    average.add_argument("--weights", type=float, nargs="+", help="a number per adapter (default: equal)")
+    average.add_argument("--best", type=int, metavar="N", help="average the N best checkpoints of the run ADAPTER")
 
 
 def _publish(args: argparse.Namespace) -> None:
@@ -64,6 +70,18 @@ def _publish(args: argparse.Namespace) -> None:
             write=_writer(args),
         )
         print(push_run(run, release, to) if to else release)
+
+
+def _average(args: argparse.Namespace) -> None:
+    from medcap.publish.average import best_checkpoints, write_average
+    from medcap.recipe import RecipeError
+
+    adapters = args.adapters
+    if args.best is not None:
+        if len(adapters) > 1 or args.weights:
+            raise RecipeError("--best takes the folder of one run, and no --weights")
+        adapters = best_checkpoints(Path(adapters[0]), args.best)
+    print(f"{write_average(adapters, args.out, args.weights)}: the average of {', '.join(adapters)}")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from medcap.data.duplicates import ImageSimilarity, leaked_groups
 from medcap.data.image_info import NO_IMAGE, ImageInfo, inspect_images
 from medcap.data.licenses import allows_commercial_use, groups_in_several
 from medcap.data.selection import RANK
+from medcap.data.sources import SOURCE, rows_by_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,6 +78,7 @@ def _audit_split(
     groups = [group for group in rows["group"] if group]
     return {
         "rows": len(ids),
+        "sources": {source: len(numbers) for source, numbers in rows_by_source(rows).items() if source},
         "blank_captions": [i for i, caption in zip(ids, all_captions, strict=True) if not caption],
         "missing_images": [i for i, info in zip(ids, infos, strict=True) if info.error == NO_IMAGE],
         "broken_images": {
@@ -177,10 +179,13 @@ def _usable_images(raw: Mapping[str, Dataset], infos: Infos) -> tuple[list[dict[
     """Return the description and ImageInfo of the images that can be decoded and have a caption."""
     images, usable_infos = [], []
     for split, rows in raw.items():
-        columns = zip(rows["image_id"], rows["caption"], rows["group"], infos[split], strict=True)
-        for image_id, text, group, info in columns:
+        sources = rows[SOURCE] if SOURCE in rows.column_names else [""] * len(rows)
+        columns = zip(rows["image_id"], rows["caption"], rows["group"], sources, infos[split], strict=True)
+        for image_id, text, group, source, info in columns:
             if not info.error and (caption := clean_caption(text or "")):
                 image = {"split": split, "image_id": image_id, "caption": caption, "group": group}
+                if source:
+                    image[SOURCE] = source
                 images.append({**image, "width": info.width, "height": info.height})
                 usable_infos.append(info)
     return images, usable_infos
@@ -194,6 +199,7 @@ def _similar_images(
         {
             "same_pixels": len({infos[i].pixel_digest for i in group}) == 1,
             "across_splits": len({images[i]["split"] for i in group}) > 1,
+            "across_sources": len({images[i].get(SOURCE) for i in group}) > 1,
             "images": [images[i] for i in group],
         }
         for group in similarity.groups()
@@ -202,6 +208,7 @@ def _similar_images(
     return {
         "same_pixels": {"within_a_split": counts[True, False], "across_splits": counts[True, True]},
         "near_duplicates": {"within_a_split": counts[False, False], "across_splits": counts[False, True]},
+        "across_sources": sum(group["across_sources"] for group in groups),
         "groups": sorted(groups, key=lambda group: not group["across_splits"]),
     }
 

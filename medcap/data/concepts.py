@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medcap.data.sources import DataPaths, source_paths
 from medcap.data.tables import read_table
 
 # The manually curated concepts of ROCOv2 (Rückert et al., 2024, Scientific Data 11:688): the modality of every image
@@ -62,13 +62,14 @@ def modality_in_words(caption: str) -> str | None:
     return next((name for name, pattern in MODALITY_PATTERNS.items() if pattern.search(caption)), None)
 
 
-def concept_names(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Return {CUI: canonical name} from `cui_mapping.csv` in a folder; empty if there is no such file."""
-    path = Path(folder) / "cui_mapping.csv"
-    if not path.is_file():
-        return {}
-    table = read_table(path, ["CUI", "Canonical name"])
-    return dict(zip(table["CUI"], table["Canonical name"], strict=True))
+def concept_names(data: DataPaths) -> dict[str, str]:
+    """Return {CUI: canonical name} from `cui_mapping.csv` in the folders of a data set; empty without such a file."""
+    names: dict[str, str] = {}
+    for path in (Path(folder) / "cui_mapping.csv" for folder in source_paths(data)):
+        if path.is_file():
+            table = read_table(path, ["CUI", "Canonical name"])
+            names |= zip(table["CUI"], table["Canonical name"], strict=True)
+    return names
 
 
 def split_cuis(value: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,14 @@ from medcap.data.readers import find_csvs, find_metadata, read_csv, read_hub, re
 from medcap.data.rocov2 import read_rocov2
 from medcap.data.same_images import warn_same_images
 from medcap.data.selection import Selection, select_rows
+from medcap.data.sources import DataPaths, join_sources, source_names, source_paths
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from medcap.recipe import DataArguments
 
 
 def load_data(
-    path: str | os.PathLike[str],
+    path: DataPaths,
     layout: DataLayout | None = None,
     selection: Selection | None = None,
     splits: Sequence[str] = SPLITS,
@@ -37,7 +38,8 @@ def load_data(
     `load_image` or `with_pixel_values` to read many.
 
     Args:
-        path: A folder, a CSV file, or the name of a data set on the Hub.
+        path: A folder, a CSV file, or the name of a data set on the Hub; or several, which are joined (see
+            `join_sources`) and have the column `source`.
         layout: How it is laid out; default: detected.
         selection: Which rows to use; default: all.
         splits: Of train, valid and test.
@@ -69,7 +71,7 @@ def load_recipe_data(recipe: DataArguments, splits: Sequence[str]) -> DatasetDic
 
 
 def read_data(
-    path: str | os.PathLike[str],
+    path: DataPaths,
     layout: DataLayout | None = None,
     splits: Sequence[str] = (),
     other_splits: bool = True,
@@ -77,15 +79,25 @@ def read_data(
     """Return the raw rows of `splits`, and with `other_splits` also of the other splits that exist.
 
     The columns are those of `FEATURES`, with unchanged captions and None for a missing image. A warning counts the
-    image files that are in several splits. Raises as `load_data`.
+    image files that are in several splits, of one source or of two. Raises as `load_data`.
     """
     register_dicom()  # `datasets` decodes with Pillow
     layout, splits = layout or DataLayout(), [split_of(split) or split for split in splits]
+    paths = source_paths(path)
+    if len(paths) == 1:
+        data = _read(paths[0], layout, splits, other_splits)
+    else:  # all splits, because their ids decide whether ids get the name of the source
+        sources = {name: _read(path, layout, (), True) for name, path in zip(source_names(path), paths, strict=True)}
+        data = join_sources(sources, splits)
+    warn_same_images(data, ", ".join(paths))
+    return {split: rows for split, rows in data.items() if other_splits or split in splits}
+
+
+def _read(path: str, layout: DataLayout, splits: Sequence[str], other_splits: bool) -> Mapping[str, Dataset]:
+    """Return the raw rows of one source: of `splits`, and of other splits that need not be read separately."""
     name, path = find_layout(path, layout.data_format), os.path.expanduser(path)
     if name == "rocov2":
-        data = read_rocov2(path, splits, other_splits, layout.allow_outside)
-        warn_same_images(data, path)
-        return data
+        return read_rocov2(path, splits, other_splits, layout.allow_outside)
     read = {"imagefolder": read_imagefolder, "csv": read_csv, "hub": read_hub}[name]
     data = read(path, layout)
     if missing := [split for split in splits if split not in data]:
@@ -94,9 +106,12 @@ def read_data(
             f"no split {missing[0]!r} in {path}: it has {sizes}; add this split or, if there is only train, add "
             "rows or set valid_fraction or test_fraction"
         )
-    data = {split: data[split] for split in SPLITS if split in data}
-    warn_same_images(data, path)
-    return {split: rows for split, rows in data.items() if other_splits or split in splits}
+    return {split: data[split] for split in SPLITS if split in data}
+
+
+def describe_sources(path: DataPaths, requested: LayoutName = "auto") -> str:
+    """Return path and layout of a data set, or of each source, as in "data/a (csv) and data/b (rocov2)"."""
+    return " and ".join(f"{source} ({find_layout(source, requested)})" for source in source_paths(path))
 
 
 def find_layout(path: str | os.PathLike[str], requested: LayoutName = "auto") -> LayoutName:

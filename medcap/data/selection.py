@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as compute
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, Features, Image, List, NamedSplit, Value, concatenate_datasets
 from numpy.typing import NDArray
 
 from medcap.data.captions import clean_caption
 from medcap.data.duplicates import ImageSimilarity, leaked_groups
 from medcap.data.image_info import inspect_images
 from medcap.data.licenses import allows_commercial_use
+from medcap.data.sources import SOURCE, rows_by_source
 from medcap.data.tables import check_ids, list_some
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def select_rows(
     Raises:
         ValueError: too many images are missing or broken, or no row is left.
     """
-    data = {split: _usable_rows(rows, split, selection) for split, rows in raw.items()}
+    data = {split: _usable_sources(rows, split, selection) for split, rows in raw.items()}
     if selection.dedupe or selection.exclude_leaks:
         data = _without_duplicates(data, selection, num_proc)
     return DatasetDict({split: data[split] for split in splits})
@@ -160,9 +161,25 @@ def sample_rows(rows: Dataset, n: int | None) -> Dataset:
     return rows.select(np.sort(np.argsort(np.array(hashes, np.uint64))[:n]))
 
 
-def _usable_rows(rows: Dataset, split: str, selection: Selection) -> Dataset:
+def _usable_sources(rows: Dataset, split: str, selection: Selection) -> Dataset:
+    """Return the usable rows of each source; `max_broken` limits those that are missing in each of them."""
+    fraction, sources = selection.fraction if split == "train" else 1.0, rows_by_source(rows)
+    parts = [
+        _usable_rows(
+            rows.select(numbers) if source else rows, f"{split} of {source}" if source else split, fraction, selection
+        )
+        for source, numbers in sources.items()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    counts = [drop_counts(part) for part in parts]
+    total = {name: sum(count[name] for count in counts) for name in ("read", "kept", *REASONS)}
+    return _with_counts(concatenate_datasets(parts, split=NamedSplit(split)), {**counts[0], **total})
+
+
+def _usable_rows(rows: Dataset, split: str, fraction: float, selection: Selection) -> Dataset:
     """Return the rows with a caption, an allowed license and an image, within the fraction; captions are cleaned."""
-    ids, fraction = rows["image_id"][:], selection.fraction if split == "train" else 1.0
+    ids = rows["image_id"][:]
     check_ids(ids, split)
     captions = [clean_caption(caption or "") for caption in rows["caption"][:]]  # [:]: row by row takes seconds
     reasons = np.full(len(ids), "", dtype=object)
@@ -185,7 +202,12 @@ def _usable_rows(rows: Dataset, split: str, selection: Selection) -> Dataset:
     options = {**asdict(selection), "fraction": fraction}
     del options["max_broken"]  # a limit, not a criterion
     counts = {"read": len(ids), **dict.fromkeys(REASONS, 0), "kept": len(ids), **options}
-    return _drop(_with_counts(cleaned.select_columns(list(FEATURES)), counts), reasons)
+    return _drop(
+        _with_counts(
+            cleaned.select_columns([name for name in (*FEATURES, SOURCE) if name in cleaned.column_names]), counts
+        ),
+        reasons,
+    )
 
 
 def _missing(rows: Dataset) -> list[bool]:

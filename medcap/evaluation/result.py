@@ -121,7 +121,7 @@ class EvaluationResult(SystemScores):
         model: The adapter, or the base if there is none: folder or Hub name.
         data: Number of rows read, dropped (by reason) and used.
         failures: Frequency and examples by kind of error.
-        breakdown: Scores by "modality" of the image and by "length" of the reference.
+        breakdown: Scores by "source", "modality" of the image and "length" of the reference.
         baselines: Scores of constant, shuffled and nearest captions, by name.
         detokenized: Scores after detokenization; None if the captions are detokenized already.
         imageclef: Metrics, signature and submission check of `--protocol imageclef`.

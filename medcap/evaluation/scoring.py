@@ -74,12 +74,14 @@ def score_concepts(captions: Sequence[str], split: Split) -> ConceptScores | Non
 
 
 def breakdown(split: Split, statistics: Statistics) -> dict[str, list[PartScores]]:
-    """Return the scores by modality (most frequent first) and by length of the reference.
+    """Return the scores by modality (most frequent first), by length of the reference, and by source of several.
 
     CIDEr keeps the idf of the complete split, so that parts are comparable with each other and with the total.
     """
     lengths = [_length(caption) for caption in split.references]
+    sources = {} if split.sources is None else {"source": _parts(split.sources, split, statistics)}
     return {
+        **sources,
         "modality": _parts(split.modalities, split, statistics),
         "length": sorted(_parts(lengths, split, statistics), key=lambda part: int(part.value.split(" ")[0])),
     }

@@ -13,8 +13,9 @@ from datasets import Dataset, concatenate_datasets
 from medcap.data.captions import clean_caption
 from medcap.data.concepts import concept_names, modality_in_words, modality_of
 from medcap.data.layout import DataLayout
-from medcap.data.load import find_layout, read_data
+from medcap.data.load import describe_sources, read_data
 from medcap.data.selection import Selection, check_images, sample_rows, select_rows
+from medcap.data.sources import SOURCE, DataPaths, own_id, source_names, source_paths
 from medcap.evaluation.baselines import shuffled
 from medcap.phantom.truth import read_truth
 
@@ -66,6 +67,11 @@ class Split:
         pairs = zip(self.rows["manual_cuis"], self.references, strict=True)
         return [modality_of(cuis or []) or modality_in_words(caption) or "unknown" for cuis, caption in pairs]
 
+    @property
+    def sources(self) -> list[str] | None:
+        """Source of each image; None if the data has one source."""
+        return list(self.rows[SOURCE]) if SOURCE in self.rows.column_names else None
+
     def with_shuffled_images(self) -> Split:
         """Return the split with each image in another row, to test image dependence."""
         images = self.rows.select_columns(["image"]).select(shuffled(range(len(self.rows)))).flatten_indices()
@@ -76,7 +82,7 @@ class Split:
 
 
 def load_split(
-    data: str,
+    data: DataPaths,
     name: str,
     *,
     layout: DataLayout | None = None,
@@ -86,7 +92,7 @@ def load_split(
     """Load the selected rows of one split, and the training split for the baselines.
 
     Args:
-        data: Folder, CSV file, or Hub name, as for `load_data`.
+        data: Folder, CSV file, or Hub name, or several, as for `load_data`.
         name: train, valid or test.
         layout: Layout of the data; None to detect it.
         selection: Rows to use; None for all.
@@ -94,7 +100,7 @@ def load_split(
     """
     layout, selection = layout or DataLayout(), selection or Selection()
     raw = read_data(data, layout, [name])
-    sys.stderr.write(f"{data}: read as {find_layout(data, layout.data_format)}\n")
+    sys.stderr.write(f"data: {describe_sources(data, layout.data_format)}\n")
     rows = select_rows(raw if selection.exclude_leaks else {name: raw[name]}, [name], selection)[name]
     rows = check_images(sample_rows(rows, max_eval_samples), selection.max_broken)
     training = raw.get("train")
@@ -105,9 +111,20 @@ def load_split(
         rows,
         training_captions=None if training is None else _captions(training),
         training=None if training is None or name == "train" else _with_images(training),
-        truth=read_truth(data, name),
+        truth=_truth(data, rows, name),
         concepts=concept_names(data),
     )
+
+
+def _truth(data: DataPaths, rows: Dataset, split: str) -> dict[str, dict[str, Any]] | None:
+    """Return the known findings of phantoms by image id; None unless all sources are phantoms."""
+    paths = source_paths(data)
+    if len(paths) == 1:
+        return read_truth(paths[0], split)
+    known = {name: read_truth(path, split) for name, path in zip(source_names(data), paths, strict=True)}
+    pairs = list(zip(rows["image_id"], rows[SOURCE], strict=True))
+    truth = {image_id: (known[source] or {}).get(own_id(image_id, source)) for image_id, source in pairs}
+    return {key: value for key, value in truth.items() if value} if all(truth.values()) else None
 
 
 def _captions(training: Dataset) -> list[str]:

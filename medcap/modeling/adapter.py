@@ -11,11 +11,13 @@ from typing import Any
 
 from peft import PeftConfig
 
+from medcap.io import read_json
 from medcap.modeling.generation import EXTRA_SETTINGS, NO_EFFECT, extra_settings
 from medcap.modeling.load import check_model_name
 from medcap.recipe import GenerationArguments, RecipeError, check_saved, read_yaml
 
 GENERATION = "generation_config.json"
+AVERAGE = "average.json"  # of an adapter that is an average: the adapters and their weights
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 # settings that medcap cannot apply, with the values that change nothing
@@ -105,6 +107,8 @@ def saved_generation(adapter: str) -> dict[str, Any]:
 def adapter_recipe(adapter: str) -> dict[str, Any]:
     """Return the recipe of an adapter (folder or Hub name); empty if it was trained without medcap.
 
+    That of an average also has "averaged", the weights of its adapters: it is another system than one of them.
+
     Raises:
         RecipeError: A value that captions depend on is not allowed, such as a prompt of 200,000 words.
     """
@@ -113,4 +117,6 @@ def adapter_recipe(adapter: str) -> dict[str, Any]:
         return {}
     recipe = read_yaml(path)
     check_saved(recipe, str(path))
-    return recipe
+    if (averaged := _file(adapter, AVERAGE)) is None:
+        return recipe
+    return {**recipe, "averaged": [part["weight"] for part in read_json(averaged)["adapters"]]}

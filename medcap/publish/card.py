@@ -13,7 +13,7 @@ from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.metrics.coco import METRICS
 from medcap.modeling.families.roles import ROLES
 from medcap.publish import card_sections as sections
-from medcap.publish.card_data import ROCOV2, CardData, last_part
+from medcap.publish.card_data import ROCOV2, CardData
 from medcap.publish.usage import TEMPLATES, caption_code
 from medcap.reporting.tables import TITLES
 
@@ -83,7 +83,7 @@ def hub_results(card_data: CardData) -> str | None:
 def _eval_results(card_data: CardData) -> list[EvalResult] | None:
     if card_data.evaluation is None:
         return None
-    data_set = last_part(card_data.data)
+    data_set = card_data.data_name
     return [
         EvalResult(
             task_type=card_data.family.task,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
+from medcap.data.sources import source_paths
 from medcap.evaluation.result import Comparison, EvaluationResult, SystemScores
 from medcap.modeling.families import FAMILIES, Family
 
@@ -44,6 +45,7 @@ class CardData:
         has_chat_template: Whether the processor has one.
         tokenizer_adds_spaces: Whether decoding adds spaces, as in "x - ray".
         tokenizer_lowercases: Whether captions have no capitals.
+        averaged: The adapters that were averaged: name and weight.
     """
 
     base: str
@@ -64,6 +66,7 @@ class CardData:
     has_chat_template: bool = False
     tokenizer_adds_spaces: bool = False
     tokenizer_lowercases: bool = False
+    averaged: Sequence[Mapping[str, Any]] = ()
 
     @property
     def family(self) -> type[Family]:
@@ -91,23 +94,31 @@ class CardData:
         if self.repo_id is not None:
             return self.repo_id.split("/")[-1]
         kind = "lora" if self.format == "adapter" else self.format
-        return f"{last_part(self.base)}-{kind}-{last_part(self.data)}"
+        return f"{last_part(self.base)}-{kind}-{self.data_name}"
 
     @property
     def data(self) -> str:
-        """The data set: Hub name or folder name."""
-        return str(self.recipe["data_dir"])
+        """The data set: Hub name or folder name; those of several sources."""
+        return ", ".join(source_paths(self.recipe["data_dir"]))
+
+    @property
+    def data_name(self) -> str:
+        """The data set without the namespaces of the Hub."""
+        return "-and-".join(map(last_part, source_paths(self.recipe["data_dir"])))
+
+    def _all_named(self, text: str) -> bool:
+        return all(text in last_part(path).lower() for path in source_paths(self.recipe["data_dir"]))
 
     @property
     def is_phantom(self) -> bool:
         """Whether the images are synthetic."""
         has_truth = self.evaluation is not None and self.evaluation.findings is not None
-        return "phantom" in last_part(self.data).lower() or has_truth
+        return self._all_named("phantom") or has_truth
 
     @property
     def is_rocov2(self) -> bool:
         """Whether the data set is ROCOv2, by its name."""
-        return "rocov2" in last_part(self.data).lower() and not self.is_phantom
+        return self._all_named("rocov2") and not self.is_phantom
 
     @property
     def interpolates(self) -> bool:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from medcap.data.images import load_image
 from medcap.data.load import load_recipe_data
+from medcap.data.sources import source_paths
 from medcap.inference import MAX_CAPTION_TOKENS, load_captioner
 from medcap.modeling.adapter import adapter_recipe, base_of, image_size_of
 from medcap.modeling.families import family_of
@@ -85,13 +86,13 @@ def merge(adapter: Path) -> PreTrainedModel:
 def check_images(adapter: Path) -> tuple[list[Image.Image], str]:
     """Return up to 16 test images of the adapter's data set, or phantoms without it, and a description of them."""
     recipe = adapter_recipe(str(adapter))
-    data = Path(recipe["data_dir"])
-    if data.exists():
+    paths = [Path(path) for path in source_paths(recipe["data_dir"])]
+    if all(path.exists() for path in paths):
         keys = {key: recipe[key] for key in vars(DataArguments()) if key in recipe}
         try:
             rows = load_recipe_data(DataArguments(**{**keys, "exclude_leaks": False, "dedupe": False}), ["test"])
             images = rows["test"][:NUM_CHECKED_IMAGES]["image"]
-            return [load_image(image) for image in images], f"test images of {data.name}"
+            return [load_image(image) for image in images], f"test images of {', '.join(path.name for path in paths)}"
         except (OSError, ValueError):  # no test split, or its images are missing
             pass
     return _phantoms(), "phantoms: the data set's test images are not available"

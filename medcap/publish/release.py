@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import new_folder, read_json, write_json
 from medcap.logs import error_line, named_errors, token_pattern
+from medcap.modeling.adapter import AVERAGE
 from medcap.publish.card import hub_results, render_card
 from medcap.publish.card_data import CardData, SystemRow, system_rows
 from medcap.publish.plots import check_plot, write_plots
@@ -34,7 +35,7 @@ FROM_ADAPTER = (
     WEIGHTS, "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
     "chat_template.jinja", "video_preprocessor_config.json",
-    "qformer_tokenizer/tokenizer.json", "qformer_tokenizer/tokenizer_config.json",
+    "qformer_tokenizer/tokenizer.json", "qformer_tokenizer/tokenizer_config.json", AVERAGE,
 )  # fmt: skip
 PLOTS = ("curve.png", "scores.png")  # the only images; check_release draws them again
 GENERATED = (

@@ -13,9 +13,10 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
+from medcap.data.sources import source_paths
 from medcap.evaluation.result import Comparison, EvaluationResult
 from medcap.io import read_json
-from medcap.modeling.adapter import image_size_of, trained_folder
+from medcap.modeling.adapter import AVERAGE, image_size_of, trained_folder
 from medcap.publish.adapter_files import base_kind, tokenizer_traits, trained_layers
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.run_paths import MODEL_FILES, WEIGHTS, have_same_weights
@@ -96,10 +97,11 @@ def read_run(
         has_chat_template=(adapter / "chat_template.jinja").is_file(),
         tokenizer_adds_spaces=adds_spaces,
         tokenizer_lowercases=lowercases,
+        averaged=read_json(adapter / AVERAGE)["adapters"] if (adapter / AVERAGE).is_file() else (),
     )
     if card_data.evaluation and card_data.comparison and not any(row.is_ours for row in card_data.systems):
         raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
-    values = (str(run.resolve()), trained_base, *recipe.values())
+    values = (str(run.resolve()), trained_base, *recipe.values(), *source_paths(recipe["data_dir"]))
     local_paths = {value for value in values if isinstance(value, str) and os.path.isabs(value)}
     return ReleaseSource(run, evaluation, card_data, local_paths)
 

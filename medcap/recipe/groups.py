@@ -19,7 +19,8 @@ def key(default: Any, text: str, allowed: Range | tuple[float, float] | None = N
 class DataArguments:
     """The data set, its layout and the selection of images."""
 
-    data_dir: str = key("", "folder, CSV file or Hub name of the data set")
+    data_dir: str | list[str] = key("", "folder, CSV file or Hub name of the data set, or several")
+    data_weights: list[float] | None = key(None, "per data_dir: how often an epoch draws its training images (1)")
     data_format: Literal["auto", "rocov2", "imagefolder", "csv", "hub"] = key("auto", "layout of the data")
     image_column: str | None = key(None, "column of the images (file_name; Hub: image)")
     caption_column: str | None = key(None, "column of the captions (caption)")

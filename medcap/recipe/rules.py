@@ -11,6 +11,7 @@ from pathlib import Path
 from medcap.logs import error_line
 from medcap.recipe.adapter_rules import adapter_conflict, init_conflict
 from medcap.recipe.arguments import GROUPS, LoraArguments, Recipe
+from medcap.recipe.data_rules import sources_fault
 from medcap.recipe.learning_rate import WATCHES_METRIC, scheduler_fault
 from medcap.recipe.ranges import DIRECTIONS, UNDIRECTED
 
@@ -212,6 +213,7 @@ OPTIMIZER_ARGUMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 DEFAULTS = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
 Rule = tuple[tuple[str, ...], Callable[[Recipe], str]]
 RULES: tuple[Rule, ...] = (
+    (("data_dir", "data_weights", "train_sampling_strategy"), sources_fault),
     (("valid_fraction", "test_fraction"), _held_out),
     (("prompt", "max_caption_tokens"), _prompt),
     (("precision", "use_cpu"), _precision),

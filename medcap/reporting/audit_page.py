@@ -16,6 +16,7 @@ from medcap.data.concepts import concept_names
 from medcap.data.duplicates import MAX_DISTANCE
 from medcap.data.layout import DataLayout
 from medcap.data.load import read_data
+from medcap.data.sources import DataPaths, source_paths
 from medcap.io import write_json, write_text
 from medcap.logs import error_line
 from medcap.reporting.pages import render, thumbnail
@@ -37,7 +38,7 @@ DISTRIBUTIONS = {
 
 
 def write_audit(
-    data: str,
+    data: DataPaths,
     out: Path,
     tokenizer: str | None = None,
     limits: Sequence[int] = LIMITS,
@@ -47,7 +48,7 @@ def write_audit(
     """Audit a data set and write the report to `out` (JSON) and to an HTML page next to it.
 
     Args:
-        data: Folder, CSV file, or Hub name.
+        data: Folder, CSV file, or Hub name, or several.
         out: The JSON file.
         tokenizer: Folder or Hub name; None for that of BLIP.
         limits: Values of `max_caption_tokens` for which truncated captions are counted.
@@ -59,7 +60,7 @@ def write_audit(
     """
     raw = read_data(data, layout)
     report = audit(raw, concept_names(data), load_tokenizer(tokenizer), limits, num_proc)
-    html = page(report, raw, data)
+    html = page(report, raw, ", ".join(source_paths(data)))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     write_text(out.with_suffix(".html"), html)
@@ -107,6 +108,9 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for title, key in (("across splits", "across_splits"), ("within a split", "within_a_split")):
         same, near = images["same_pixels"][key], images["near_duplicates"][key]
         lines.append((f"images {title}: {same:,} groups with the same pixels, {near:,} nearly the same", same + near))
+    if any(part["sources"] for part in parts.values()):
+        shared = images["across_sources"]
+        lines.append((f"images of one source that are also in another, or nearly: {shared:,} groups", shared))
     options = {"exclude_leaks": "exclude_leaks", "dedupe": "dedupe"}
     if has_licenses:
         options["license_filter"] = "license_filter commercial"

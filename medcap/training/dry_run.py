@@ -100,7 +100,8 @@ def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
     cache = "off" if recipe.model.feature_cache == "off" else str(folder / "features")
     model = dataclasses.replace(recipe.model, feature_cache=cache)
     try:
-        yield dataclasses.replace(recipe, training=args, model=model, given=frozenset())
+        data = dataclasses.replace(recipe.data, data_weights=None)  # `dry_run_data` has chosen the rows
+        yield dataclasses.replace(recipe, data=data, training=args, model=model, given=frozenset())
     finally:
         if is_main:
             shutil.rmtree(folder, ignore_errors=True)

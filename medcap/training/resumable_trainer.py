@@ -34,7 +34,7 @@ from medcap.training.checkpoints import (
     step_of,
     write_checksums,
 )
-from medcap.training.rows import LengthSampler
+from medcap.training.rows import LengthSampler, SourceSampler
 
 LOSS_WINDOW = "loss_window_{}.json"  # one per process
 LOADER_OPTIONS = (
@@ -58,6 +58,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.groups_by_length = self.args.train_sampling_strategy == "group_by_length"
         if self.groups_by_length:  # the Trainer would group the evaluation by length too, and read every image for it
             self.args.train_sampling_strategy = "random"
+        self.sampler: LengthSampler | SourceSampler | None = None  # None: the Trainer's
         self.superseded: list[Path] = []  # checkpoints to remove after the next one is written
         self.resumed: Path | None = None
         self.has_loaded = False  # whether the first step, and so everything in `resumed`, was loaded
@@ -81,18 +82,19 @@ class ResumableTrainer(Seq2SeqTrainer):
                 raise
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the Trainer's loader; with `group_by_length`, one whose order `LengthSampler` chooses."""
-        if not self.groups_by_length:
+        """Return the Trainer's loader, or one whose rows `LengthSampler` or `SourceSampler` chooses."""
+        args = self.args
+        if self.groups_by_length:
+            lengths = self.train_dataset[args.length_column_name]
+            step_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            self.sampler = LengthSampler(lengths, step_size, args.seed if args.data_seed is None else args.data_seed)
+        if self.sampler is None:
             return super().get_train_dataloader()
-        args, lengths = self.args, self.train_dataset[self.args.length_column_name]
-        step_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        sampler = LengthSampler(lengths, step_size, args.seed if args.data_seed is None else args.data_seed)
-        self.sampler = sampler
         options = {name: getattr(args, f"dataloader_{name}", None) for name in LOADER_OPTIONS}
         loader = DataLoader(
             self.train_dataset,
             batch_size=args.train_batch_size,
-            sampler=sampler,
+            sampler=self.sampler,
             collate_fn=self.data_collator,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
             **{name: value for name, value in options.items() if value is not None},
@@ -101,7 +103,7 @@ class ResumableTrainer(Seq2SeqTrainer):
 
     def begin_epoch(self) -> None:
         """Set the epoch of the sampler; accelerate does not do so when it skips batches of a resumed epoch."""
-        if self.groups_by_length:
+        if self.sampler is not None:
             self.sampler.set_epoch(int(self.state.epoch or 0))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,43 @@ class LengthSampler(Sampler[int]):
         short = [others.pop()] if others and len(others[-1]) < self.batch_size else []  # last, so no batch is split
         order = torch.randperm(len(others), generator=generator).tolist()
         return iter([row for batch in [first, *(others[index] for index in order), *short] for row in batch])
+
+
+class SourceSampler(Sampler[int]):
+    """The rows that an epoch draws from each source, in random order; they depend on seed and epoch alone.
+
+    An epoch draws round(weight * n) of the n rows of a source, at least one, from an endless sequence of passes over
+    them, each in a new random order, where the epoch before stopped. So a weight of 2 draws every row twice per epoch,
+    0.5 draws each half of them in turn, and 1.5 draws no row a second time before all others.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> None:
+        """`sources`: the row numbers of each source."""
+        self.sources, self.seed, self.epoch = [torch.tensor(rows) for rows in sources], seed, 0
+        self.draws = [max(round(weight * len(rows)), 1) for rows, weight in zip(sources, weights, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; the Trainer calls this before each one, resumed ones included."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.draws)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = torch.cat([self._drawn(number) for number in range(len(self.sources))])
+        return iter(rows[self._permutation(len(rows), f"epoch:{self.epoch}")].tolist())
+
+    def _drawn(self, number: int) -> torch.Tensor:
+        rows, draws = self.sources[number], self.draws[number]
+        first, start = divmod(self.epoch * draws, len(rows))
+        passes = range(first, first + (start + draws - 1) // len(rows) + 1)
+        sequence = torch.cat([rows[self._permutation(len(rows), f"{number}:{index}")] for index in passes])
+        return sequence[start : start + draws]
+
+    def _permutation(self, n: int, key: str) -> torch.Tensor:
+        digest = hashlib.blake2b(f"{self.seed}:{key}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.randperm(n, generator=generator)
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers.trainer_callback import TrainerState
 
 from medcap.data.selection import drop_counts, fingerprint, image_fingerprint
+from medcap.data.sources import rows_by_source
 from medcap.disk import writing
 from medcap.environment import environment
 from medcap.io import commit_folder, staging_folder, write_json
@@ -110,9 +111,25 @@ def save_adapter(folder: Path, adapted: AdaptedModel, recipe: Recipe, gathered: 
 def describe(data: DatasetDict) -> dict[str, Any]:
     """Return the rows of each split, fingerprints of its captions and images, and the counts of dropped rows."""
     return {
-        split: {"rows": len(rows), "fingerprint": fingerprint(rows), **image_fingerprint(rows), **drop_counts(rows)}
+        split: {
+            "rows": len(rows),
+            "fingerprint": fingerprint(rows),
+            **image_fingerprint(rows),
+            **drop_counts(rows),
+            **_sources(rows),
+        }
         for split, rows in data.items()
     }
+
+
+def _sources(rows: Dataset) -> dict[str, Any]:
+    """Return name, rows and fingerprint of each source in their order, if there are several."""
+    sources = [
+        {"name": name, "rows": len(numbers), "fingerprint": fingerprint(rows.select(numbers))}
+        for name, numbers in rows_by_source(rows).items()
+        if name
+    ]
+    return {"sources": sources} if sources else {}
 
 
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
@@ -204,12 +221,18 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
             changes.append(f"the {split} split has other images")
         elif differ:
             changes.append(f"the {split} split has other data ({old['rows']:,} images then, {rows['rows']:,} now)")
+        elif _fingerprints(old) != _fingerprints(rows):
+            changes.append(f"the sources of the {split} split are others, or in another order")
     for key in ("precision", "processes"):
         if before.get(key, now[key]) != now[key]:
             changes.append(f"{key} was {before[key]} and is {now[key]}")
     if "precision was" not in " ".join(changes) and before.get("base", now["base"]) != now["base"]:
         changes.append("the base model has other weights")
     return changes
+
+
+def _fingerprints(rows: Mapping[str, Any]) -> list[str]:
+    return [part["fingerprint"] for part in rows.get("sources", ())]
 
 
 def refuse_changes(recipe: Recipe, changes: list[str]) -> None:

@@ -23,8 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from medcap.data.captions import TokenizedCaptions
 from medcap.data.images import with_pixel_values
-from medcap.data.load import find_layout, load_recipe_data
+from medcap.data.load import describe_sources, load_recipe_data
 from medcap.data.selection import check_images, sample_rows
+from medcap.data.sources import rows_by_source, source_names
 from medcap.modeling.families import Family, family_of
 from medcap.modeling.feature_cache import open_cache
 from medcap.modeling.feature_store import FeatureCache
@@ -42,6 +43,7 @@ from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.plan import check_steps
+from medcap.training.rows import SourceSampler
 from medcap.training.sharding import sharding_engine
 from medcap.training.trainer import CaptionTrainer
 
@@ -158,11 +160,33 @@ def load_checked_splits(recipe: Recipe) -> DatasetDict:
     """
     with recipe.training.main_process_first(desc="decoding"):
         data = load_splits(recipe)
-        check_steps(recipe.training, len(data["train"]))
+        check_steps(recipe.training, images_per_epoch(recipe, data["train"]))
         for split in data:
             data[split] = check_images(data[split], recipe.data.max_broken)
-    check_steps(recipe.training, len(data["train"]))  # without unreadable images
+    check_steps(recipe.training, images_per_epoch(recipe, data["train"]))  # without unreadable images
     return data
+
+
+def source_sampler(recipe: Recipe, rows: Dataset) -> SourceSampler | None:
+    """Return the sampler that draws the training rows of each source by `data_weights`; None for every row once.
+
+    Raises RecipeError if a source has no training images.
+    """
+    weights, sources = recipe.data.data_weights or (), rows_by_source(rows)
+    if all(weight == 1 for weight in weights):
+        return None
+    names = source_names(recipe.data.data_dir)
+    if empty := [name for name in names if name not in sources]:
+        raise RecipeError(f"data_weights draws from {empty[0]}, which has no training images: remove it")
+    args = recipe.training
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return SourceSampler([sources[name] for name in names], weights, seed)
+
+
+def images_per_epoch(recipe: Recipe, rows: Dataset) -> int:
+    """Return the number of training images in an epoch; repeated ones count as often as they are drawn."""
+    sampler = source_sampler(recipe, rows)
+    return len(rows) if sampler is None else len(sampler)
 
 
 def tokenize_captions(recipe: Recipe, data: DatasetDict, family: Family) -> TokenizedCaptions:
@@ -178,7 +202,7 @@ def print_summary(
 ) -> None:
     """Print on stderr the data, the trainable parameters, and the fraction of captions that is cut."""
     cut = captions.cut_fraction(recipe.data.max_caption_tokens)
-    source = f"{recipe.data.data_dir} ({find_layout(recipe.data.data_dir, recipe.data.data_format)})"
+    source = describe_sources(recipe.data.data_dir, recipe.data.data_format)
     sys.stderr.write(
         f"{len(data['train']):,} training and {len(data['valid']):,} validation images from {source}\n"
         f"{trainable_summary(model)}\n"
@@ -234,6 +258,7 @@ def make_trainer(
         features=cache,
         monitor=monitor,
         lora_lr_ratio=recipe.lora.lora_lr_ratio,
+        sampler=source_sampler(recipe, data["train"]),
         train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), family, cache),
         eval_dataset=trainer_rows(valid, family, cache),
         data_collator=family.collator(max_tokens, prompt),

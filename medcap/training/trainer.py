@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -29,7 +29,7 @@ from medcap.training.lora_plus import raise_lora_b
 from medcap.training.micro_batches import Batch, Gradients, average_gradients, is_out_of_memory, split_batch
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.resumable_trainer import ResumableTrainer
-from medcap.training.rows import CaptionRows
+from medcap.training.rows import CaptionRows, SourceSampler
 from medcap.training.sharding import SHARDED, call_within
 
 Count = torch.Tensor | int | None  # labels of a step on all processes
@@ -54,6 +54,7 @@ class CaptionTrainer(ResumableTrainer):
         features: FeatureCache | None = None,
         monitor: TrainingMonitor | None = None,
         lora_lr_ratio: float = 1.0,
+        sampler: SourceSampler | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -66,6 +67,7 @@ class CaptionTrainer(ResumableTrainer):
             features: Feature cache; rows then have a "digest" (see `medcap.data.images.ImageTransform`).
             monitor: Measures throughput; its figures are logged.
             lora_lr_ratio: Learning rate of LoRA's B matrices divided by `learning_rate`.
+            sampler: Rows of each epoch of training; None for all of them.
             compute_metrics: Scores generated ids, see above.
             **kwargs: As for `Seq2SeqTrainer`.
         """
@@ -80,6 +82,9 @@ class CaptionTrainer(ResumableTrainer):
         self.family.is_sharded = self.accelerator.distributed_type in SHARDED
         if self.train_dataset is not None:
             self.train_dataset: Any = self._numbered(self.train_dataset)
+        if sampler is not None:
+            self.sampler, rows = sampler, cast(Any, self.train_dataset)
+            rows.total_dataset_length = len(sampler)  # by which accelerate counts what repeats in the last batch
         self.encoder = FeatureEncoder(self.family, features)
         self.takes_features = not self.family.feature_obstacle()
         self.trains_vision_encoder = self.takes_features and trains_features(self.family)
