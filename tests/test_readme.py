@@ -77,10 +77,10 @@ def check_medcap_command(argv: list[str]) -> None:
 
 
 def with_existing_recipe(argv: list[str]) -> list[str]:
-    """Replace RECIPE and RUN/recipe.yaml, which a run writes, by a recipe of the repository."""
+    """Replace RECIPE, RUN/recipe.yaml and SEARCH/best.yaml, which commands write, by a recipe of the repository."""
     example = str(ROOT / "recipes/phantom/lora.yaml")
     return [
-        example if argument == "RECIPE" or argument.endswith("recipe.yaml")
+        example if argument == "RECIPE" or argument.endswith(("recipe.yaml", "best.yaml"))
         else str(ROOT / argument) if argument.endswith(".yaml")
         else argument
         for argument in argv
