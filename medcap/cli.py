@@ -10,7 +10,7 @@ import os
 import sys
 
 from medcap import __version__
-from medcap.commands import base, cache, caption, data, evaluate, publish
+from medcap.commands import base, cache, caption, data, evaluate, publish, tune
 from medcap.commands.options import add_command, check_output
 from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
@@ -22,7 +22,11 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:  # all other arguments belong to the recipe
         sys.exit(train(arguments[1:]))
-    args = make_parser().parse_args(arguments)
+    parser = make_parser()
+    args, overrides = parser.parse_known_args(arguments)
+    if overrides and arguments[0] != "tune":  # whose other arguments override keys of the recipe
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args.overrides = overrides
     with report_errors(args.debug):
         check_single_process(arguments[0])
         check_output(args)
@@ -45,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_commands(commands)
     base.add_commands(commands)
     add_command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--key value ...]")
+    tune.add_commands(commands)
     evaluate.add_commands(commands)
     caption.add_commands(commands)
     publish.add_commands(commands)

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
                 train(recipe)
 
 
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Load model and data, train, save the weights of the best epoch, and push them if the recipe says so."""
     for library in ("transformers", "torch"):
         check_hooks(library)
@@ -103,7 +103,7 @@ def train(recipe: Recipe) -> None:
     captions = tokenize_captions(recipe, data, adapted.family)
     if recipe.training.process_index == 0:
         print_summary(recipe, data, adapted.model, captions)
-    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination)
+    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination, callbacks)
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         result = trained_folder(run)

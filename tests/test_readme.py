@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 GENERATED = [ROOT / "MODEL_CARD.md"]  # tested in tests/publish
 DOCUMENTS = [path for folder in ("", "docs") for path in sorted((ROOT / folder).glob("*.md")) if path not in GENERATED]
 DOCUMENTS += sorted((ROOT / "recipes").rglob("*.md"))
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+SPACES = sorted((ROOT / "recipes").rglob("space.yaml"))
+RECIPES = sorted({*(ROOT / "recipes").rglob("*.yaml")} - {*(ROOT / "recipes" / "accelerate").iterdir(), *SPACES})
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PROGRAM = r"(?:medcap|make|accelerate launch|python) .+"
 
@@ -32,10 +33,10 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line.split(" [")[0], comments=True) for line in lines if re.fullmatch(PROGRAM, line)]
 
 
-EVERY_COMMAND = [(path, argv) for path in [*DOCUMENTS, *RECIPES, *WORKFLOWS] for argv in commands(path)]
+EVERY_COMMAND = [(path, argv) for path in [*DOCUMENTS, *RECIPES, *SPACES, *WORKFLOWS] for argv in commands(path)]
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *RECIPES, *WORKFLOWS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *RECIPES, *SPACES, *WORKFLOWS], ids=lambda path: path.name)
 def test_commands_are_found(path: Path) -> None:
     assert commands(path)
 
@@ -76,10 +77,10 @@ def check_medcap_command(argv: list[str]) -> None:
 
 
 def with_existing_recipe(argv: list[str]) -> list[str]:
-    """Replace RECIPE and RUN/recipe.yaml, which a run writes, by a recipe of the repository."""
+    """Replace RECIPE, RUN/recipe.yaml and SEARCH/best.yaml, which commands write, by a recipe of the repository."""
     example = str(ROOT / "recipes/phantom/lora.yaml")
     return [
-        example if argument == "RECIPE" or argument.endswith("recipe.yaml")
+        example if argument == "RECIPE" or argument.endswith(("recipe.yaml", "best.yaml"))
         else str(ROOT / argument) if argument.endswith(".yaml")
         else argument
         for argument in argv

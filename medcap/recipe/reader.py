@@ -25,11 +25,13 @@ MAX_BYTES, MAX_ITEMS = 2_000_000, 10_000  # PyYAML reads about 10,000 items per 
 MAX_BRACKETS = 1000  # the time PyYAML needs grows with the square of the nesting depth
 
 
-def read_recipe(overrides: list[str]) -> Recipe:
+def read_recipe(overrides: list[str], changes: Mapping[str, Any] | None = None, source: str = "") -> Recipe:
     """Read a recipe from command-line arguments; prints the help and exits for --help and --help-all.
 
     Args:
         overrides: arguments such as ["--config", FILE, "--learning_rate", "1e-4"]. Options override keys of the file.
+        changes: values that override both, such as those of a trial.
+        source: what errors call the origin of `changes`.
 
     Raises:
         RecipeError: one line with the source (the file or the command line), the key, its value and what is allowed.
@@ -41,11 +43,13 @@ def read_recipe(overrides: list[str]) -> Recipe:
         options = _read_options(overrides)
     config = options.pop("config", None)
     content = {} if config is None else read_yaml(Path(config))
+    changes = changes or {}
     sources = {**dict.fromkeys(content, str(config)), **dict.fromkeys(options, COMMAND_LINE)}
+    sources |= dict.fromkeys(changes, source)
     values = {}
-    for key, value in {**content, **options}.items():
+    for key, value in {**content, **options, **changes}.items():
         with _error_source(sources[key]):
-            _check_known(key)
+            check_known(key)
             if value is not None:
                 values[key] = convert(key, value)
     _merge_precision(values, sources)
@@ -62,8 +66,8 @@ def _error_source(source: str) -> Iterator[None]:
         raise RecipeError(f"{source}: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the keys of a recipe file without checking them.
+def read_yaml(path: Path, kind: str = "recipe") -> dict[str, Any]:
+    """Read the keys of a recipe, or of another `kind` of file, without checking them.
 
     Aliases (`*name`) are refused because a few lines of them can expand to more text than memory holds.
 
@@ -74,27 +78,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise RecipeError(f"{path}: not a recipe: larger than {MAX_BYTES / 1e6:g} MB")
+            raise RecipeError(f"{path}: not a {kind}: larger than {MAX_BYTES / 1e6:g} MB")
         text = content.decode("utf-8")
         if text.count("[") + text.count("{") > MAX_BRACKETS:
-            raise RecipeError(f"{path}: not a recipe: more than {MAX_BRACKETS:,} brackets")
+            raise RecipeError(f"{path}: not a {kind}: more than {MAX_BRACKETS:,} brackets")
         if text.count("\n") + text.count(",") > MAX_ITEMS:
-            raise RecipeError(f"{path}: not a recipe: more than {MAX_ITEMS:,} lines and commas")
+            raise RecipeError(f"{path}: not a {kind}: more than {MAX_ITEMS:,} lines and commas")
         events = yaml.parse(text, yaml.SafeLoader) if "*" in text else ()
         if any(isinstance(event, yaml.AliasEvent) for event in events):
-            raise RecipeError(f"{path}: aliases (*name) are not allowed in a recipe: repeat the value instead")
+            raise RecipeError(f"{path}: aliases (*name) are not allowed in a {kind}: repeat the value instead")
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
         values = None if root is None else loader.construct_document(root)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        raise RecipeError(f"{path}: cannot read the {kind}: {error.strerror}") from error
     except RecursionError:
-        raise RecipeError(f"{path}: not a recipe: values are nested too deeply") from None
+        raise RecipeError(f"{path}: not a {kind}: values are nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"{path}: a recipe is a list of `key: value` lines, got {type(values).__name__}")
+        raise RecipeError(f"{path}: a {kind} is a list of `key: value` lines, got {type(values).__name__}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise RecipeError(f"{path}: the key {twice[0]!r} is there twice; remove one")
     return values
@@ -117,7 +121,7 @@ def _read_options(arguments: list[str]) -> dict[str, Any]:
             options[negated], texts = False, None
             continue
         if key != "config":
-            _check_known(key)
+            check_known(key)
         texts = None if has_value else []
         options[key] = [text] if texts is None else texts
     return {key: value if isinstance(value, bool) else _option_value(key, value) for key, value in options.items()}
@@ -146,7 +150,8 @@ def check_saved(values: Mapping[str, Any], source: str) -> None:
                     check_values({key: convert(key, values[key])})
 
 
-def _check_known(key: str) -> None:
+def check_known(key: str) -> None:
+    """Raise RecipeError for a key that a recipe cannot have, with the closest one."""
     if key in REPLACED:
         raise RecipeError(f"there is no key {key!r}; use {REPLACED[key]}")
     if key not in key_types():

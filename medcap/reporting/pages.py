@@ -22,6 +22,7 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.filters["thousands"] = "{:,}".format
+_TEMPLATES.filters["number"] = lambda value: f"{value:.4g}" if isinstance(value, float) else value
 
 
 def render(template: str, script: str = "", **values: Any) -> str:
