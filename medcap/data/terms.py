@@ -1,7 +1,7 @@
 """Terms in captions, matched as complete words from lexicons in CSV files.
 
 A lexicon has the columns `term`, `synonyms` (separated by semicolons), `kind` and `source`. A synonym is a word or a
-phrase; hyphens, slashes and brackets between its words count as spaces. In a synonym
+phrase; hyphens and slashes between its words count as spaces. In a synonym
 
     opacit*     is any word that begins so, `*itis` any word that ends so, and `?` one arbitrary word
     MRI         in capitals, matches only capitals, or any case in a text without capitals; others match any case
@@ -25,18 +25,27 @@ FOLDER = Path(__file__).with_name("lexicons")
 COLUMNS = ("term", "synonyms", "kind", "source")
 IGNORED, ITSELF = "(ignored)", "*"
 _WORD = re.compile(r"[^\W_]+")
-_JOINING = re.compile(r"[\s/()\[\]'’-]*")
+_JOINING = re.compile(r"[\s/'’-]*|–")
+_BRACKETS = re.compile(r"\s*[()\[\]]+[\s/–-]*")
 _END = ""  # key of a node's terms
 Node = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a text, with the position of each, and whether only spaces or hyphens separate it from the last."""
+    """The words of a text, with the position of each.
+
+    Attributes:
+        words: Sequences of letters and digits.
+        spans: Start and end of each word in the text.
+        joined: Whether only spaces, hyphens or slashes separate a word from the one before.
+        bracketed: Whether a bracket does.
+    """
 
     words: list[str]
     spans: list[tuple[int, int]]
     joined: list[bool]
+    bracketed: list[bool]
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,21 @@ def split_words(text: str) -> Words:
     """Split a text into words: sequences of letters and digits."""
     matches = list(_WORD.finditer(text))
     ends = [0, *(match.end() for match in matches)]
-    joined = [
-        _JOINING.fullmatch(text, end, match.start()) is not None for end, match in zip(ends, matches, strict=False)
-    ]
-    return Words([match[0] for match in matches], [match.span() for match in matches], joined)
+    gaps = [text[end : match.start()] for end, match in zip(ends, matches, strict=False)]
+    joined = [_JOINING.fullmatch(gap) is not None for gap in gaps]
+    bracketed = [_BRACKETS.fullmatch(gap) is not None for gap in gaps]
+    return Words([match[0] for match in matches], [match.span() for match in matches], joined, bracketed)
 
 
 class Lexicon:
     """Terms by synonym, as a tree of words."""
 
-    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Build the tree from pairs of a term and its synonyms, separated by semicolons."""
+    def __init__(self, rows: Iterable[tuple[str, str]], brackets: bool = False) -> None:
+        """Build the tree from pairs of a term and its synonyms, separated by semicolons.
+
+        With `brackets`, a synonym also matches words with a bracket between them: "tomography (CT) angiography".
+        """
+        self._brackets = brackets
         self._root: Node = {}
         self._stems: set[str] = set()
         self._keys: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -84,9 +97,10 @@ class Lexicon:
         is_lower = all(word.islower() or word.isdecimal() for word in words.words)
         texts = [(word, word.upper() if is_lower else word) for word in words.words]
         keys = [self._keys.get(text) or self._keys_of(*text) for text in texts]
+        joined = list(map(max, words.joined, words.bracketed)) if self._brackets else words.joined
         start = 0
         while start < len(keys):
-            end, terms = _longest(self._root, keys, words.joined, start, start) if keys[start] else (start, ())
+            end, terms = _longest(self._root, keys, joined, start, start) if keys[start] else (start, ())
             for term in terms:
                 yield Mention(normalize(words.words[start]) if term == ITSELF else term, start, end)
             start = max(end, start + 1)
@@ -118,7 +132,8 @@ def _longest(
 @cache
 def read_lexicon(name: str) -> Lexicon:
     """Return the lexicon in `lexicons/NAME.csv`."""
-    return Lexicon((row["term"], row["synonyms"]) for row in read_rows(name))
+    rows = [(row["term"], row["synonyms"]) for row in read_rows(name)]
+    return Lexicon(rows, brackets=name == "modality")
 
 
 def read_rows(name: str) -> list[dict[str, str]]:

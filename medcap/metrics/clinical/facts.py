@@ -15,6 +15,7 @@ from medcap.metrics.clinical.numbers import numbers_in
 KINDS = ("modality", "laterality", "region", "finding", "negation", "number")
 CaptionFacts = Mapping[str, frozenset[str]]
 _HYPHENS = str.maketrans("‐‑", "--")  # used by publishers, as in "X‐ray"
+_LEGEND = re.compile(r"\b([LR])(\s?[:=,]\s?)(?:left|right)\b", re.IGNORECASE)  # of letters in the image
 _NON = re.compile(r"\bnon(?=[a-z]{4})", re.IGNORECASE)  # a negation: "nonobstructive"
 
 
@@ -33,7 +34,7 @@ def extract_facts(caption: str, concepts: ConceptTerms | None = None) -> Caption
     Findings in the patient's history, and those that the study is to rule out, count as neither. Terms are in
     `medcap/data/lexicons`. Facts are not inferred, and a side is not linked to a finding.
     """
-    text = _NON.sub("non-", " ".join(caption.split()).translate(_HYPHENS))
+    text = _LEGEND.sub(r"\1\2", _NON.sub("non-", " ".join(caption.split()).translate(_HYPHENS)))
     words = split_words(text)
     context = Context(text, words)
     finding_terms = concepts.finding if concepts else read_lexicon("finding")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from medcap.data.terms import read_rows
 
+_MEASURES = ("mm", "mm2", "mL")  # lengths, areas and volumes may have a decimal comma
 _SPELLED = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _UNITS = {
     spelling.strip().lower(): (row["unit"], float(row["factor"]))
@@ -37,6 +38,8 @@ def numbers_in(text: str) -> Iterator[str]:
             continue
         is_negative = match["sign"] and unit == "HU"  # before other units a dash is punctuation
         for number in _PARSED.findall(match["run"]):
+            if ", " in number and unit not in _MEASURES:  # "figure 3, 24 hours"
+                number = number.rpartition(" ")[2]
             yield f"{'-' if is_negative else ''}{round(_value(number) * factor, 4):g} {unit}"
 
 
