@@ -22,7 +22,7 @@ _NUMBER = rf"(?:{_DIGITS}|\b(?:{'|'.join(_SPELLED)})\b)"
 _JOIN = r"(?:\s?[x×*/–-]\s?|-?,?\s(?:by|to|and|or)\s|,\s(?=[\d.]+(?:, [\d.]+)*,? (?:and|or) \d))"
 _QUANTITY = re.compile(
     rf"(?P<sign>(?<!\w)(?<!\d\s)[-−–])?(?<![\w.])(?P<run>{_NUMBER}(?:{_JOIN}{_NUMBER})*)"
-    rf"[\s-]?(?P<unit>{_UNIT})(?![a-z0-9²³/])",
+    rf"\)?[\s-]?(?P<unit>{_UNIT})(?![a-z0-9²³/])",
     re.IGNORECASE,
 )
 _PARSED = re.compile(_NUMBER, re.IGNORECASE)
