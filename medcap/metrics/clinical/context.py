@@ -19,6 +19,7 @@ PRESENT, NEGATED = "present", "negated"
 ASSERTIONS = (NEGATED, "indication", "historical", "possible")  # the first one counts if there are several
 _REACH = 12  # words between a finding and a cue after it
 _KNOWN_REACH = 6  # words from "of the" to a known finding
+_AUXILIARIES = {"is", "are", "was", "were", "has", "have", "had", "been"}
 _BREAKS = ("or", "nor", "and", "to")
 _ROWS = read_rows("context")
 
@@ -97,8 +98,9 @@ class Context:
         between = range(finding.end, cue.start + 1)
         if not 0 <= cue.start - finding.end <= _REACH or self._has_end(finding.end, cue.start, "end all scopes"):
             return False
-        commas = [at for at in between if "," in self._gaps[at] and at > finding.end - 1]
-        if commas and not any(token in ("or", "and", "nor") for token in self._tokens[commas[-1] : cue.start]):
+        commas = [at for at in between if "," in self._gaps[at]]
+        item = self._tokens[commas[-1] : cue.start] if commas else []  # the last item of a list, or only "were"
+        if commas and not {"or", "and", "nor"} & set(item) and not set(item) <= _AUXILIARIES:
             return False
         return not self._is_known(max(0, finding.start - 4), finding.start)
 
