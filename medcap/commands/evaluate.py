@@ -1,4 +1,4 @@
-"""`medcap evaluate`, `medcap score` and `medcap compare`."""
+"""`medcap evaluate`, `medcap score`, `medcap facts` and `medcap compare`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Add `evaluate`, `score` and `compare`."""
+    """Add `evaluate`, `score`, `facts` and `compare`."""
     evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     evaluate.add_argument(
@@ -64,6 +64,13 @@ def add_commands(commands: Any) -> None:
     score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
     output_option(score, "file", help="also write the scores into this JSON file")
     protocol_options(score)
+    score.add_argument(
+        "--clinical", action="store_true", help="also compute RadGraph F1, RaTEScore and GREEN (extra: clinical)"
+    )
+
+    facts = add_command(commands, "facts", _facts, "extract facts from captions; write one JSON line per caption")
+    facts.add_argument("captions", type=Path, metavar="CAPTIONS.csv", help="CSV with the columns ID,Caption")
+    output_option(facts, "file", required=True, help="output file: id, modality, laterality, region, finding, ...")
 
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
@@ -167,6 +174,40 @@ def _score(args: argparse.Namespace) -> None:
     if args.protocol == "imageclef":
         captions = dict(zip(ids, predictions, strict=True))
         print(_score_imageclef(args, captions, references, args.predictions, args.out))
+    if args.clinical:
+        _score_clinical(predictions, references, args.out)
+
+
+def _score_clinical(predictions: list[str], references: list[str], out: Path | None) -> None:
+    """Print the learned clinical metrics, and add them to the file `out`; ValueError if one is missing."""
+    from medcap.io import read_json, write_json
+    from medcap.metrics.clinical.learned import learned_scores
+
+    scores, missing = learned_scores(predictions, references)
+    if scores:
+        print(json.dumps({"clinical": scores}, indent=2))
+        if out is not None:
+            write_json(out, {**read_json(out), "clinical": scores})
+    if missing:
+        raise ValueError("; ".join(missing))
+
+
+def _facts(args: argparse.Namespace) -> None:
+    """Write the facts of each caption; names in cui_mapping.csv beside the file are further terms."""
+    from medcap.data.concepts import concept_names
+    from medcap.evaluation.csv_files import read_captions
+    from medcap.io import write_text
+    from medcap.metrics.clinical.concept_terms import concept_terms
+    from medcap.metrics.clinical.facts import extract_facts
+
+    captions = read_captions(args.captions)
+    concepts = concept_terms(concept_names(args.captions.parent))
+    lines = []
+    for image_id, caption in captions.items():
+        facts = {kind: sorted(values) for kind, values in extract_facts(caption, concepts).items()}
+        lines.append(json.dumps({"id": image_id, **facts}, ensure_ascii=False) + "\n")
+    write_text(args.out, "".join(lines))
+    print(f"Facts of {len(captions)} captions: {args.out}")
 
 
 def _score_imageclef(

@@ -53,8 +53,8 @@ def abbreviates(abbreviation: str, meaning: str) -> bool:
 # contains the space that it removes, so detokenized text is not changed. Context is limited to a word, 80 characters
 # or a list in brackets, so run time is linear in the length.
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    # decimals: 3. 5 cm (1,012 of 1,013); 'on day 3. 5 patients' is joined too, which is rare
-    (r"(?<=\d)\. (?=\d)", "."),
+    # decimals: 3. 5 cm (1,012 of 1,013), not 'fig. 1. 3 weeks'; 'on day 3. 5 patients' is joined too, which is rare
+    (r"(?<=\d)(?<!\bfig\. \d)(?<!\bfigure \d)(?<!\bcase \d)(?<!\btable \d)\. (?=\d)", "."),
     # ratios, clock times, products, ranges: 1 : 3, 12 : 30, 3 * 5, 15 ~ 20; but not after a year
     (r"\b(\d{1,3}) ([:*~]) (?=\d)", r"\1\2"),
     # abbreviations of single letters: e. g., i. v. (all); but not a letter before a word, 'at point b. the'

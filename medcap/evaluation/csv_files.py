@@ -30,12 +30,13 @@ def read_pairs(predictions: Path, references: Path) -> tuple[list[str], list[str
     Raises:
         ValueError: A file has no rows, or an id is in only one of the files.
     """
-    predicted, true = _read_captions(predictions), _read_captions(references)
+    predicted, true = read_captions(predictions), read_captions(references)
     check_same_ids(predicted, predictions, true, references)
     return list(true), [predicted[image_id] for image_id in true], list(true.values())
 
 
-def _read_captions(path: Path) -> dict[str, str]:
+def read_captions(path: Path) -> dict[str, str]:
+    """Return the captions of an `ID,Caption` file by id; ValueError for a file without rows."""
     captions = {unguard(image_id): unguard(text) for image_id, text in read_column(path, "Caption").items()}
     if not captions:
         raise ValueError(f"{path}: there is no row")

@@ -16,6 +16,7 @@ from medcap.evaluation.scoring import breakdown, score, score_concepts, score_sh
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner
 from medcap.metrics.clinical.accuracy import score_facts
+from medcap.metrics.clinical.concept_terms import concept_terms
 from medcap.metrics.clinical.errors import find_failures
 from medcap.metrics.diversity import describe_captions
 
@@ -57,7 +58,7 @@ def evaluate(
 
 
 def _score(predictions: Predictions, split: Split, out: Path, name: str, with_baselines: bool) -> Evaluation:
-    captions = predictions.captions
+    captions, terms = predictions.captions, concept_terms(split.concepts)
     row, scores = score(name, captions, split, predictions.signature_pairs)
     baselines = _baselines(predictions, split) if with_baselines else {}
     rows = {kind: _score_baseline(out, kind, baseline, split) for kind, baseline in baselines.items()}
@@ -68,7 +69,7 @@ def _score(predictions: Predictions, split: Split, out: Path, name: str, with_ba
     row = replace(
         row,
         signature=scores.signature,
-        facts=score_facts(captions, split.references),
+        facts=score_facts(captions, split.references, terms),
         captions=replace(
             describe_captions(captions),
             length_ratio=scores.statistics.length_ratio,
@@ -84,7 +85,7 @@ def _score(predictions: Predictions, split: Split, out: Path, name: str, with_ba
         data=drop_counts(split.rows),
         image_size=predictions.image_size,
         concepts=score_concepts(captions, split),
-        failures=find_failures(captions, split.references, scores.per_image["cider"]),
+        failures=find_failures(captions, split.references, scores.per_image["cider"], terms),
         breakdown=breakdown(split, scores.statistics),
         baselines=rows,
         shuffled_images=score_shuffled(captions, split, scores),

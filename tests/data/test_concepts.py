@@ -36,7 +36,8 @@ CAPTIONS = {
     "PET scan": "PET",
     "A nodule in the left lung": None,
     "The act was direct, as shown": None,
-    "Contrast us and them": "ultrasound",  # a known error: the pronoun
+    "Contrast us and them": None,
+    "contrast us and them": "ultrasound",  # a known error: the pronoun, in a text without capitals
 }
 
 

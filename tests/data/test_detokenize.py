@@ -25,6 +25,7 @@ CASES = {
     "decimal without space before the unit": ("a 1. 5cm stone", "a 1.5cm stone"),
     "full stop before a word": ("segment 2. the left lobe", "segment 2. the left lobe"),
     "full stop before a bracket": ("grade 2. ( b ) later", "grade 2. (b) later"),
+    "full stop after the number of a figure": ("as in fig. 1. 3 weeks later", "as in fig. 1. 3 weeks later"),
     "full stop before a number: known error": ("on day 3. 5 days later", "on day 3.5 days later"),
     "figure number": ("see fig. 2", "see fig. 2"),
     "list of numbers": ("b values of 50, 400, 800", "b values of 50, 400, 800"),

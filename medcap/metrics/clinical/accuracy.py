@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
+from medcap.metrics.clinical.concept_terms import ConceptTerms
 from medcap.metrics.clinical.facts import KINDS, CaptionFacts, extract_facts
 
 LATERALITIES = ("left", "right", "both", "none")
@@ -38,9 +39,14 @@ class FactScores:
     wrong_side: float | None = None
 
 
-def score_facts(predictions: Sequence[str], references: Sequence[str]) -> FactScores:
-    """Compare the facts of each prediction with those of its reference."""
-    pairs = [(extract_facts(text), extract_facts(true)) for text, true in zip(predictions, references, strict=True)]
+def score_facts(
+    predictions: Sequence[str], references: Sequence[str], concepts: ConceptTerms | None = None
+) -> FactScores:
+    """Compare the facts of each prediction with those of its reference; `concepts` as in `extract_facts`."""
+    pairs = [
+        (extract_facts(text, concepts), extract_facts(true, concepts))
+        for text, true in zip(predictions, references, strict=True)
+    ]
     kinds = {kind: micro_average([(facts[kind], true[kind]) for facts, true in pairs]) for kind in KINDS}
     sides = {row: dict.fromkeys(LATERALITIES, 0) for row in LATERALITIES}
     for facts, true in pairs:

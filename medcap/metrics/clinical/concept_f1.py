@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from medcap.data.concepts import MODALITY_BY_CUI
+from medcap.data.concepts import MODALITY_BY_CUI, synonyms
+from medcap.data.terms import normalize
 from medcap.metrics.clinical.accuracy import PrecisionRecall, micro_average
 from medcap.metrics.clinical.facts import extract_facts
 
@@ -54,24 +55,5 @@ def _lookup(names: Mapping[str, str]) -> dict[tuple[str, ...], list[str]]:
     return lookup
 
 
-def synonyms(name: str) -> set[str]:
-    """Return spellings of a concept: "Viral Pneumonia" for "Pneumonia, Viral", "pelvis" for "Structure of pelvis"."""
-    bare = re.sub(r"\s*[(\[][^)\]]*[)\]]", "", name)
-    core = re.sub(
-        r"^(?:entire|structure of(?: the)?)\s+|\s+(?:structure|region)(?: of)?$", "", bare, flags=re.IGNORECASE
-    )
-    inverted = " ".join(reversed(re.split(r",\s*", core)))
-    return {name, bare, core, inverted}
-
-
 def _tokens(text: str) -> tuple[str, ...]:
-    return tuple(_singular(word) for word in re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _singular(word: str) -> str:
-    """Strip an English plural by simple rules: masses, arteries, but not thrombus."""
-    if word.endswith("sses"):
-        return word[:-2]
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+    return tuple(normalize(word) for word in re.findall(r"[a-z0-9]+", text.lower()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from medcap.metrics.clinical.concept_terms import ConceptTerms
 from medcap.metrics.clinical.facts import CaptionFacts, extract_facts
 
 EXAMPLES = 3
@@ -34,14 +35,27 @@ class Failure:
     examples: list[FailureExample]
 
 
-def find_failures(captions: Sequence[str], references: Sequence[str], scores: Sequence[float]) -> dict[str, Failure]:
-    """Count the errors of each of `ERROR_KINDS` that is possible; `scores` select the examples, lowest first."""
-    facts = [(extract_facts(text), extract_facts(true)) for text, true in zip(captions, references, strict=True)]
+def find_failures(
+    captions: Sequence[str],
+    references: Sequence[str],
+    scores: Sequence[float],
+    concepts: ConceptTerms | None = None,
+) -> dict[str, Failure]:
+    """Count the errors of each of `ERROR_KINDS` that is possible.
+
+    Args:
+        captions: Predictions.
+        references: The reference of each prediction.
+        scores: Scores of the predictions; the examples are those of lowest score.
+        concepts: Further terms, as in `extract_facts`.
+    """
+    pairs = zip(captions, references, strict=True)
+    facts = [(extract_facts(text, concepts), extract_facts(true, concepts)) for text, true in pairs]
     lowest_first = [row for _, row in sorted(zip(scores, range(len(facts)), strict=True))]
     failures: dict[str, Failure] = {}
     for kind in ERROR_KINDS:
-        pairs = [(captions[row], _judge(kind, *facts[row])) for row in lowest_first]
-        judged = [(caption, *pair) for caption, pair in pairs if pair is not None]
+        judgements = [(captions[row], _judge(kind, *facts[row])) for row in lowest_first]
+        judged = [(caption, *pair) for caption, pair in judgements if pair is not None]
         wrong = [item for item in judged if item[1]]
         if judged:
             failures[kind] = Failure(len(wrong), len(judged), _examples(wrong))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from medcap.metrics.clinical.concept_f1 import concept_f1, synonyms
+from medcap.data.concepts import synonyms
+from medcap.metrics.clinical.concept_f1 import concept_f1
 
 CT, X_RAY = "C0040405", "C1306645"
 
