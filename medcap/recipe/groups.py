@@ -39,9 +39,7 @@ class DataArguments:
     max_eval_samples: int | None = key(None, "maximum number of validation images, likewise", (1, math.inf))
     max_broken: float = key(0.001, "stop if more than this fraction of images is unreadable", (0, 1))
     max_caption_tokens: int = key(96, "maximum caption length, special tokens included", (3, 512))
-    augmentation: Literal["none", "light", "strong"] = key(
-        "none", "random changes of training images, without flips or crops (docs/augmentation.md)"
-    )
+    augmentation: Literal["none", "light", "strong"] = key("none", "random changes of training images")
     augmentation_views: int | None = key(
         None,
         f"number of views of an image; 0: a new one every epoch, not cached (default: {DEFAULT_VIEWS})",
