@@ -4,9 +4,10 @@
     accelerate launch scripts/train.py --config RUN/recipe.yaml --resume_from_checkpoint last
     accelerate launch scripts/train.py --config recipes/phantom/lora.yaml --data_dir DATA --dry_run
 
-RUN then holds recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/, and adapter/ of the best epoch.
-With `push_to_hub: true` every epoch becomes a revision on the Hub, and the best one main. A dry run does everything
-once, prints a plan of the full run, and leaves no files.
+RUN then holds recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/, and adapter/ of the best epoch;
+with `augmentation`, augmentation.png shows examples. With `push_to_hub: true` every epoch becomes a revision on the
+Hub, and the best one main. A dry run does everything once, prints a plan of the full run, and leaves no files, except
+augmentation.png.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from medcap.logs import configure_logging, report_errors
 
 configure_logging()  # before the imports, some of which print messages
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback, set_seed
 
 from medcap.data.captions import TokenizedCaptions
@@ -36,11 +37,18 @@ from medcap.private_hooks import check_hooks
 from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_release
 from medcap.publish.hub_client import Destination, push_destination
 from medcap.recipe import Recipe, read_recipe
-from medcap.reporting.plots import write_sample_sheet
+from medcap.reporting.plots import write_augmentation_sheet, write_sample_sheet
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dry_run_recipe
 from medcap.training.memory import MemoryReport
-from medcap.training.plan import Schedule, check_steps, describe_plan, feature_disk_space, run_disk_space
+from medcap.training.plan import (
+    Schedule,
+    cached_images,
+    check_steps,
+    describe_plan,
+    feature_disk_space,
+    run_disk_space,
+)
 from medcap.training.preemption import PreemptionCallback
 from medcap.training.rows import reader_errors
 from medcap.training.run_folder import (
@@ -63,6 +71,7 @@ from medcap.training.setup import (
     make_trainer,
     open_feature_cache,
     print_summary,
+    recipe_augmentation,
     resolve_precision,
     tokenize_captions,
 )
@@ -132,6 +141,7 @@ def fit(
     save, valid = functools.partial(save_trained, adapted=adapted, recipe=recipe), data["valid"]
     if is_main:
         start_run(recipe, data, adapted, checkpoint)
+        draw_views(recipe, data["train"])
     cache = open_feature_cache(recipe, data, adapted)
     pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
     scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs)
@@ -167,7 +177,7 @@ def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> No
         trainer, _ = fit(short, data, captions, adapted, callbacks=[timer])
         disk = run_disk_space(args, Path(short.training.output_dir), schedule)
     disk.check()
-    features = feature_disk_space(recipe, sum(map(len, splits.values())), adapted.family, adapted.dtype)
+    features = feature_disk_space(recipe, cached_images(recipe, splits), adapted.family, adapted.dtype)
     if features is not None and recipe.model.feature_cache != "auto":  # "auto" works without a cache on a full disk
         features.check()
     if args.process_index == 0:
@@ -182,10 +192,23 @@ def dry_run(recipe: Recipe, adapted: AdaptedModel, checkpoint: str | None) -> No
             "memory": memory.outcome().removeprefix("memory: "),
             "disk": str(disk),
             "features": str(features or "not cached"),
-            "time": timer.timing(len(data["valid"])).describe(schedule, len(splits["valid"])),
+            "augmentation": draw_views(recipe, data["train"].select(range(len(data["train"]) // 2))),
+            "time": timer.timing(len(data["valid"]), recipe.data.views).describe(schedule, len(splits["valid"])),
             "caption": f"{first_caption(trainer)!r}, from the weights of the dry run",
         }
         print("\n".join(f"{name}: {text}" for name, text in plan.items()))
+
+
+def draw_views(recipe: Recipe, rows: Dataset) -> str:
+    """Write augmentation.png, views of a few training images, to output_dir; return what it shows, or "none"."""
+    augmentation = recipe_augmentation(recipe)
+    if augmentation is None:
+        return "none"
+    path = Path(recipe.training.output_dir) / "augmentation.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_augmentation_sheet(path, rows, augmentation)
+    count = f"{augmentation.views} views of an image" if augmentation.views else "a new view in every epoch"
+    return f"{augmentation.strength}, {count}; examples are in {path}"
 
 
 def only_pushes_are_missing(recipe: Recipe) -> bool:

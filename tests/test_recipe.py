@@ -156,6 +156,15 @@ def test_a_missing_required_key_is_named(tmp_path, key):
 
 
 WRONG_VALUES = {
+    "one view": (
+        {"augmentation": "light", "augmentation_views": 1},
+        "augmentation_views is 1; allowed is 0, or 2 to 64",
+    ),
+    "flips": ({"augmentation": "flip"}, "augmentation is 'flip'; "),
+    "a cache of new views": (
+        {"augmentation": "light", "augmentation_views": 0, "feature_cache": "c"},
+        "augmentation_views is 0, a new view in every epoch, but feature_cache is c: give 2 or more views, or remove",
+    ),
     "no fraction": ({"train_fraction": 0}, "train_fraction is 0.0; allowed is above 0, at most 1"),
     "more than all": ({"train_fraction": 1.5}, "train_fraction is 1.5"),
     "not a number": ({"lora_r": "many"}, "lora_r is 'many'; expected an integer"),

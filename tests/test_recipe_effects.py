@@ -35,6 +35,10 @@ NO_EFFECT = {
     **{key: ({key: value}, f"{key} has no effect without report_to: trackio") for key, value in TRACKIO.items()},
     "size of no cache": ({"feature_cache_gb": 5, "feature_cache": "off"}, "no effect without feature_cache: auto or "),
     "greedy search": ({"length_penalty": 2, "num_beams": 1}, "length_penalty has no effect without num_beams: 2 or m"),
+    "views of nothing": (
+        {"augmentation_views": 4},
+        "augmentation_views has no effect without augmentation: light or ",
+    ),
     "seed of all images": ({"fraction_seed": 5}, "fraction_seed has no effect without train_fraction below 1"),
     "projected layers": ({"optim_target_modules": ["query"]}, "no effect without optim: galore_adamw or apollo_adamw"),
     "betas of SGD": ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1 has no effect on optim sgd; remove it"),
@@ -54,6 +58,7 @@ IN_EFFECT = {
     "the same": {"activation_checkpointing": True, "activation_checkpointing_kwargs": CHECKPOINTED},
     "pushes": {"push_to_hub": True, "hub_model_id": "a/b", "hub_private_repo": False, "hub_overwrite": True},
     "trackio": {"report_to": "trackio", **TRACKIO},
+    "views": {"augmentation": "light", "augmentation_views": 0, "feature_cache": "off"},
     "betas": {"adam_beta1": 0.5, "adam_epsilon": 1e-6},
     "TF32": {"tf32": False, "precision": "fp32"},
 }

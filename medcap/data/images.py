@@ -21,6 +21,8 @@ from medcap.data.dicom_windows import Window
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers.image_processing_utils import BaseImageProcessor
 
+    from medcap.data.augmentation import Augmentation, View
+
 DIGEST_BYTES = 16
 FORMATS = (*raster.FORMATS, "DICOM")
 PIXEL_VERSION = 2  # increase it when a file gives other pixels: caches depend on it
@@ -188,15 +190,17 @@ class ImageTransform:
     """Replace the column "image" by the model's inputs; `with_pixel_values` sets it as a data set's transform.
 
     BLIP's `pixel_values` are the bytes of the resized image: `medcap.modeling.blip_fast` rescales and normalizes them
-    once, on its device. Images are not flipped, because captions state left and right.
+    once, on its device.
 
     Args:
         pixels: Makes the model's input (3, H, W) from an RGB image, or a BLIP image processor, see `resized`.
-        cached_features: Returns the features of an image by its digest, or None.
+        cached_features: Returns the features of an image, or of a view of it, by its digest, or None.
+        augmentation: Changes training images before `pixels`; it is shared, and its epoch is set from outside.
     """
 
     pixels: "Callable[[Image.Image], torch.Tensor] | BaseImageProcessor"
     cached_features: Callable[[bytes], torch.Tensor | None] | None = None
+    augmentation: "Augmentation | None" = None
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return `batch` with "pixel_values" (tensors (3, H, W)) instead of "image".
@@ -215,17 +219,23 @@ class ImageTransform:
     def _row(self, entry: Any, image_id: Any) -> dict[str, Any]:
         try:
             content = _read_entry(entry)
-            if self.cached_features is None:
+            if self.augmentation is None and self.cached_features is None:
                 return {"pixel_values": self._pixels(content)}
             digest = _digest(content)
+            view = None if self.augmentation is None else self.augmentation.view(digest)
+            if self.cached_features is None:
+                return {"pixel_values": self._pixels(content, view)}
+            digest = digest if view is None else view.digest
             features = self.cached_features(digest)
-            pixels = self._pixels(content) if features is None else None
+            pixels = self._pixels(content, view) if features is None else None
         except ValueError as error:
             raise ValueError(f"image_id {image_id}: {error}") from error
         return {"pixel_values": pixels, "features": features, "digest": digest}
 
-    def _pixels(self, content: _Content) -> torch.Tensor:
+    def _pixels(self, content: _Content, view: "View | None" = None) -> torch.Tensor:
         image = _decode(content)
+        if self.augmentation is not None and view is not None:
+            image = self.augmentation(image, view)
         return resized(image, self.pixels) if hasattr(self.pixels, "resample") else self.pixels(image)
 
 
@@ -249,6 +259,7 @@ def with_pixel_values(
     data: Data,
     pixels: "Callable[[Image.Image], torch.Tensor] | BaseImageProcessor",
     cached_features: Callable[[bytes], torch.Tensor | None] | None = None,
+    augmentation: "Augmentation | None" = None,
 ) -> Data:
     """Return `data` with an `ImageTransform` of the same arguments: images are read when a row is read.
 
@@ -256,4 +267,4 @@ def with_pixel_values(
     the image.
     """
     undecoded = data.cast_column("image", datasets.Image(decode=False))
-    return undecoded.with_transform(ImageTransform(pixels, cached_features))
+    return undecoded.with_transform(ImageTransform(pixels, cached_features, augmentation))

@@ -71,7 +71,7 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     allow_changes: bool = key(False, "resume although the recipe, data or base changed")
     logging_nan_inf_filter: bool = key(False, "must be false: a non-finite loss stops the run")
     ddp_broadcast_buffers: bool | None = key(False, "synchronize buffers; those of BLIP are constant")
-    dry_run: bool = key(False, "run every stage on a few images, print the plan, save nothing")
+    dry_run: bool = key(False, "run every stage on a few images, print the plan, save no weights")
 
     def __post_init__(self) -> None:
         """Choose the device of processes without a GPU, and the number of workers.

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from medcap.recipe.ranges import POSITIVE, RANK, SEED, Range
 
+DEFAULT_VIEWS = 4  # of augmented training images
+
 
 def key(default: Any, text: str, allowed: Range | tuple[float, float] | None = None) -> Any:
     """Return a field with its default, its help text, and the range of its values (a tuple: ends included)."""
@@ -38,7 +40,20 @@ class DataArguments:
     max_eval_samples: int | None = key(None, "maximum number of validation images, likewise", (1, math.inf))
     max_broken: float = key(0.001, "stop if more than this fraction of images is unreadable", (0, 1))
     max_caption_tokens: int = key(96, "maximum caption length, special tokens included", (3, 512))
+    augmentation: Literal["none", "light", "strong"] = key("none", "random changes of training images")
+    augmentation_views: int | None = key(
+        None,
+        f"number of views of an image; 0: a new one every epoch, not cached (default: {DEFAULT_VIEWS})",
+        Range(2, 64, also=0),
+    )
     prompt: str = key("", "text before every caption, excluded from the loss")
+
+    @property
+    def views(self) -> int:
+        """Number of views of a training image: 1 without augmentation; 0: a new one in every epoch."""
+        if self.augmentation == "none":
+            return 1
+        return DEFAULT_VIEWS if self.augmentation_views is None else self.augmentation_views
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ TRAINING = {  # the training keys of the short help; "" stands for the help of m
 
 
 RARE = {
+    "augmentation_views",
     "feature_cache_gb",
     "lora_init",
     "lora_rank_pattern",

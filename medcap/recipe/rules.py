@@ -117,6 +117,16 @@ def _without_effect(key: str, recipe: Recipe) -> str:
     return f"{key} has no effect without {needed}; set it, or remove {key}"
 
 
+def _views(recipe: Recipe) -> str:
+    """Refuse to cache features that no epoch reads again."""
+    if recipe.data.views != 0 or recipe.model.feature_cache in ("auto", "off"):
+        return ""
+    return (
+        f"augmentation_views is 0, a new view in every epoch, but feature_cache is {recipe.model.feature_cache}: "
+        "give 2 or more views, or remove feature_cache"
+    )
+
+
 def _loader(recipe: Recipe) -> str:
     args = recipe.training
     for key in ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
@@ -203,6 +213,7 @@ NEEDED: dict[str, Need] = {
     "feature_cache_gb": (lambda recipe: recipe.model.feature_cache != "off", "feature_cache: auto or a folder"),
     **{field.name: ADAPTED for field in fields(LoraArguments) if field.name.startswith("lora_")},
     "length_penalty": (lambda recipe: recipe.generation.num_beams > 1, "num_beams: 2 or more"),
+    "augmentation_views": (lambda recipe: recipe.data.augmentation != "none", "augmentation: light or strong"),
     "fraction_seed": (lambda recipe: recipe.data.train_fraction < 1, "train_fraction below 1"),
     "optim_target_modules": (
         lambda recipe: recipe.training.optim.value.startswith(("galore", "apollo")),
@@ -226,6 +237,7 @@ RULES: tuple[Rule, ...] = (
     (("optim", *OPTIMIZER_ARGUMENTS), _optimizer),
     (("optim", *OPTIMIZER_ARGUMENTS), _optimizer_arguments),
     (("tf32", "precision"), _tf32),
+    (("augmentation_views", "feature_cache"), _views),
     *(((key,), partial(_without_effect, key)) for key in NEEDED),
     (("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps"), _schedule),
     (("adapter", "train_vision", "quantization"), adapter_conflict),

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from medcap.data.images import load_image
+from medcap.data.augmentation import Augmentation
+from medcap.data.images import image_digest, load_image
 from medcap.io import atomic_path
 
 CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
@@ -41,6 +42,21 @@ def write_sample_sheet(path: Path, rows: Dataset, columns: Mapping[str, Sequence
         text = "\n".join(_label(title, captions[row]) for title, captions in columns.items())
         axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7.5, parse_math=False)
     figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.13, wspace=0.08, hspace=0.12 * len(columns))
+    write_png(path, figure)
+
+
+def write_augmentation_sheet(path: Path, rows: Dataset, augmentation: Augmentation, count: int = 4) -> None:
+    """Write a PNG of `count` images, evenly spread over `rows`: each a row of the image and its next views."""
+    chosen = sorted({round(i * (len(rows) - 1) / max(count - 1, 1)) for i in range(count)})
+    across = min(augmentation.views or 6, 6)
+    figure = Figure(figsize=(2.4 * across, 2.5 * len(chosen)), dpi=DPI, layout="tight")
+    for axes, row in zip(figure.subplots(len(chosen), across, squeeze=False), chosen, strict=True):
+        entry = rows[row]["image"]
+        image, digest = load_image(entry), image_digest(entry)
+        for number, axis in enumerate(axes):
+            axis.imshow(augmentation(image, augmentation.numbered_view(digest, number)))
+            axis.set_title(f"view {number}" if number else "unchanged", fontsize=8)
+            axis.axis("off")
     write_png(path, figure)
 
 

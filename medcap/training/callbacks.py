@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from medcap.data.augmentation import Augmentation
 from medcap.io import write_text
 from medcap.markdown import escape
 from medcap.training.caption_metrics import CaptionMetrics
@@ -117,6 +118,16 @@ class ResumeCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove old checkpoints of a run that was killed after its last one."""
         self.trainer.remove_superseded()
+
+
+class EpochViews(TrainerCallback):
+    """Sets the epoch whose views of the training images are read, in a resumed run too."""
+
+    def __init__(self, augmentation: Augmentation) -> None:
+        self.augmentation = augmentation
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.augmentation.epoch = int(state.epoch or 0)
 
 
 class FiniteGradients(TrainerCallback):

@@ -97,7 +97,7 @@ def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
     args.num_train_epochs, args.max_steps, args.eval_delay = 1, -1, 0
     args.train_sampling_strategy = "sequential"
     args.eval_strategy = args.save_strategy = IntervalStrategy.EPOCH
-    cache = "off" if recipe.model.feature_cache == "off" else str(folder / "features")
+    cache = "off" if recipe.model.feature_cache == "off" or recipe.data.views == 0 else str(folder / "features")
     model = dataclasses.replace(recipe.model, feature_cache=cache)
     try:
         data = dataclasses.replace(recipe.data, data_weights=None)  # `dry_run_data` has chosen the rows
@@ -134,9 +134,9 @@ class StepTimer(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.evaluation = self._lap()
 
-    def timing(self, captioned: int) -> Timing:
+    def timing(self, captioned: int, views: int = 1) -> Timing:
         """Return the times of steps 2 and 4: steps 1 and 3 hold the longest captions, and step 1 the warm-up."""
-        return Timing(self.steps[1], self.steps[3], self.evaluation, captioned)
+        return Timing(self.steps[1], self.steps[3], self.evaluation, captioned, views)
 
     def _lap(self) -> float:
         before, self.last = self.last, time.monotonic()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import DatasetDict
 from peft import PeftModel
 from transformers import PreTrainedModel, Seq2SeqTrainingArguments
 
@@ -120,10 +121,20 @@ def run_disk_space(args: Seq2SeqTrainingArguments, dry_run: Path, schedule: Sche
     return DiskSpace(Path(args.output_dir), parts)
 
 
+def reuses_features(recipe: Recipe) -> bool:
+    """Return whether a run has more epochs than views of a training image, so that it needs their features again."""
+    return 0 < recipe.data.views < recipe.training.num_train_epochs
+
+
+def cached_images(recipe: Recipe, data: DatasetDict) -> int:
+    """Return the number of training and validation images whose features are cached, each view counted."""
+    return recipe.data.views * len(data["train"]) + len(data["valid"])
+
+
 def feature_disk_space(recipe: Recipe, images: int, family: Family, dtype: torch.dtype) -> DiskSpace | None:
     """Return the maximum space that the cached features of `images` images need; None without a cache."""
     setting = recipe.model.feature_cache
-    unused = setting == "auto" and recipe.training.num_train_epochs <= 1
+    unused = setting == "auto" and not reuses_features(recipe)
     if setting == "off" or unused or caching_obstacle(family):
         return None
     folder = default_folder() if setting == "auto" else Path(setting)
@@ -135,17 +146,21 @@ def feature_disk_space(recipe: Recipe, images: int, family: Family, dtype: torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a step on new images, of a step on cached images, and of an evaluation of `captioned` images."""
+    """Seconds of a step on new images, of a step on cached images, and of an evaluation of `captioned` images.
+
+    `views`: the number of epochs whose images are new.
+    """
 
     step: float
     later_step: float
     evaluation: float
     captioned: int
+    views: int = 1
 
     def training(self, schedule: Schedule, valid: int) -> float:
         """Return the seconds of all steps and evaluations, with `valid` validation images."""
-        first_epoch = min(schedule.steps, schedule.steps_per_epoch)
-        steps = first_epoch * self.step + (schedule.steps - first_epoch) * self.later_step
+        first = min(schedule.steps, schedule.steps_per_epoch * self.views)
+        steps = first * self.step + (schedule.steps - first) * self.later_step
         return steps + schedule.evaluations * valid / self.captioned * self.evaluation
 
     def describe(self, schedule: Schedule, valid: int) -> str:

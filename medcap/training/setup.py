@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from medcap.data.augmentation import Augmentation
 from medcap.data.captions import TokenizedCaptions
 from medcap.data.images import with_pixel_values
 from medcap.data.load import describe_sources, load_recipe_data
@@ -38,11 +39,11 @@ from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.modeling.untrained import untrained_warning
 from medcap.recipe import Recipe, RecipeError
 from medcap.recipe.rules import MIN_CAPTION_TOKENS
-from medcap.training.callbacks import Draw, MetricsLog, Progress, Samples
+from medcap.training.callbacks import Draw, EpochViews, MetricsLog, Progress, Samples
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.memory import MemoryReport
 from medcap.training.monitors import TrainingMonitor
-from medcap.training.plan import check_steps
+from medcap.training.plan import cached_images, check_steps, reuses_features
 from medcap.training.rows import SourceSampler
 from medcap.training.sharding import sharding_engine
 from medcap.training.trainer import CaptionTrainer
@@ -215,10 +216,10 @@ def open_feature_cache(recipe: Recipe, data: DatasetDict, adapted: AdaptedModel)
 
     Processes that share a sharded model have none: all of them must encode as often.
     """
-    setting, images = recipe.model.feature_cache, sum(map(len, data.values()))
+    setting, images = recipe.model.feature_cache, cached_images(recipe, data)
     if (engine := sharding_engine()) and setting != "off" and recipe.training.process_index == 0:
         sys.stderr.write(f"no feature cache: with {engine} all processes must encode as many images\n")
-    if engine or (setting == "auto" and recipe.training.num_train_epochs <= 1):
+    if engine or (setting == "auto" and not reuses_features(recipe)):
         return None
     limit = recipe.model.feature_cache_gb
     cache = open_cache(setting, adapted.family, adapted.dtype, images, limit)
@@ -248,6 +249,7 @@ def make_trainer(
     args.mixed_precision = "no" if dtype == torch.float32 else precision_name(dtype)
     args.restore_callback_states_from_checkpoint = True  # early stopping counts the worse evaluations
     args.push_to_hub = False  # the Trainer's own push skips epochs while one is uploaded, and overwrites its files
+    augmentation = recipe_augmentation(recipe)
     monitor = TrainingMonitor(captions.entropy(max_tokens))
     samples = valid.select(range(min(SAMPLES, len(valid))))
     trainer = CaptionTrainer(
@@ -259,13 +261,15 @@ def make_trainer(
         monitor=monitor,
         lora_lr_ratio=recipe.lora.lora_lr_ratio,
         sampler=source_sampler(recipe, data["train"]),
-        train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), family, cache),
+        train_dataset=trainer_rows(data["train"].add_column("length", captions.lengths), family, cache, augmentation),
         eval_dataset=trainer_rows(valid, family, cache),
         data_collator=family.collator(max_tokens, prompt),
         processing_class=family.processor,
         compute_metrics=scores,
         callbacks=[MetricsLog(run, monitor), Samples(run, samples, scores, draw)],
     )
+    if augmentation is not None:
+        trainer.add_callback(EpochViews(augmentation))
     trainer.add_callback(MemoryReport(trainer))
     trainer.add_callback(Progress())  # after MemoryReport, whose line comes before the bar
     trainer.remove_callback(ProgressCallback)
@@ -275,8 +279,20 @@ def make_trainer(
     return trainer
 
 
-def trainer_rows(rows: Dataset, family: Family, cache: FeatureCache | None) -> Dataset:
+def recipe_augmentation(recipe: Recipe) -> Augmentation | None:
+    """Return the augmentation of a recipe; None if it has none. Views depend on `data_seed`, or else `seed`."""
+    if recipe.data.augmentation == "none":
+        return None
+    args = recipe.training
+    return Augmentation(
+        recipe.data.augmentation, recipe.data.views, args.seed if args.data_seed is None else args.data_seed
+    )
+
+
+def trainer_rows(
+    rows: Dataset, family: Family, cache: FeatureCache | None, augmentation: Augmentation | None = None
+) -> Dataset:
     """Return rows for the collator; the pixels or features of a row are read on access."""
     used = [name for name in ("image_id", "image", "caption", "length") if name in rows.column_names]
     read = None if cache is None else cache.get
-    return with_pixel_values(rows.select_columns(used), family.pixels(), read)
+    return with_pixel_values(rows.select_columns(used), family.pixels(), read, augmentation)

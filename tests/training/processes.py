@@ -11,15 +11,20 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
+from PIL import Image
 from test_trainer import CAPTIONS as EIGHT
 from torch import multiprocessing
 from transformers import TrainerCallback
 
+from medcap.data.augmentation import Augmentation
 from medcap.data.captions import CaptionCollator
+from medcap.data.images import to_tensor, with_pixel_values
 from medcap.modeling.families import family_of
 from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
+from medcap.training.callbacks import EpochViews
 from medcap.training.trainer import CaptionTrainer
 
 # 3 to 22 tokens: the parts of a batch have different numbers of labels
@@ -51,6 +56,18 @@ def rows_of(count):
     ]
 
 
+def augmented_rows():
+    """Images with two views each, of which each epoch has another."""
+    augmentation = Augmentation("strong", 2, seed=0)
+    noise = torch.randint(0, 256, (len(CAPTIONS), 32, 32, 3), generator=torch.Generator().manual_seed(0))
+    columns = {
+        "image_id": [f"i{row}" for row in range(len(CAPTIONS))],
+        "image": [Image.fromarray(pixels.numpy().astype("uint8")) for pixels in noise],
+        "caption": CAPTIONS,
+    }
+    return with_pixel_values(Dataset.from_dict(columns), to_tensor, None, augmentation), EpochViews(augmentation)
+
+
 def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
     model, processor = load_base(base)
     torch.manual_seed(0)
@@ -60,14 +77,15 @@ def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
         learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1, eval_strategy="no",
         save_strategy="no", load_best_model_at_end=False, **settings,
     )  # fmt: skip
+    rows, views = augmented_rows()
     return CaptionTrainer(
         model=adapted,
         args=arguments,
         generation_config=family_of(model).make_generation_config(num_beams=1, max_new_tokens=6),
-        train_dataset=rows_of(len(CAPTIONS)),
+        train_dataset=rows,
         data_collator=CaptionCollator(processor.tokenizer, family_of(model).first_token_id, 64),
         processing_class=processor,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, views],
         compute_metrics=compute_metrics,
     )
 
