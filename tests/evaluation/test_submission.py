@@ -90,6 +90,8 @@ def test_zip_has_the_same_bytes_again(evaluation, tmp_path):
     for name in ("one.zip", "two.zip"):
         write_submission(evaluation, tmp_path / name)
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:  # not the time of writing
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
 
 
 def test_ids_file_gives_the_order(evaluation, tmp_path):
