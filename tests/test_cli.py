@@ -194,7 +194,7 @@ def test_evaluate_without_detokenization_reports_both_scores(capsys, tmp_path, t
     argv = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
     argv += ["--num_beams", "1", "--max_new_tokens", "6", "--nearest", "0", "--no-detokenize"]
     argv += ["--max_eval_samples", "3"]
-    status, out, _ = run([*argv, "--protocol", "imageclef"], capsys)
+    status, out, _ = run([*argv, "--protocol", "imageclef-2026"], capsys)
     result = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     lines = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[1:]
     assert status == 0
@@ -212,13 +212,27 @@ def test_imageclef_protocol_reports_an_invalid_submission(capsys, tmp_path) -> N
     references = write_csv(tmp_path / "r.csv", {"i1": "A mass.", "i2": "normal"})
     argv = ["score", "--predictions", str(predictions), "--references", str(references)]
     argv += ["--out", str(tmp_path / "m.json")]
-    status, out, _ = run([*argv, "--protocol", "imageclef"], capsys)
+    status, out, _ = run([*argv, "--protocol", "imageclef-2026"], capsys)
     result = json.loads((tmp_path / "m.json").read_text())
     assert status == 0
     assert result["imageclef"]["metrics"] == {"rouge_1": 0.5}
+    assert result["imageclef"]["not_computed"].keys() >= {"bleurt", "relevance", "factuality"}
     assert result["imageclef"]["submission"] == ["1 captions are blank, the first: i2"]
     assert result["intervals"]["rouge_l"][0] <= result["metrics"]["rouge_l"] <= result["intervals"]["rouge_l"][1]
     assert "1 captions are blank" in out
+
+
+def test_submission_writes_the_zip_or_names_the_problem(capsys, tmp_path) -> None:
+    (tmp_path / "eval").mkdir()
+    write_csv(tmp_path / "eval" / "predictions.csv", {"i1": "a mass, left", "i2": "normal"})
+    argv = ["submission", str(tmp_path / "eval"), "--out", str(tmp_path / "s.zip")]
+    status, out, _ = run(argv, capsys)
+    assert status == 0
+    assert "submission.csv with 2 captions; images and order are those of the captions" in out
+    ids = write_csv(tmp_path / "ids.csv", {"i1": ""})
+    status, out, err = run([*argv, "--ids", str(ids)], capsys)
+    assert (status, out) == (1, "")
+    assert "is no valid submission: 1 ids are not in the split, the first: i2" in err
 
 
 def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phantoms) -> None:

@@ -1,4 +1,4 @@
-"""`medcap evaluate`, `medcap score`, `medcap facts` and `medcap compare`."""
+"""`medcap evaluate`, `score`, `facts`, `submission` and `compare`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Add `evaluate`, `score`, `facts` and `compare`."""
+    """Add the commands."""
     evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     evaluate.add_argument(
@@ -71,6 +71,13 @@ def add_commands(commands: Any) -> None:
     facts = add_command(commands, "facts", _facts, "extract facts from captions; write one JSON line per caption")
     facts.add_argument("captions", type=Path, metavar="CAPTIONS.csv", help="CSV with the columns ID,Caption")
     output_option(facts, "file", required=True, help="output file: id, modality, laterality, region, finding, ...")
+
+    submission = add_command(commands, "submission", _submission, "write the zip that ImageCLEFmedical accepts")
+    submission.add_argument(
+        "captions", type=Path, metavar="EVAL_DIR", help="folder of medcap evaluate, or the .jsonl of medcap caption"
+    )
+    submission.add_argument("--ids", type=Path, help="ids.csv of the organizers: the images and their order")
+    output_option(submission, "file", required=True, help="the zip file, with submission.csv in it")
 
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
@@ -128,7 +135,7 @@ def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[s
     write_page(out / "report.html", evaluation, split.rows)
     result, captions = evaluation.result, dict(zip(split.ids, evaluation.captions, strict=True))
     printed = [text_table(result.rows), f"\n{verdict_text(result)}\n{result.signature}"]
-    if args.protocol == "imageclef":
+    if args.protocol != "coco":
         printed.append(
             _score_imageclef(args, captions, split.references, out / "predictions.csv", out / "metrics.json")
         )
@@ -171,7 +178,7 @@ def _score(args: argparse.Namespace) -> None:
     if args.out:
         write_json(args.out, result)
     print(json.dumps(result, indent=2))
-    if args.protocol == "imageclef":
+    if args.protocol != "coco":
         captions = dict(zip(ids, predictions, strict=True))
         print(_score_imageclef(args, captions, references, args.predictions, args.out))
     if args.clinical:
@@ -214,15 +221,25 @@ def _score_imageclef(
     args: argparse.Namespace, captions: dict[str, str], references: list[str], submission: Path, out: Path | None
 ) -> str:
     """Return the scores of ImageCLEFmedical and the problems of the submission, and add them to the file `out`."""
+    from medcap.evaluation.submission import check_submission
     from medcap.io import write_json
-    from medcap.metrics.imageclef import check_submission, score_imageclef
+    from medcap.metrics.imageclef import score_imageclef
 
-    scored = score_imageclef(list(captions.values()), references, bertscore=args.bertscore)
-    problems = check_submission(submission, captions)
-    result = {"metrics": scored["metrics"], "signature": scored["signature"], "submission": problems or "valid"}
+    scored = score_imageclef(list(captions.values()), references, protocol=args.protocol, bertscore=args.bertscore)
+    problems = check_submission(submission.read_bytes(), list(captions))
+    result = {key: scored[key] for key in ("metrics", "not_computed", "signature")}
+    result["submission"] = problems or "valid"
     if out is not None:
         write_json(out, {**json.loads(out.read_text(encoding="utf-8")), "imageclef": result})
     return json.dumps({"imageclef": result}, indent=2, ensure_ascii=False)
+
+
+def _submission(args: argparse.Namespace) -> None:
+    from medcap.evaluation.submission import NAME, write_submission
+
+    n = write_submission(args.captions, args.out, args.ids)
+    order = "" if args.ids else "; images and order are those of the captions, --ids checks those of the organizers"
+    print(f"{args.out}: {NAME} with {n} captions{order}")
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -67,14 +67,14 @@ def protocol_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("other scores")
     group.add_argument(
         "--protocol",
-        choices=("coco", "imageclef"),
+        choices=("coco", "imageclef-2025", "imageclef-2026"),
         default="coco",
-        help="imageclef: also compute the scores of ImageCLEFmedical (default: coco)",
+        help="imageclef-YEAR: also compute the scores of ImageCLEFmedical (default: coco)",
     )
     group.add_argument(
         "--bertscore",
         action="store_true",
-        help="with imageclef: include BERTScore (extra: bertscore; downloads a model)",
+        help="with imageclef-YEAR: download BERTScore's model if it is missing (extra: bertscore)",
     )
 
 

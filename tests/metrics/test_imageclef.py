@@ -1,17 +1,17 @@
-"""Scores and submission check of ImageCLEFmedical.
+"""Scores of ImageCLEFmedical.
 
 pytest tests/metrics/test_imageclef.py
 """
 
 import string
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from medcap.metrics.imageclef import bert_score, check_submission, normalize, rouge_1, score_imageclef
+from medcap.metrics import imageclef
+from medcap.metrics.imageclef import PROTOCOLS, bert_score, bertscore_need, normalize, rouge_1, score_imageclef
 
 NORMAL = {
     "lower case": ("CT of the Hip", "ct of the hip"),
@@ -37,6 +37,9 @@ ROUGE = {
     "both empty": ("", "", 1.0),
     "empty prediction": ("", "a", 0.0),
     "blank reference": ("a", " ", 0.0),
+    "empty after normalization, not in the file": ("", "...", 0.0),
+    "blank, not empty": (" ", " ", 0.0),
+    "normalized": ("Mass, 3 cm.", "mass 7 CM", 1.0),
 }
 
 
@@ -45,11 +48,38 @@ def test_rouge_1(prediction, reference, expected):
     assert rouge_1([prediction], [reference]) == pytest.approx([expected])
 
 
+@pytest.fixture
+def no_model(monkeypatch):
+    """BERTScore's model is not on this machine."""
+    monkeypatch.setattr(imageclef, "bertscore_need", lambda model: f"the model {model}")
+
+
+@pytest.mark.usefixtures("no_model")
 def test_scores_are_means_over_images_of_normalized_texts():
-    scored = score_imageclef(["Mass, 3 cm.", "x", ""], ["mass 7 CM", "y", "..."])
+    scored = score_imageclef(["Mass, 3 cm.", "x", ""], ["mass 7 CM", "y", ""])
     assert scored["per_image"] == {"rouge_1": [1.0, 0.0, 1.0]}
     assert scored["metrics"] == {"rouge_1": pytest.approx(2 / 3)}
-    assert scored["signature"].startswith("metrics:imageclef|norm:lower,number,nopunct|n:3|rouge_1:f1,nostem,mean|")
+    expected = "metrics:imageclef-2026|norm:lower,number,nopunct|empty:raw|n:3|rouge_1:f1,nostem,mean|"
+    assert scored["signature"].startswith(expected)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("protocol", "bleurt"), [("imageclef-2025", set()), ("imageclef-2026", {"bleurt"})])
+def test_parts_that_are_not_computed_are_named_and_no_aggregate_is_given(protocol, bleurt):
+    scored = score_imageclef(["a"], ["a"], protocol=protocol)
+    parts = {"bertscore", "similarity", "medcat_f1", "alignscore"} | bleurt
+    assert scored["metrics"].keys() == {"rouge_1"}
+    assert scored["not_computed"].keys() == parts | {"relevance", "factuality"}
+    assert scored["not_computed"]["bertscore"] == f"the model {imageclef.BERT_MODEL}"
+    assert all(part in scored["not_computed"]["relevance"] for part in PROTOCOLS[protocol]["relevance"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_aggregate_with_all_of_its_parts_is_their_mean(monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "imageclef-2026", {"relevance": ("rouge_1",), "factuality": ("alignscore",)})
+    scored = score_imageclef(["a", "b"], ["a", "c"])
+    assert scored["metrics"] == {"rouge_1": 0.5, "relevance": 0.5}
+    assert scored["not_computed"].keys() == {"alignscore", "factuality"}
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], ["a", "b"])], ids=["none", "lengths"])
@@ -88,33 +118,37 @@ def test_bertscore_of_empty_captions(tiny_bert):
     assert bert_score([""], [""], "no/model") == [1.0]
 
 
+def test_bertscore_is_part_of_the_scores_if_its_model_is_on_this_machine(tiny_bert):
+    pytest.importorskip("bert_score")
+    predictions, references = ["Left kidney.", "mass"], ["left kidney", "right kidney, mass"]
+    scored = score_imageclef(predictions, references, model=tiny_bert, num_layers=2)
+    assert scored["per_image"]["bertscore"] == bert_score(predictions, references, tiny_bert, num_layers=2)
+    assert scored["per_image"]["bertscore"][0] == pytest.approx(1, abs=1e-5)
+    assert "bertscore" not in scored["not_computed"]
+    assert f"|bertscore:{tiny_bert},idf:references|" in scored["signature"]
+
+
+def test_blank_references_count_for_the_idf(tiny_bert):
+    pytest.importorskip("bert_score")
+    predictions, references = ["left mass", "", ""], ["mass right", "...", ""]
+    scores = bert_score(predictions, references, tiny_bert, num_layers=2)
+    alone = bert_score(predictions[:1], references[:1], tiny_bert, num_layers=2)
+    assert scores[1:] == [0.0, 1.0]
+    assert scores[0] != pytest.approx(alone[0], abs=1e-4)
+
+
+def test_need_of_bertscore(monkeypatch, tiny_bert, tmp_path):
+    pytest.importorskip("bert_score")
+    monkeypatch.setattr(imageclef, "try_to_load_from_cache", lambda model, name: None)
+    assert bertscore_need(tiny_bert) is None
+    assert bertscore_need() == "the model microsoft/deberta-xlarge-mnli: --bertscore downloads it"
+    monkeypatch.setattr(imageclef, "try_to_load_from_cache", lambda model, name: str(tmp_path / name))
+    assert bertscore_need() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert bertscore_need(tiny_bert).startswith("the package bert-score: pip install")
+
+
 def test_missing_bert_score_package_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(ImportError, match=r"BERTScore needs bert-score: pip install .*\[bertscore\]"):
         bert_score(["a"], ["a"])
-
-
-IDS = ["i1", "i2", "i3"]
-SUBMISSIONS = {
-    "valid": ('ID,Caption\ni3,c\ni1,a\ni2,"b, with a comma"\n', []),
-    "CRLF": ("ID,Caption\r\ni1,a\r\ni2,b\r\ni3,c\r\n", []),
-    "no header": ("i1,a\n", ["the header is i1,a, but must be ID,Caption"]),
-    "nothing": ("", ["the header is missing, but must be ID,Caption"]),
-    "missing": ("ID,Caption\ni2,b\n", ["2 ids are missing, the first: i1"]),
-    "unknown": ("ID,Caption\ni1,a\ni2,b\ni3,c\nx,d\n", ["1 ids are not in the split, the first: x"]),
-    "twice": ("ID,Caption\ni1,a\ni2,b\ni3,c\ni2,d\n", ["1 ids occur more than once, the first: i2"]),
-    "blank": ("ID,Caption\ni1,a\ni2, \ni3,c\n", ["1 captions are blank, the first: i2"]),
-    "comma": ("ID,Caption\ni1,a\ni2,b, not quoted\n", ["1 lines do not have two cells, the first: i2,b, not quoted"]),
-    "quote": ('ID,Caption\ni1,"a\n', ["not a valid CSV: unexpected end of data"]),
-}
-
-
-@pytest.mark.parametrize(("text", "problems"), SUBMISSIONS.values(), ids=SUBMISSIONS)
-def test_check_submission(text, problems, tmp_path: Path):
-    (tmp_path / "predictions.csv").write_bytes(text.encode())
-    assert check_submission(tmp_path / "predictions.csv", IDS) == problems
-
-
-def test_submission_in_latin_1_is_a_problem(tmp_path: Path):
-    (tmp_path / "predictions.csv").write_bytes("ID,Caption\ni1,é\n".encode("latin-1"))
-    assert check_submission(tmp_path / "predictions.csv", IDS)[0].startswith("not in UTF-8")

@@ -130,9 +130,10 @@ def test_only_measured_parts_are_shown(tmp_path):
     page = page_of(tmp_path, ["a"], ["b"], baselines={}, breakdown={"modality": [], "length": []})
     assert "By modality" not in page
     assert "concepts *" not in page
-    concepts = ConceptScores(0.5, 0.5, 0.5, 1, 2, "by names")
+    concepts = ConceptScores(0.5, 0.5, 0.5, 1, 2, "by names", 0.25)
     shown = page_of(tmp_path, ["a"], ["b"], concepts=concepts)
     assert "concepts *" in shown
+    assert "of the images: 0.250." in shown
     assert "By modality" in shown
 
 

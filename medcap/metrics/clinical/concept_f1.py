@@ -19,9 +19,16 @@ WHAT = (
 
 @dataclass(frozen=True)
 class ConceptScores(PrecisionRecall):
-    """Agreement of the concepts in predictions with those of the images; `what` describes the method."""
+    """Agreement of the concepts in predictions with those of the images.
+
+    Attributes:
+        what: Describes the method.
+        mean_f1: Mean of the F1 of each image, 0 to 1, as in ImageCLEFmedical's concept detection; an image without
+            concepts has 1 if none is predicted, else 0.
+    """
 
     what: str = WHAT
+    mean_f1: float | None = None
 
 
 def concept_f1(predictions: Sequence[str], cuis: Sequence[Sequence[str]], names: Mapping[str, str]) -> ConceptScores:
@@ -31,7 +38,9 @@ def concept_f1(predictions: Sequence[str], cuis: Sequence[Sequence[str]], names:
     """
     lookup = _lookup(names)
     pairs = [(_concepts_in(text, lookup), set(own)) for text, own in zip(predictions, cuis, strict=True)]
-    return ConceptScores(**asdict(micro_average(pairs)))
+    per_image = [micro_average([pair]).f1 if any(pair) else 1.0 for pair in pairs]
+    mean_f1 = sum(per_image) / len(per_image) if per_image else None
+    return ConceptScores(**asdict(micro_average(pairs)), mean_f1=mean_f1)
 
 
 def _concepts_in(text: str, lookup: Mapping[tuple[str, ...], Sequence[str]]) -> set[str]:

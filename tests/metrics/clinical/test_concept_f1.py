@@ -56,6 +56,13 @@ def test_name_matches_only_consecutive_complete_words(name, words):
     assert concept_f1([words], [["C"]], {"C": name}).predicted == 0
 
 
+def test_mean_f1_is_over_images_and_both_empty_is_1():
+    names = {"cyst": "Cyst", "mass": "Mass"}
+    scores = concept_f1(["a cyst and a mass", "", "a cyst", "a mass"], [["cyst"], [], [], ["mass"]], names)
+    assert scores.mean_f1 == pytest.approx((2 / 3 + 1 + 0 + 1) / 4)
+    assert scores.f1 == pytest.approx(2 * 2 / (4 + 2))
+
+
 def test_concept_without_name_is_never_found():
     scores = concept_f1(["a mass"], [["C"]], {})
     assert (scores.precision, scores.recall, scores.f1, scores.predicted, scores.reference) == (0, 0, 0, 0, 1)
