@@ -31,6 +31,7 @@ from medcap.evaluation.scoring import signature_pairs
 from medcap.locks import lock_folder
 from medcap.metrics.coco import Meteor
 from medcap.modeling.adapter import trained_folder
+from medcap.modeling.generation import without_reranking
 from medcap.modeling.precision import precision_name
 from medcap.private_hooks import check_hooks
 from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_release
@@ -134,7 +135,8 @@ def fit(
     cache = open_feature_cache(recipe, data, adapted)
     evaluates = is_main and recipe.training.eval_strategy != "no"  # the main process scores
     with Meteor() if evaluates else contextlib.nullcontext() as meteor:
-        pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
+        settings = without_reranking(adapted.generation_config)
+        pairs = signature_pairs("valid", valid, settings, precision_name(adapted.dtype))
         scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], meteor, pairs)
         trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
         if destination is not None:

@@ -45,6 +45,10 @@ RARE = {
     "lora_rank_pattern",
     "lora_alpha_pattern",
     "lora_lr_ratio",
+    "rerank_candidates",
+    "rerank_neighbors",
+    "rerank_neighbor_weight",
+    "rerank_pool",
 }  # only with --help-all
 
 
