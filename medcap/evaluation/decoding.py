@@ -53,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All settings, the recipe's first, and the best one; of equal ones the first."""
+    """All settings, the recipe's first, and the best one; of equal ones that with the fewest changes."""
 
     metric: str
     n: int
@@ -62,7 +62,11 @@ class Tuning:
     @property
     def winner(self) -> Trial:
         """The setting with the highest score. It is never below the recipe's, which is one of them."""
-        return max(self.trials, key=lambda trial: round(trial.score, 9))  # max returns the first of equal ones
+        return max(self.trials, key=lambda trial: (round(trial.score, 9), -self._changes(trial)))
+
+    def _changes(self, trial: Trial) -> int:
+        """Return the number of keys that differ from the recipe's."""
+        return sum(value != trial.settings[name] for name, value in self.trials[0].settings.items())
 
     def describe(self) -> str:
         """Return the comparison of the winner with the recipe's setting in one line."""

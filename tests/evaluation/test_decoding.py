@@ -39,6 +39,12 @@ def test_the_winner_is_never_worse_than_the_recipe(scores, best):
     assert Tuning("cider", 6, trials).winner == trials[best]
 
 
+def test_of_equal_settings_the_one_with_the_fewest_changes_wins():
+    changes = [{}, {"num_beams": 5, "min_new_tokens": 8}, {"num_beams": 5}]
+    trials = [Trial("", vars(replace(RECIPE, **keys)), float(bool(keys)), (0, 9), None) for keys in changes]
+    assert Tuning("cider", 6, trials).winner == trials[2]
+
+
 @pytest.fixture
 def without_java(monkeypatch):
     monkeypatch.setattr(decoding, "tokenize", lambda texts: [" ".join(text.lower().split()) for text in texts])
