@@ -32,6 +32,10 @@ def add_commands(commands: Any) -> None:
     tune.add_argument("--max_eval_samples", type=int, help="use only N images (default: as in the run's recipe)")
     tune.add_argument("--batch_size", type=int, help="images per batch (default: CPU 16, GPU as many as fit)")
     tune.add_argument("--feature_cache", default="auto", help="cache of image features: auto, off, or a folder")
+    tune.add_argument(
+        "--any_gain", "--any-gain", action="store_true",
+        help="write the best setting even if it is not significantly better than the recipe's",
+    )  # fmt: skip
     overwrite_option(tune, "the captions of other weights or images")
     group = tune.add_argument_group("settings", "values to try; every combination is tried, and the recipe's setting")
     for name, kind in GENERATION_OPTIONS.items():
@@ -40,7 +44,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from medcap.evaluation.decoding import TUNED_METRICS, grid_settings, tune_decoding, write_winner
+    from medcap.evaluation.decoding import TUNED_METRICS, grid_settings, tune_decoding, write_settings
     from medcap.modeling.adapter import adapter_recipe, trained_folder
     from medcap.recipe import GenerationArguments, RecipeError, check_values
 
@@ -59,15 +63,13 @@ def _tune(args: argparse.Namespace) -> None:
     captioner, split = _load(args, recipe, str(trained))
     out = args.folder / "decoding"
     tuning = tune_decoding(
-        captioner, split, out, settings, metric=args.metric, batch_size=args.batch_size, overwrite=args.overwrite
-    )
-    changed = write_winner(captioner, trained, tuning.winner)
+        captioner, split, out, settings, metric=args.metric, batch_size=args.batch_size, any_gain=args.any_gain,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    is_changed = write_settings(captioner, trained, tuning.chosen)
     print(_text(tuning))
-    print(f"{trained / 'generation_config.json'}: {'the winner was written' if changed else 'unchanged'}")
-    print(
-        f"All settings: {out / 'decoding.csv'}. The best of many on the same images is optimistic: evaluate it on the "
-        "test split and compare with medcap compare"
-    )
+    print(f"{trained / 'generation_config.json'}: {tuning.chosen.name}, {'written' if is_changed else 'unchanged'}")
+    print(f"All settings: {out / 'decoding.csv'}. Only the test split shows what tuning gained.")
 
 
 def _load(args: argparse.Namespace, recipe: Mapping[str, Any], trained: str) -> tuple[Captioner, Split]:
@@ -101,4 +103,8 @@ def _text(tuning: Tuning) -> str:
             else [f"{trial.test['difference']:+.4f}", f"{trial.test['p']:.4f}"]
         )
         rows.append([trial.name, f"{trial.score:.4f}", f"{low:.4f} to {high:.4f}", *test])
-    return "\n".join([*aligned(rows), "", tuning.describe()])
+    kept = tuning.chosen is not tuning.winner
+    reason = (
+        ["the recipe's setting is kept, because the difference is not significant (see --any_gain)"] if kept else []
+    )
+    return "\n".join([*aligned(rows), "", tuning.describe(), *reason])

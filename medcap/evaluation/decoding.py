@@ -58,6 +58,16 @@ class Tuning:
     metric: str
     n: int
     trials: list[Trial]
+    any_gain: bool = False
+
+    @property
+    def chosen(self) -> Trial:
+        """The winner if it is significantly better than the recipe's setting, or with `any_gain`; else that setting.
+
+        On few images the best of many settings is often best by chance, and worse on others (docs/decoding.md).
+        """
+        test = self.winner.test
+        return self.winner if test is not None and (self.any_gain or test["p"] < SIGNIFICANT) else self.trials[0]
 
     @property
     def winner(self) -> Trial:
@@ -110,6 +120,7 @@ def tune_decoding(
     *,
     metric: str = "cider",
     batch_size: int | None = None,
+    any_gain: bool = False,
     overwrite: bool = False,
 ) -> Tuning:
     """Caption `split` with each of `settings`, the recipe's first, and score the captions.
@@ -129,7 +140,7 @@ def tune_decoding(
             tqdm.write(f"{name}: {metric} {scored[-1][1].corpus()[metric][0]:.4f}", sys.stderr)
         trials = [_trial(name, vars(each), own, scored[0][1], split, metric)
                   for each, (name, own) in zip(settings, scored, strict=True)]  # fmt: skip
-        tuning = Tuning(metric, len(split.rows), trials)
+        tuning = Tuning(metric, len(split.rows), trials, any_gain)
         _write(out, tuning)
     return tuning
 
@@ -178,7 +189,7 @@ def _write(out: Path, tuning: Tuning) -> None:
     ]
     write_csv(out / TABLE, COLUMNS, rows)
     found = {"metric": tuning.metric, "split": "valid", "n": tuning.n, "decision": tuning.describe()}
-    systems = {"recipe": vars(tuning.trials[0]), "winner": vars(tuning.winner)}
+    systems = {"recipe": vars(tuning.trials[0]), "winner": vars(tuning.winner), "chosen": tuning.chosen.name}
     write_json(out / RESULT, {**found, **systems, "settings": list(map(vars, tuning.trials))})
 
 
@@ -186,10 +197,10 @@ def _differences(test: Mapping[str, float] | None) -> list[float | str]:
     return [""] * 4 if test is None else [test[name] for name in ("difference", "p", "low", "high")]
 
 
-def write_winner(captioner: Captioner, folder: Path, winner: Trial) -> bool:
-    """Write the winner into the generation settings of the adapter `folder`; return whether they changed."""
+def write_settings(captioner: Captioner, folder: Path, chosen: Trial) -> bool:
+    """Write a setting into the generation settings of the adapter `folder`; return whether they changed."""
     extra = extra_settings(captioner.generation_config.to_dict())
-    config = captioner.family.make_generation_config(**{**extra, **winner.settings})
+    config = captioner.family.make_generation_config(**{**extra, **chosen.settings})
     text, path = config.to_json_string(), folder / GENERATION
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False

@@ -12,6 +12,7 @@ import pytest
 from medcap.cli import main
 from medcap.evaluation import decoding
 from medcap.evaluation.decoding import Trial, Tuning, grid_settings, tune_decoding
+from medcap.evaluation.scoring import describe_decoding
 from medcap.evaluation.split import load_split
 from medcap.inference import load_captioner
 from medcap.recipe import GenerationArguments, RecipeError
@@ -43,6 +44,13 @@ def test_of_equal_settings_the_one_with_the_fewest_changes_wins():
     changes = [{}, {"num_beams": 5, "min_new_tokens": 8}, {"num_beams": 5}]
     trials = [Trial("", vars(replace(RECIPE, **keys)), float(bool(keys)), (0, 9), None) for keys in changes]
     assert Tuning("cider", 6, trials).winner == trials[2]
+
+
+@pytest.mark.parametrize(("p", "any_gain", "best"), [(0.01, False, 1), (0.2, False, 0), (0.2, True, 1)])
+def test_a_winner_that_may_be_chance_is_not_chosen(p, any_gain, best):
+    trials = [Trial("", {}, 1.0, (0, 9), None), Trial("", {}, 2.0, (0, 9), {"difference": 1.0, "p": p})]
+    assert Tuning("cider", 6, trials, any_gain).chosen == trials[best]
+    assert Tuning("cider", 6, trials[:1], any_gain).chosen == trials[0]
 
 
 @pytest.fixture
@@ -106,7 +114,8 @@ def test_every_setting_has_an_interval_and_a_test_against_the_recipe(base, valid
 
 
 @pytest.mark.usefixtures("without_java")
-def test_the_command_writes_the_winner_into_the_adapter(trained_run, tmp_path, capsys):
+@pytest.mark.parametrize("any_gain", [True, False])
+def test_the_command_writes_the_chosen_setting_into_the_adapter(trained_run, tmp_path, capsys, any_gain):
     run = tmp_path / "run"
     shutil.copytree(trained_run.folder / "adapter", run / "adapter")
     before = json.loads((run / "adapter" / "generation_config.json").read_text())
@@ -115,26 +124,25 @@ def test_the_command_writes_the_winner_into_the_adapter(trained_run, tmp_path, c
         "1",
         "2",
         "--no_repeat_ngram_size",
-        "3",
+        "1",
         "--length_penalty",
         "1",
         "--min_new_tokens",
         "0",
         "9",
     ]
-    main(["tune-decoding", str(run), *grid, "--feature_cache", "off"])
+    main(["tune-decoding", str(run), *grid, "--feature_cache", "off", *["--any_gain"] * any_gain])
     result, printed = json.loads((run / "decoding" / "decoding.json").read_text()), capsys.readouterr().out
-    winner, after = result["winner"], json.loads((run / "adapter" / "generation_config.json").read_text())
-    assert len(result["settings"]) == 4
+    after = json.loads((run / "adapter" / "generation_config.json").read_text())
+    assert len(result["settings"]) == 5
     assert result["recipe"]["name"] == "beams-2,max-24,ngram-3"
-    assert winner["score"] == max(each["score"] for each in result["settings"])
-    assert (after != before) == (winner["name"] != result["recipe"]["name"])
-    assert ("the winner was written" if after != before else "unchanged") in printed
+    assert result["winner"]["score"] == max(each["score"] for each in result["settings"])
+    chosen = result["winner" if result["chosen"] == result["winner"]["name"] else "recipe"]
+    assert any_gain is False or chosen == result["winner"]
+    assert f"generation_config.json: {chosen['name']}, {'unchanged' if after == before else 'written'}" in printed
     assert result["decision"] in printed
     settings = load_captioner(str(run / "adapter")).generation_config
-    assert (settings.num_beams, settings.min_new_tokens or 0) == (
-        winner["settings"]["num_beams"], winner["settings"]["min_new_tokens"],
-    )  # fmt: skip
+    assert describe_decoding(settings) == chosen["name"]
 
 
 REFUSED = {
