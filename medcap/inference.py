@@ -16,21 +16,23 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from medcap.data.images import ImageTransform, with_pixel_values
 from medcap.hub import local_model
+from medcap.metrics.consensus import Consensus
 from medcap.modeling.adapter import adapter_recipe, base_of, has_adapter, image_size_of, is_trained, saved_generation
 from medcap.modeling.families import Family, family_of
 from medcap.modeling.feature_cache import FeatureEncoder, open_cache
 from medcap.modeling.feature_store import FeatureCache
-from medcap.modeling.generation import are_cut, decode_captions
+from medcap.modeling.generation import are_cut, decode_captions, reranks, with_candidates
 from medcap.modeling.load import check_model_name, load_base, model_errors
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
-from medcap.recipe import GenerationArguments, RecipeError, check_values
+from medcap.recipe import GenerationArguments, RecipeError, check_values, generation_fault
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Captioner:
         detokenize: Whether captions are detokenized (`medcap.data.detokenize`).
         recipe: The recipe of the adapter or model; empty for a base and for adapters of other programs.
         cache: Feature cache.
+        consensus: Chooses captions, see `medcap.neighbors.with_consensus`; needed for `rerank: consensus`.
     """
 
     model: PreTrainedModel | PeftModel
@@ -59,6 +62,7 @@ class Captioner:
     detokenize: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict)
     cache: FeatureCache | None = None
+    consensus: Consensus | None = None
 
     @property
     def precision(self) -> str:
@@ -91,15 +95,24 @@ class Captioner:
     def generate(self, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], list[bool]]:
         """Return the captions of a batch of `CaptionCollator`, and for each whether it reached `max_new_tokens`.
 
-        BLIP's `pixel_values` (B, 3, H, W) are uint8, or normalized floats.
+        BLIP's `pixel_values` (B, 3, H, W) are uint8, or normalized floats. With `consensus` a caption is chosen among
+        the beams. Raises RecipeError if the settings ask for that and there is none.
         """
+        if self.consensus is None and reranks(self.generation_config):
+            raise RecipeError("rerank: consensus needs training captions: see medcap.neighbors.with_consensus")
         casting = disable_input_dtype_casting(self.model, active=self.model.dtype != torch.float32)
         with model_errors(self.adapter or self.base), self.autocast(), casting:
             batch = {name: values.to(self.model.device) for name, values in batch.items()}
             features = None if self.family.feature_obstacle() else FeatureEncoder(self.family, self.cache)(batch)
-            ids = self.family.generate(batch, features, self.generation_config, self.prompt).cpu()
+            settings = with_candidates(self.generation_config) if self.consensus else self.generation_config
+            ids = self.family.generate(batch, features, settings, self.prompt).cpu()
+            vectors = self.family.vectors(batch, features) if self.consensus else None
         captions = decode_captions(self.processor.tokenizer, ids, self.detokenize)
-        return captions, are_cut(ids, self.generation_config)
+        cut = are_cut(ids, self.generation_config)
+        if self.consensus is not None and vectors is not None:
+            chosen = self.consensus.choose(captions, F.normalize(vectors.float(), dim=1).cpu())
+            captions, cut = [captions[row] for row in chosen], [cut[row] for row in chosen]
+        return captions, cut
 
     def caption(self, images: Sequence[Any]) -> list[str]:
         """Return the captions of images, as for `load_image`."""
@@ -171,11 +184,19 @@ def load_captioner(
         if length is not None and "max_new_tokens" not in given:  # it includes [DEC] and the prompt
             settings["max_new_tokens"] = length - 1 - family.prompt_length(prompt)
             check_values(settings)
+        check_generation(settings)
         family.check_prompt(prompt, settings["max_new_tokens"])
         generation_config = family.make_generation_config(**settings)
         loaded = _with_adapter(loaded, adapter) if adapter else loaded
         loaded.eval().requires_grad_(False).to(device)
     return Captioner(loaded, processor, generation_config, base_name, adapter and model, prompt, detokenize, recipe)
+
+
+def check_generation(settings: Mapping[str, Any]) -> None:
+    """Raise RecipeError if settings of generation contradict each other."""
+    own = {name: value for name, value in settings.items() if name in vars(GenerationArguments())}
+    if fault := generation_fault(GenerationArguments(**own)):
+        raise RecipeError(fault)
 
 
 def _with_adapter(base: PreTrainedModel, adapter: str) -> PeftModel:

@@ -32,6 +32,7 @@ from medcap.data.load import describe_sources
 from medcap.evaluation.scoring import signature_pairs
 from medcap.locks import lock_folder
 from medcap.modeling.adapter import trained_folder
+from medcap.modeling.generation import without_reranking
 from medcap.modeling.precision import precision_name
 from medcap.private_hooks import check_hooks
 from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_release
@@ -143,7 +144,8 @@ def fit(
         start_run(recipe, data, adapted, checkpoint)
         draw_views(recipe, data["train"])
     cache = open_feature_cache(recipe, data, adapted)
-    pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
+    settings = without_reranking(adapted.generation_config)
+    pairs = signature_pairs("valid", valid, settings, precision_name(adapted.dtype))
     scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs)
     trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
     if destination is not None:

@@ -39,6 +39,7 @@ NO_EFFECT = {
         {"augmentation_views": 4},
         "augmentation_views has no effect without augmentation: light or ",
     ),
+    "neighbors of nothing": ({"rerank_neighbors": 5}, "rerank_neighbors has no effect without rerank: consensus"),
     "seed of all images": ({"fraction_seed": 5}, "fraction_seed has no effect without train_fraction below 1"),
     "projected layers": ({"optim_target_modules": ["query"]}, "no effect without optim: galore_adamw or apollo_adamw"),
     "betas of SGD": ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1 has no effect on optim sgd; remove it"),
@@ -61,9 +62,29 @@ IN_EFFECT = {
     "views": {"augmentation": "light", "augmentation_views": 0, "feature_cache": "off"},
     "betas": {"adam_beta1": 0.5, "adam_epsilon": 1e-6},
     "TF32": {"tf32": False, "precision": "fp32"},
+    "reranking": {"rerank": "consensus", "num_beams": 4, "rerank_candidates": 4, "rerank_neighbor_weight": 0.0},
 }
 
 
 @pytest.mark.parametrize("keys", IN_EFFECT.values(), ids=IN_EFFECT)
 def test_a_key_with_effect_is_read(recipe_file, keys):
     assert read_recipe(["--config", recipe_file(**keys)]).given >= keys.keys()
+
+
+CONTRADICTIONS = {
+    "no room for the end": (
+        {"min_new_tokens": 9, "max_new_tokens": 9},
+        "min_new_tokens is 9, must be below max_new_tokens, 9: the end of a caption is a token too",
+    ),
+    "one candidate": ({"rerank": "consensus", "num_beams": 1}, "chooses among beams, and num_beams is 1: set it to 2"),
+    "more candidates than beams": (
+        {"rerank": "consensus", "num_beams": 3, "rerank_candidates": 4},
+        "rerank_candidates is 4, must be at most num_beams, 3: the candidates are beams",
+    ),
+    "another rerank": ({"rerank": "mbr"}, "rerank is 'mbr'; expected none, consensus"),
+}
+
+
+@pytest.mark.parametrize(("keys", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_contradictions_of_generation_are_refused(refusal, keys, message):
+    assert message in refusal(**keys)

@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, captioner_from_args, generation_options, output_option
+from medcap.commands.options import (
+    add_command,
+    captioner_from_args,
+    generation_options,
+    output_option,
+    training_option,
+    with_training,
+)
 from medcap.io import atomic_file
 from medcap.logs import visible
 
@@ -29,11 +36,13 @@ def add_commands(commands: Any) -> None:
         help="window of grayscale DICOM, such as lung, --window=-600,1500, or red, green and blue: lung,soft,bone "
         "(default: that of the file)",
     )
+    training_option(caption)
     generation_options(caption)
 
     demo = add_command(commands, "demo", _demo, "open a local web page that captions images (extra: demo)")
     demo.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     demo.add_argument("--port", type=int, default=7860, help="port on http://127.0.0.1 (default: 7860)")
+    training_option(demo)
     generation_options(demo)
 
 
@@ -51,7 +60,7 @@ def _caption(args: argparse.Namespace) -> None:
     from medcap.captioning import caption_files, find_files
 
     files = find_files(args.images)  # before the model is loaded
-    captioner = captioner_from_args(args)
+    captioner = with_training(captioner_from_args(args), args)
     captions = caption_files(captioner, files, batch_size=args.batch_size, frame=args.frame, windows=args.window)
     n, errors = 0, list[str]()
     with contextlib.nullcontext(sys.stdout) if args.out is None else atomic_file(args.out) as file:
@@ -70,4 +79,4 @@ def _demo(args: argparse.Namespace) -> None:
     from medcap.demo import check_extra, serve
 
     check_extra()  # before the model is loaded
-    serve(captioner_from_args(args), args.port)
+    serve(with_training(captioner_from_args(args), args), args.port)

@@ -16,7 +16,11 @@ LAYOUT_OPTIONS = {
     "image_column": str, "caption_column": str, "group_column": str,
     "valid_fraction": float, "test_fraction": float, "split_seed": int,
 }  # fmt: skip
-GENERATION_OPTIONS = {"num_beams": int, "max_new_tokens": int, "no_repeat_ngram_size": int, "length_penalty": float}
+GENERATION_OPTIONS = {
+    "num_beams": int, "max_new_tokens": int, "no_repeat_ngram_size": int, "length_penalty": float,
+    "min_new_tokens": int, "rerank": str, "rerank_candidates": int, "rerank_neighbors": int,
+    "rerank_neighbor_weight": float, "rerank_pool": int,
+}  # fmt: skip
 
 
 def add_command(
@@ -127,8 +131,25 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
     )
 
 
+def training_option(parser: argparse.ArgumentParser) -> None:
+    """Add --data, which `rerank: consensus` needs."""
+    parser.add_argument("--data", help="data set of the training, for rerank: consensus")
+
+
+def with_training(captioner: Captioner, args: argparse.Namespace) -> Captioner:
+    """Return the captioner with the training captions of --data if it reranks. Raises as `with_consensus`."""
+    from medcap.data.load import load_data
+    from medcap.modeling.generation import reranks
+    from medcap.neighbors import with_consensus
+
+    training = None
+    if args.data is not None and reranks(captioner.generation_config):
+        training = load_data(args.data, layout_from_args(args, captioner.recipe), splits=["train"])["train"]
+    return with_consensus(captioner, training, args.batch_size)
+
+
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def layout_from_args(args: argparse.Namespace, recipe: Mapping[str, Any] | None = None) -> DataLayout:

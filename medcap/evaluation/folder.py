@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medcap.data.selection import fingerprint, image_fingerprint
+from medcap.evaluation.scoring import describe_decoding
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner
 from medcap.io import PARTIAL, fsync, read_json, staging_folder, write_json
@@ -19,7 +20,7 @@ from medcap.locks import lock_folder
 from medcap.modeling.load import update_digest
 
 OPTIONS = "options.json"  # what the evaluation was made from
-CONTENT = {"weights", "rows"}  # options that are known when model and data are loaded
+CONTENT = {"weights", "rows", "decoding"}  # options that are known when model and data are loaded
 METRICS = "metrics.json"  # without it a folder is no evaluation
 FILES = (
     OPTIONS, "predictions.csv", "scores.csv", "baselines", "baseline", "report.html", "comparison.json",
@@ -45,14 +46,19 @@ class EvaluationFolder:
 
     def start(self, captioner: Captioner, split: Split) -> Path:
         """Add the weights and the data to the options, and return the staging folder. Raises as `refuse_other`."""
-        weights = hashlib.sha256()
-        update_digest(weights, captioner.model.state_dict())
-        data = fingerprint(split.rows) + image_fingerprint(split.rows).get("images", "")
-        self.options |= {"weights": weights.hexdigest()[:16], "rows": data}
+        self.options |= {**content(captioner, split), "decoding": describe_decoding(captioner.generation_config)}
         refuse_other(self.out, self.options, self.overwrite)
         staging_folder(self.out / self.staging.stem)
         write_json(self.staging / OPTIONS, self.options)
         return self.staging
+
+
+def content(captioner: Captioner, split: Split) -> dict[str, str]:
+    """Return checksums of the weights and of the rows with their images."""
+    weights = hashlib.sha256()
+    update_digest(weights, captioner.model.state_dict())
+    data = fingerprint(split.rows) + image_fingerprint(split.rows).get("images", "")
+    return {"weights": weights.hexdigest()[:16], "rows": data}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from medcap.evaluation.scoring import signature_pairs
 from medcap.evaluation.split import Split
 from medcap.inference import Captioner, caption_dataset
 from medcap.metrics.diversity import sameness
+from medcap.neighbors import with_consensus
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def predict(
     precision, settings = captioner.precision, captioner.generation_config
     pairs = signature_pairs(split.name, split.rows, settings, precision, captioner.detokenize)
     recipe = RecipeId.of(captioner.recipe) if captioner.recipe else None
+    captioner = with_consensus(captioner, split.training, batch_size)
     captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
     if warning := sameness(captions):
         logger.warning(warning)

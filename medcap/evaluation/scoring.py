@@ -17,7 +17,7 @@ from medcap.evaluation.verdict import depends_on_image
 from medcap.metrics.clinical.concept_f1 import ConceptScores, concept_f1
 from medcap.metrics.coco import Scores, score_captions
 from medcap.metrics.statistics import Statistics, bootstrap, paired_test
-from medcap.modeling.generation import extra_settings
+from medcap.modeling.generation import extra_settings, rerank_settings
 from medcap.phantom.truth import findings_accuracy
 
 REFERENCE_LENGTHS = ((1, 10), (11, 20), (21, 40), (41, None))  # words, both ends included
@@ -59,12 +59,14 @@ def describe_decoding(settings: GenerationConfig) -> str:
     others = extra_settings(settings.to_dict())
     if settings.num_beams > 1 and settings.length_penalty != 1:
         others["length_penalty"] = settings.length_penalty
+    if settings.min_new_tokens:
+        others["min_new_tokens"] = settings.min_new_tokens
     texts = {name: str(value) for name, value in sorted(others.items())}
     short = {
         name: text if len(text) < 9 else hashlib.sha256(text.encode()).hexdigest()[:8] for name, text in texts.items()
     }
     parts = [f"beams-{settings.num_beams}", f"max-{settings.max_new_tokens}", f"ngram-{settings.no_repeat_ngram_size}"]
-    return ",".join([*parts, *(f"{name}-{text}" for name, text in short.items())])
+    return ",".join([*parts, *(f"{name}-{text}" for name, text in (short | rerank_settings(settings)).items())])
 
 
 def score_concepts(captions: Sequence[str], split: Split) -> ConceptScores | None:

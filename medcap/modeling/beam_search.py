@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
+from transformers import GenerationConfig, MinNewTokensLengthLogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from medcap.modeling.beam_cache import use_beam_cache
 
@@ -18,7 +18,9 @@ MIN_SCORE = -1e9  # of an excluded candidate, as in transformers
 def beam_search(
     decoder: nn.Module, features: torch.Tensor, generation_config: GenerationConfig, prompt_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Return the best captions' ids (B, T) int64, padded on the right, for `features` (B, N, width).
+    """Return the best captions' ids (B * k, T) int64, padded on the right, for `features` (B, N, width).
+
+    The k = `num_return_sequences` captions of an image, 1 by default, follow each other, the best one first.
 
     Equal to `model.generate` (transformers 5.24, `GenerationMixin._beam_search`, and `_sample` with one beam) for
     the settings of `make_generation_config`. Faster because all beams of an image share keys and values, which are
@@ -60,17 +62,20 @@ class _Search:
         self.num_beams: int = generation_config.num_beams
         self.config, self.prompt_length = generation_config, prompt_ids.shape[1]
         self.max_length = self.prompt_length + generation_config.max_new_tokens
-        self.no_repeat: Any = None
-        if generation_config.no_repeat_ngram_size:
-            self.no_repeat = NoRepeatNGramLogitsProcessor(generation_config.no_repeat_ngram_size)
         rows, device = len(prompt_ids), prompt_ids.device
+        self.processors: list[Any] = []
+        if size := generation_config.no_repeat_ngram_size:
+            self.processors.append(NoRepeatNGramLogitsProcessor(size))
+        if least := generation_config.min_new_tokens:
+            end = generation_config.eos_token_id
+            self.processors.append(MinNewTokensLengthLogitsProcessor(self.prompt_length, least, end, device=device))
         self.rows = torch.arange(rows, device=device)  # image of each running row
         self.running = prompt_ids[:, None].repeat(1, self.num_beams, 1)
         self.scores = torch.full((rows, self.num_beams), MIN_SCORE, device=device)
         self.scores[:, 0] = 0  # all beams are equal at first: use one
         self.finished = prompt_ids.new_full((rows, self.num_beams, self.max_length), generation_config.pad_token_id)
         self.finished_scores = torch.full((rows, self.num_beams), MIN_SCORE, device=device)
-        self.best = self.finished[:, 0].clone()
+        self.best = self.finished[:, : generation_config.num_return_sequences or 1].clone()
 
     def advance(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add one token to the beams, given `logits` (b * beams, vocab).
@@ -79,8 +84,8 @@ class _Search:
             The previous beam that each beam continues (b, beams), and the indices of unfinished images.
         """
         log_probs = F.log_softmax(logits, dim=-1)
-        if self.no_repeat is not None:
-            log_probs = self.no_repeat(self.running.flatten(0, 1), log_probs)
+        for processor in self.processors:
+            log_probs = processor(self.running.flatten(0, 1), log_probs)
         vocab = log_probs.shape[-1]
         total = (log_probs.view(*self.scores.shape, vocab) + self.scores[..., None]).flatten(1)
         scores, candidates = total.topk(2 * self.num_beams)  # enough to continue, even if half of them end
@@ -105,15 +110,16 @@ class _Search:
         self.finished = _select(torch.cat([self.finished, ended], 1), best)
 
     def keep(self, unfinished: torch.Tensor) -> None:
-        """Store the best caption of every image, and continue with the images `unfinished`."""
-        self.best[self.rows] = self.finished[:, 0]
+        """Store the best captions of every image, and continue with the images `unfinished`."""
+        self.best[self.rows] = self.finished[:, : self.best.shape[1]]
         for name in ("rows", "running", "scores", "finished", "finished_scores"):
             setattr(self, name, getattr(self, name)[unfinished])
 
     def captions(self) -> torch.Tensor:
-        """Return the best caption of every image (B, T), T tokens being the longest."""
-        width = int((self.best != self.config.pad_token_id).any(0).nonzero().max()) + 1
-        return self.best[:, :width]
+        """Return the best captions of every image (B * k, T), T tokens being the longest."""
+        best = self.best.flatten(0, 1)
+        width = int((best != self.config.pad_token_id).any(0).nonzero().max()) + 1
+        return best[:, :width]
 
 
 def _select(beams: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

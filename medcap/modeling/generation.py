@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from medcap.data import detokenize as detokenizer
 EXTRA_SETTINGS: dict[str, Any] = {
     "early_stopping": True,
     "min_length": 0,
-    "min_new_tokens": 0,
     "repetition_penalty": 1.0,
     "bad_words_ids": None,
     "sequence_bias": None,
@@ -42,6 +42,32 @@ def extra_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in EXTRA_SETTINGS that change captions; `beam_search` does not know them."""
     values = {name: settings.get(name) for name in EXTRA_SETTINGS}
     return {name: value for name, value in values.items() if value not in (None, EXTRA_SETTINGS[name])}
+
+
+def reranks(generation_config: GenerationConfig) -> bool:
+    """Return whether captions are chosen among beams (`medcap.metrics.consensus`)."""
+    return getattr(generation_config, "rerank", "none") != "none"
+
+
+def rerank_settings(generation_config: GenerationConfig) -> dict[str, Any]:
+    """Return the settings of reranking that were given; none without it."""
+    given = generation_config.to_dict() if reranks(generation_config) else {}
+    return {name: value for name, value in given.items() if name.startswith("rerank") and value is not None}
+
+
+def without_reranking(generation_config: GenerationConfig) -> GenerationConfig:
+    """Return the settings of the best beam, which evaluations during training generate."""
+    best = copy.copy(generation_config)
+    best.rerank = "none"
+    return best
+
+
+def with_candidates(generation_config: GenerationConfig) -> GenerationConfig:
+    """Return the settings for `generate` to return all candidates of each image, one after the other."""
+    candidates = getattr(generation_config, "rerank_candidates", None) or generation_config.num_beams
+    several = copy.copy(generation_config)
+    several.num_return_sequences = candidates
+    return several
 
 
 def are_cut(ids: torch.Tensor, generation_config: GenerationConfig) -> list[bool]:

@@ -13,6 +13,7 @@ from medcap.recipe.arguments import (
     RecipeError,
     check_values,
 )
+from medcap.recipe.generation_rules import generation_fault
 from medcap.recipe.reader import REQUIRED, check_saved, read_recipe, read_yaml
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RecipeError",
     "check_saved",
     "check_values",
+    "generation_fault",
     "read_recipe",
     "read_yaml",
 ]

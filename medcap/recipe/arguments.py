@@ -116,7 +116,7 @@ REPLACED = {
     "group_by_length": "train_sampling_strategy: group_by_length, which gives short captions more weight",
     "generation_num_beams": "num_beams",
     "generation_max_length": "max_new_tokens",
-    "generation_config": "num_beams, max_new_tokens, no_repeat_ngram_size and length_penalty",
+    "generation_config": "num_beams, max_new_tokens, min_new_tokens, no_repeat_ngram_size and length_penalty",
     "hub_token": "`hf auth login` or the environment variable HF_TOKEN; a recipe is published, a token must not be",
     "hub_strategy": "push_to_hub: true, which pushes every epoch as its own revision and the best one as main",
     "hub_always_push": "push_to_hub: true, which pushes every epoch even if an earlier push is running",

@@ -46,6 +46,12 @@ RARE = {
     "lora_rank_pattern",
     "lora_alpha_pattern",
     "lora_lr_ratio",
+    "min_new_tokens",
+    "rerank",
+    "rerank_candidates",
+    "rerank_neighbors",
+    "rerank_neighbor_weight",
+    "rerank_pool",
 }  # only with --help-all
 
 

@@ -87,6 +87,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "debug": ("", "underflow_overflow"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "length_column_name": ("length",),
+    "rerank": ("none", "consensus"),
 }
 LENGTHS = {"prompt": 1000, "lora_target_modules": 1000}  # maximum of characters
 FILLED = frozenset({"lora_modules_to_save"})  # lists that must not be empty

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from medcap.logs import error_line
 from medcap.recipe.adapter_rules import adapter_conflict, init_conflict
-from medcap.recipe.arguments import GROUPS, LoraArguments, Recipe
+from medcap.recipe.arguments import GROUPS, GenerationArguments, LoraArguments, Recipe
 from medcap.recipe.data_rules import sources_fault
+from medcap.recipe.generation_rules import generation_fault
 from medcap.recipe.learning_rate import WATCHES_METRIC, scheduler_fault
 from medcap.recipe.ranges import DIRECTIONS, UNDIRECTED
 
@@ -193,6 +194,7 @@ def _is_checkpointed(recipe: Recipe) -> bool:
 
 ADAPTED: Need = (lambda recipe: recipe.lora.adapter == "lora", "adapter: lora")
 CHECKPOINTED = (_is_checkpointed, "gradient_checkpointing: true")
+RERANKED: Need = (lambda recipe: recipe.generation.rerank == "consensus", "rerank: consensus")
 PUSHED: Need = (lambda recipe: recipe.training.push_to_hub, "push_to_hub: true")
 TRACKED: Need = (lambda recipe: "trackio" in (recipe.training.report_to or ()), "report_to: trackio")
 # keys that another key switches off: when they are used, and what that needs
@@ -214,6 +216,7 @@ NEEDED: dict[str, Need] = {
     **{field.name: ADAPTED for field in fields(LoraArguments) if field.name.startswith("lora_")},
     "length_penalty": (lambda recipe: recipe.generation.num_beams > 1, "num_beams: 2 or more"),
     "augmentation_views": (lambda recipe: recipe.data.augmentation != "none", "augmentation: light or strong"),
+    **{field.name: RERANKED for field in fields(GenerationArguments) if field.name.startswith("rerank_")},
     "fraction_seed": (lambda recipe: recipe.data.train_fraction < 1, "train_fraction below 1"),
     "optim_target_modules": (
         lambda recipe: recipe.training.optim.value.startswith(("galore", "apollo")),
@@ -228,6 +231,10 @@ RULES: tuple[Rule, ...] = (
     (("valid_fraction", "test_fraction"), _held_out),
     (("prompt", "max_caption_tokens"), _prompt),
     (("precision", "use_cpu"), _precision),
+    (
+        ("min_new_tokens", "max_new_tokens", "rerank", "rerank_candidates", "num_beams"),
+        lambda recipe: generation_fault(recipe.generation),
+    ),
     (("greater_is_better", "metric_for_best_model"), _direction),
     (("lr_scheduler_kwargs", "lr_scheduler_type", "greater_is_better", "metric_for_best_model"), _plateau_mode),
     (("early_stopping_patience", "eval_strategy"), _early_stopping),

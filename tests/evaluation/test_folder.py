@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from transformers import GenerationConfig
 
 from medcap.cli import main, make_parser
 from medcap.commands.evaluate import _options
@@ -18,21 +19,21 @@ from medcap.evaluation.folder import FILES, METRICS, evaluation_folder
 from medcap.locks import lock_folder
 
 
-def captioner_of(weight=1.0):
+def captioner_of(weight=1.0, beams=1):
     model = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(model.weight, weight)
     torch.nn.init.zeros_(model.bias)
-    return SimpleNamespace(model=model)
+    return SimpleNamespace(model=model, generation_config=GenerationConfig(num_beams=beams, max_new_tokens=9))
 
 
 def split_of(caption="a mass"):
     return SimpleNamespace(rows=Dataset.from_dict({"image_id": ["a"], "caption": [caption]}))
 
 
-def evaluate(out, text, options=None, overwrite=False, weight=1.0, caption="a mass", names=FILES[1:]):
+def evaluate(out, text, options=None, overwrite=False, weight=1.0, caption="a mass", beams=1, names=FILES[1:]):
     """Write an evaluation whose files all contain `text`."""
     with evaluation_folder(out, options or {"model": "base", "data": "d"}, overwrite) as folder:
-        staging = folder.start(captioner_of(weight), split_of(caption))
+        staging = folder.start(captioner_of(weight, beams), split_of(caption))
         for name in names:
             if "." in name:
                 (staging / name).write_text(text)
@@ -61,6 +62,7 @@ OTHERS = {
     "an option more": {"options": {"model": "base", "data": "d", "num_beams": 1}},
     "weights": {"weight": 2.0},
     "rows": {"caption": "a cyst"},
+    "settings of the adapter": {"beams": 2},
 }
 
 

@@ -9,13 +9,14 @@ from PIL import Image as PilImage
 from medcap.data.images import load_image
 from medcap.data.layout import DataLayout
 from medcap.data.selection import FEATURES
-from medcap.evaluation.nearest import image_features, nearest_captions
+from medcap.evaluation.nearest import nearest_captions
 from medcap.evaluation.scoring import breakdown
 from medcap.evaluation.split import Split, load_split
 from medcap.evaluation.verdict import depends_on_image
 from medcap.inference import load_captioner
 from medcap.metrics.coco import score_captions
 from medcap.metrics.statistics import paired_test
+from medcap.neighbors import image_features
 
 CAPTIONS = [
     "CT of the abdomen with a mass of the left kidney",

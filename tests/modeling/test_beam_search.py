@@ -16,6 +16,9 @@ SETTINGS = [
     {"num_beams": 4, "max_new_tokens": 40, "no_repeat_ngram_size": 3, "length_penalty": 0.6},
     {"num_beams": 4, "max_new_tokens": 25, "no_repeat_ngram_size": 2, "length_penalty": 2.0},
     {"num_beams": 5, "max_new_tokens": 30, "length_penalty": -1.0},
+    {"num_beams": 1, "max_new_tokens": 20, "min_new_tokens": 7},
+    {"num_beams": 3, "max_new_tokens": 20, "min_new_tokens": 9, "no_repeat_ngram_size": 2},
+    {"num_beams": 4, "max_new_tokens": 20, "num_return_sequences": 3},
 ]
 
 

@@ -152,6 +152,13 @@ def test_usage_code_interpolates_positions_only_for_another_image_size(size, bas
     assert ("interpolate_pos_encoding=True" in code) == is_interpolated
 
 
+def test_card_says_that_its_code_does_not_rerank():
+    text = "This code\ngenerates the most probable beam."
+    signature = EVALUATION["signature"] + ",rerank-consensus"
+    assert text in render_card(card_data(evaluation={**EVALUATION, "signature": signature}))
+    assert text not in render_card(card_data())
+
+
 def test_usage_code_names_base_release_and_revision():
     recipe = {**RECIPE, "model_revision": "v1", "quantization": "4bit"}
     card = render_card(card_data(recipe=recipe, repo_id="someone/radiology-captions"))

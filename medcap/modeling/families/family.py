@@ -157,6 +157,10 @@ class Family:
         """Return the `generation_config` to pass to every call of `generate`, for the keys of a recipe and others."""
         beams = {"length_penalty": settings.pop("length_penalty", 1.0)}
         beams["early_stopping"] = settings.pop("early_stopping", True)
+        if not settings.get("min_new_tokens"):
+            settings.pop("min_new_tokens", None)
+        if settings.get("rerank", "none") == "none":
+            settings = {name: value for name, value in settings.items() if not name.startswith("rerank")}
         return GenerationConfig(
             bos_token_id=self.first_token_id,
             decoder_start_token_id=self.first_token_id,
