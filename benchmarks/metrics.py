@@ -173,7 +173,7 @@ def whole_processes() -> float:
             options = write_captions(n, Path(folder))
             commands = [
                 [sys.executable, __file__, "--stock", *options],
-                [str(Path(sys.executable).with_name("medcap")), "score", *options],
+                [str(Path(sys.executable).with_name("medcap")), "score", "--json", *options],
             ]
             results = [[run(command) for command in commands] for _ in range(rounds)]
             times = [spread([result[i][kind] for result in results]) for kind in (0, 1) for i in (0, 1)]

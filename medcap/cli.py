@@ -10,7 +10,7 @@ import os
 import sys
 
 from medcap import __version__
-from medcap.commands import base, cache, caption, data, evaluate, publish, tune, tune_decoding
+from medcap.commands import base, cache, caption, data, evaluate, publish, score, tune, tune_decoding
 from medcap.commands.options import add_command, check_output
 from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     tune.add_commands(commands)
     tune_decoding.add_commands(commands)
     evaluate.add_commands(commands)
+    score.add_commands(commands)
     caption.add_commands(commands)
     publish.add_commands(commands)
     cache.add_commands(commands)

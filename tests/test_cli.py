@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,12 @@ def test_score_pairs_captions_by_id(capsys, tmp_path) -> None:
     references = write_csv(tmp_path / "r.csv", captions)
     predictions = write_csv(tmp_path / "p.csv", dict(reversed(captions.items())))
     argv = ["score", "--predictions", str(predictions), "--references", str(references)]
-    status, out, _ = run([*argv, "--out", str(tmp_path / "m.json")], capsys)
+    status, out, _ = run([*argv, "--json", "--out", str(tmp_path / "m.json")], capsys)
     result = json.loads(out)
     assert status == 0
+    _, table, _ = run(argv, capsys)
+    assert re.search(r"^BLEU-1 +1\.0000 +1\.0000 to 1\.0000$", table, re.MULTILINE)
+    assert f"3 captions, {result['signature']}" in table
     assert result["metrics"]["bleu_1"] == pytest.approx(1)
     assert result["n"] == 3
     assert "tok:ptb" in result["signature"]

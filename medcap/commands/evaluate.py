@@ -1,4 +1,4 @@
-"""`medcap evaluate`, `score`, `facts`, `submission` and `compare`."""
+"""`medcap evaluate` and `medcap compare`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from medcap.commands.options import (
     overwrite_option,
     protocol_options,
 )
+from medcap.commands.score import imageclef_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Add the commands."""
+    """Add `evaluate` and `compare`."""
     evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     evaluate.add_argument(
@@ -58,26 +59,6 @@ def add_commands(commands: Any) -> None:
     protocol_options(evaluate)
     layout_options(evaluate, "default: as in the adapter's recipe")
     generation_options(evaluate)
-
-    score = add_command(commands, "score", _score, "score captions without model and images")
-    score.add_argument("--predictions", type=Path, required=True, help="CSV with the columns ID,Caption")
-    score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
-    output_option(score, "file", help="also write the scores into this JSON file")
-    protocol_options(score)
-    score.add_argument(
-        "--clinical", action="store_true", help="also compute RadGraph F1, RaTEScore and GREEN (extra: clinical)"
-    )
-
-    facts = add_command(commands, "facts", _facts, "extract facts from captions; write one JSON line per caption")
-    facts.add_argument("captions", type=Path, metavar="CAPTIONS.csv", help="CSV with the columns ID,Caption")
-    output_option(facts, "file", required=True, help="output file: id, modality, laterality, region, finding, ...")
-
-    submission = add_command(commands, "submission", _submission, "write the zip that ImageCLEFmedical accepts")
-    submission.add_argument(
-        "captions", type=Path, metavar="EVAL_DIR", help="folder of medcap evaluate, or the .jsonl of medcap caption"
-    )
-    submission.add_argument("--ids", type=Path, help="ids.csv of the organizers: the images and their order")
-    output_option(submission, "file", required=True, help="the zip file, with submission.csv in it")
 
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
@@ -117,6 +98,7 @@ def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[s
     from medcap.data.selection import Selection
     from medcap.evaluation.evaluate import evaluate
     from medcap.evaluation.split import load_split
+    from medcap.io import read_json, write_json
     from medcap.reporting.evaluation_page import write_page
     from medcap.reporting.tables import text_table, verdict_text
 
@@ -136,9 +118,9 @@ def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[s
     result, captions = evaluation.result, dict(zip(split.ids, evaluation.captions, strict=True))
     printed = [text_table(result.rows), f"\n{verdict_text(result)}\n{result.signature}"]
     if args.protocol != "coco":
-        printed.append(
-            _score_imageclef(args, captions, split.references, out / "predictions.csv", out / "metrics.json")
-        )
+        scores = imageclef_scores(args, captions, split.references, out / "predictions.csv")
+        write_json(out / "metrics.json", {**read_json(out / "metrics.json"), "imageclef": scores})
+        printed.append(json.dumps({"imageclef": scores}, indent=2, ensure_ascii=False))
     if args.baseline is not None:
         printed += ["", *_evaluate_baseline(args, captioner, split, out)]
     return printed
@@ -159,87 +141,6 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     evaluation = evaluate(other, split, folder, name=name, batch_size=args.batch_size, baselines=False)
     write_page(folder / "report.html", evaluation, split.rows)
     return [*_compare_into(out, [out, folder]), f"With intervals: {args.out / 'comparison.md'}"]
-
-
-def _score(args: argparse.Namespace) -> None:
-    from medcap.evaluation.csv_files import read_pairs
-    from medcap.io import write_json
-    from medcap.metrics.coco import score_captions
-    from medcap.metrics.statistics import bootstrap
-
-    ids, predictions, references = read_pairs(args.predictions, args.references)
-    scores = score_captions(predictions, [[reference] for reference in references])
-    result = {
-        "metrics": scores.metrics,
-        "intervals": bootstrap(scores.statistics),
-        "n": len(predictions),
-        "signature": str(scores.signature),
-    }
-    if args.out:
-        write_json(args.out, result)
-    print(json.dumps(result, indent=2))
-    if args.protocol != "coco":
-        captions = dict(zip(ids, predictions, strict=True))
-        print(_score_imageclef(args, captions, references, args.predictions, args.out))
-    if args.clinical:
-        _score_clinical(predictions, references, args.out)
-
-
-def _score_clinical(predictions: list[str], references: list[str], out: Path | None) -> None:
-    """Print the learned clinical metrics, and add them to the file `out`; ValueError if one is missing."""
-    from medcap.io import read_json, write_json
-    from medcap.metrics.clinical.learned import learned_scores
-
-    scores, missing = learned_scores(predictions, references)
-    if scores:
-        print(json.dumps({"clinical": scores}, indent=2))
-        if out is not None:
-            write_json(out, {**read_json(out), "clinical": scores})
-    if missing:
-        raise ValueError("; ".join(missing))
-
-
-def _facts(args: argparse.Namespace) -> None:
-    """Write the facts of each caption; names in cui_mapping.csv beside the file are further terms."""
-    from medcap.data.concepts import concept_names
-    from medcap.evaluation.csv_files import read_captions
-    from medcap.io import write_text
-    from medcap.metrics.clinical.concept_terms import concept_terms
-    from medcap.metrics.clinical.facts import extract_facts
-
-    captions = read_captions(args.captions)
-    concepts = concept_terms(concept_names(args.captions.parent))
-    lines = []
-    for image_id, caption in captions.items():
-        facts = {kind: sorted(values) for kind, values in extract_facts(caption, concepts).items()}
-        lines.append(json.dumps({"id": image_id, **facts}, ensure_ascii=False) + "\n")
-    write_text(args.out, "".join(lines))
-    print(f"Facts of {len(captions)} captions: {args.out}")
-
-
-def _score_imageclef(
-    args: argparse.Namespace, captions: dict[str, str], references: list[str], submission: Path, out: Path | None
-) -> str:
-    """Return the scores of ImageCLEFmedical and the problems of the submission, and add them to the file `out`."""
-    from medcap.evaluation.submission import check_submission
-    from medcap.io import write_json
-    from medcap.metrics.imageclef import score_imageclef
-
-    scored = score_imageclef(list(captions.values()), references, protocol=args.protocol, bertscore=args.bertscore)
-    problems = check_submission(submission.read_bytes(), list(captions))
-    result = {key: scored[key] for key in ("metrics", "not_computed", "signature")}
-    result["submission"] = problems or "valid"
-    if out is not None:
-        write_json(out, {**json.loads(out.read_text(encoding="utf-8")), "imageclef": result})
-    return json.dumps({"imageclef": result}, indent=2, ensure_ascii=False)
-
-
-def _submission(args: argparse.Namespace) -> None:
-    from medcap.evaluation.submission import NAME, write_submission
-
-    n = write_submission(args.captions, args.out, args.ids)
-    order = "" if args.ids else "; images and order are those of the captions, --ids checks those of the organizers"
-    print(f"{args.out}: {NAME} with {n} captions{order}")
 
 
 def _compare(args: argparse.Namespace) -> None:

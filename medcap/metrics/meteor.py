@@ -72,7 +72,11 @@ class MeteorProcess:
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[str | None]:
         """Return the answer to SCORE for each image, as `meteor_statistics`."""
-        pairs = zip(hypotheses, tqdm(references, desc="METEOR", unit="caption", delay=2, leave=False), strict=True)
+        pairs = zip(
+            hypotheses,
+            tqdm(references, desc="METEOR", unit="caption", delay=2, mininterval=0.5, leave=False),
+            strict=True,
+        )
         return [self._score_or_warn(image, text, captions) for image, (text, captions) in enumerate(pairs)]
 
     def _score_or_warn(self, image: int, hypothesis: str, references: Sequence[str]) -> str | None:

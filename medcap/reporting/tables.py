@@ -8,20 +8,11 @@ from pathlib import Path
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
 from medcap.evaluation.verdict import verdict
 from medcap.io import write_text
-from medcap.logs import visible
 from medcap.markdown import escape, table
 from medcap.metrics.statistics import METRICS
 from medcap.phantom.truth import FACTS
+from medcap.reporting.columns import TITLES, aligned
 
-TITLES = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-}
 _HEADER = ["", *(TITLES[name] for name in METRICS)]
 
 
@@ -39,16 +30,6 @@ def _cells(systems: Sequence[SystemScores], with_intervals: bool = False) -> lis
 def _score(system: SystemScores, metric: str, with_interval: bool) -> str:
     low, high = system.intervals.get(metric, (0.0, 0.0))
     return f"{system.metrics[metric]:.4f}" + (f" ({low:.3f} to {high:.3f})" if with_interval else "")
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a text table; all columns but the first are right-aligned."""
-    rows = [[visible(" ".join(cell.split())) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def text_table(systems: Sequence[SystemScores]) -> str:
