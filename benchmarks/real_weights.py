@@ -26,6 +26,7 @@ import torch
 import transformers
 import yaml
 
+from medcap.evaluation.baselines import LEGEND
 from medcap.evaluation.result import Comparison, PairedDifference
 from medcap.evaluation.split import load_split
 from medcap.modeling.join import RECIPE_FILE
@@ -34,7 +35,7 @@ from medcap.reporting.tables import intervals_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "real-weights.md"
-BASELINES = ("constant", "shuffled", "nearest")
+BASELINES = tuple(LEGEND)
 METRIC = "cider"
 
 
