@@ -177,10 +177,9 @@ epoch was chosen by CIDEr on the validation split. Machine: {machine}.
 
 ## Scores
 
-CIDEr as fraction (1.0 is 100), with 95 % bootstrap intervals over images. `constant` is the best single caption of the
-training split, `shuffled` the captions of other test images, `nearest` the caption of the most similar training image
-by the features of DINOv2. {shared} of the {test:,} test images share their caption with another one, such as images of
-one patient; `shuffled` gives some of them the right caption.
+CIDEr as fraction (1.0 is 100), with 95 % bootstrap intervals over images. The baselines are those of
+[scores.md](scores.md), with the features of DINOv2. {shared} of the {test:,} test images share their caption with
+another one, such as images of one patient.
 
 {scores}
 
