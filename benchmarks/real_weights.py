@@ -26,6 +26,7 @@ import torch
 import transformers
 import yaml
 
+from medcap.evaluation.baselines import LEGEND
 from medcap.evaluation.result import Comparison, PairedDifference
 from medcap.evaluation.split import load_split
 from medcap.modeling.join import RECIPE_FILE
@@ -34,7 +35,7 @@ from medcap.reporting.tables import intervals_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "real-weights.md"
-BASELINES = ("constant", "shuffled", "nearest")
+BASELINES = tuple(LEGEND)
 METRIC = "cider"
 
 
@@ -176,10 +177,9 @@ epoch was chosen by CIDEr on the validation split. Machine: {machine}.
 
 ## Scores
 
-CIDEr as fraction (1.0 is 100), with 95 % bootstrap intervals over images. `constant` is the best single caption of the
-training split, `shuffled` the captions of other test images, `nearest` the caption of the most similar training image
-by the features of DINOv2. {shared} of the {test:,} test images share their caption with another one, such as images of
-one patient; `shuffled` gives some of them the right caption.
+CIDEr as fraction (1.0 is 100), with 95 % bootstrap intervals over images. The baselines are those of
+[scores.md](scores.md), with the features of DINOv2. {shared} of the {test:,} test images share their caption with
+another one, such as images of one patient.
 
 {scores}
 

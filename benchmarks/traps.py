@@ -267,8 +267,9 @@ def score(out: Path) -> dict[str, dict[str, Any]]:
     assert split.truth is not None
     runs = {name: json.loads((out / name / "captions.json").read_text()) for name in VARIANTS}
     texts = {name: run["captions"] for name, run in runs.items()}
-    texts["constant"] = [constant_caption(split.training_captions)] * len(split.rows)
-    texts["shuffled"] = shuffled(split.references)
+    training = split.training_captions
+    texts["constant"] = [constant_caption(training["caption"][:], training["group"][:])] * len(split.rows)
+    texts["shuffled"] = shuffled(split.references, split.groups)
     rows: dict[str, dict[str, Any]] = {}
     for name, captions in tqdm(texts.items(), desc="scores", unit="variant"):
         trap = VARIANTS.get(name, Trap(name))

@@ -177,7 +177,10 @@ def test_evaluate_writes_metrics_predictions_and_a_report(capsys, tmp_path, tiny
     assert "constant" in out
     assert "shuffled" in out
     assert result["n"] == 6
-    assert {"constant", "shuffled", "nearest"} == result["baselines"].keys()
+    names = ["constant", "constant-modality", "shuffled", "nearest", "nearest-k"]
+    assert list(result["baselines"]) == names
+    assert all(f"<li>{name}: " in page for name in names)
+    assert {(test["first"], test["second"]) for test in result["tests"]} == {("a <q>", name) for name in names}
     for row in (result, *result["baselines"].values(), result["shuffled_images"]):
         for metric, (low, high) in row["intervals"].items():
             assert low <= high
@@ -206,7 +209,9 @@ def test_evaluate_without_detokenization_reports_both_scores(capsys, tmp_path, t
     assert "|text:decoded|" in result["signature"]
     captions = [line.partition(",")[2] for line in lines]
     assert captions == [caption.lower() for caption in captions]
-    assert result["baselines"].keys() == {"constant", "shuffled"}
+    assert result["baselines"].keys() == {"constant", "constant-modality", "shuffled"}
+    assert result["omitted"]["nearest-k"] == "no training images were searched"
+    assert "There are too few images to tell whether the captions depend on the image" in out
     assert result["imageclef"]["metrics"].keys() == {"rouge_1"}
     assert result["imageclef"]["submission"] == "valid"
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from medcap.evaluation.csv_files import check_same_ids, read_scores
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
-from medcap.evaluation.verdict import SIGNIFICANT
+from medcap.evaluation.verdict import paired_differences
 from medcap.logs import named_errors
-from medcap.metrics.statistics import Statistics, paired_test, summarize_runs
+from medcap.metrics.statistics import Statistics, summarize_runs
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +104,10 @@ def _tests(paths: Mapping[str, Path]) -> list[PairedDifference]:
     for name, (own_ids, _, _) in scores.items():
         check_same_ids(own_ids, paths[name], ids, first_path)
     statistics = {name: _reorder(ids, own_ids, own) for name, (own_ids, _, own) in scores.items()}
-    tests = []
+    tests: list[PairedDifference] = []
     pairs = list(combinations(statistics, 2))
     for first, second in tqdm(pairs, desc="tests", unit="pair", disable=len(pairs) < 2):
-        for metric, test in paired_test(statistics[first], statistics[second], groups).items():
-            significant = test["p"] < SIGNIFICANT
-            tests.append(PairedDifference(first=first, second=second, metric=metric, **test, significant=significant))
+        tests += paired_differences((first, second), (statistics[first], statistics[second]), groups)
     return tests
 
 

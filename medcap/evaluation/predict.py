@@ -35,7 +35,7 @@ class Predictions:
     Attributes:
         captions: In the order of the split.
         cut: Whether `max_new_tokens` cut the caption.
-        nearest: The baseline "nearest"; None if it was left out.
+        nearest: The baselines "nearest" and "nearest-k"; empty if they were left out.
         signature_pairs: Split, data, decoding, precision and detokenization, for the signature of the scores.
         model: The adapter, or the base if there is none: folder or Hub name.
         base: Folder or Hub name.
@@ -46,7 +46,7 @@ class Predictions:
 
     captions: list[str]
     cut: list[bool]
-    nearest: Baseline | None
+    nearest: dict[str, Baseline]
     signature_pairs: dict[str, object]
     model: str
     base: str
@@ -68,14 +68,14 @@ def predict(
         logger.warning(warning)
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
-    baseline = None
+    baselines = {}
     if nearest and split.training is not None:
         similar, n = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size or 16)
-        baseline = Baseline(similar, training_images=n)
+        baselines = {name: Baseline(texts, training_images=n) for name, texts in similar.items()}
     return Predictions(
         captions,
         cut,
-        baseline,
+        baselines,
         pairs,
         model=captioner.adapter or captioner.base,
         base=captioner.base,

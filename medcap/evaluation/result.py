@@ -59,7 +59,7 @@ class SystemScores(_Json):
         signature: How the scores were computed; None for a baseline.
         findings: Phantoms only: fraction of images, 0 to 1, whose caption states each fact correctly.
         caption: The caption of the baseline "constant".
-        training_images: The number of training images searched by the baseline "nearest".
+        training_images: The number of training images searched by the baselines "nearest" and "nearest-k".
     """
 
     name: str
@@ -78,11 +78,13 @@ class SystemScores(_Json):
 class ImageDependence(SystemScores):
     """The image-shuffle control: the same captions, scored against the references of other images.
 
-    `test` is the paired test of original against shuffled images by metric (difference, p, low, high).
+    Attributes:
+        test: Paired test of original against shuffled images by metric (difference, p, low, high).
+        depends_on_image: None for too few images to tell; see `evaluation.verdict`.
     """
 
     test: dict[str, dict[str, float]]
-    depends_on_image: bool
+    depends_on_image: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,9 @@ class EvaluationResult(SystemScores):
         data: Number of rows read, dropped (by reason) and used.
         failures: Frequency and examples by kind of error.
         breakdown: Scores by "source", "modality" of the image and "length" of the reference.
-        baselines: Scores of constant, shuffled and nearest captions, by name.
+        baselines: Scores by name, see `evaluation.baselines.LEGEND`.
+        omitted: Why a baseline was not scored, by name.
+        tests: Paired tests of this system against each baseline.
         detokenized: Scores after detokenization; None if the captions are detokenized already.
         imageclef: Metrics, signature and submission check of `--protocol imageclef`.
     """
@@ -136,6 +140,8 @@ class EvaluationResult(SystemScores):
     failures: dict[str, Failure] = field(default_factory=dict)
     breakdown: dict[str, list[PartScores]] = field(default_factory=dict)
     baselines: dict[str, SystemScores] = field(default_factory=dict)
+    omitted: dict[str, str] = field(default_factory=dict)
+    tests: list[PairedDifference] = field(default_factory=list)
     shuffled_images: ImageDependence | None = None
     detokenized: SystemScores | None = None
     recipe: RecipeId | None = None

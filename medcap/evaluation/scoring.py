@@ -110,11 +110,12 @@ def _length(caption: str) -> str:
 def score_shuffled(captions: Sequence[str], split: Split, original: Scores) -> ImageDependence | None:
     """Shuffle `captions` among the images and compare with the `original` scores; None for a single image.
 
-    A caption depends on its own image only: this equals captioning shuffled images.
+    A caption depends on its own image only: this equals captioning shuffled images. No image gets the caption of
+    another image of its article or patient.
     """
     if len(captions) < 2:
         return None
-    row, scores = score("shuffled images", shuffled(captions), split)
+    row, scores = score("shuffled images", shuffled(captions, split.groups), split)
     test = paired_test(original.statistics, scores.statistics, split.groups)
-    depends = depends_on_image(original.metrics["cider"], test["cider"])
+    depends = depends_on_image(original.metrics["cider"], test["cider"], split.groups)
     return ImageDependence(**vars(row), test=test, depends_on_image=depends)

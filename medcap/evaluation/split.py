@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ class Split:
 
     Attributes:
         rows: Images and references.
-        training_captions: All captions of the training split, for baselines.
+        training_captions: All rows of the training split with a caption, for baselines: caption, group, manual_cuis.
         training: Rows of the training split with images; None on the training split itself.
         truth: Known findings of phantoms by image id.
         concepts: Names by CUI.
@@ -36,7 +36,7 @@ class Split:
 
     name: str
     rows: Dataset
-    training_captions: Sequence[str] | None = None
+    training_captions: Dataset | None = None
     training: Dataset | None = None
     truth: dict[str, dict[str, Any]] | None = None
     concepts: Mapping[str, str] = field(default_factory=dict)
@@ -64,8 +64,8 @@ class Split:
     @property
     def modalities(self) -> list[str]:
         """Modality of each image: from its manual concepts, else from its reference, else "unknown"."""
-        pairs = zip(self.rows["manual_cuis"], self.references, strict=True)
-        return [modality_of(cuis or []) or modality_in_words(caption) or "unknown" for cuis, caption in pairs]
+        pairs = zip(concept_modalities(self.rows), self.references, strict=True)
+        return [modality or modality_in_words(caption) or "unknown" for modality, caption in pairs]
 
     @property
     def sources(self) -> list[str] | None:
@@ -74,7 +74,9 @@ class Split:
 
     def with_shuffled_images(self) -> Split:
         """Return the split with each image in another row, to test image dependence."""
-        images = self.rows.select_columns(["image"]).select(shuffled(range(len(self.rows)))).flatten_indices()
+        images = (
+            self.rows.select_columns(["image"]).select(shuffled(range(len(self.rows)), self.groups)).flatten_indices()
+        )
         others = self.rows.remove_columns("image").flatten_indices()
         rows = concatenate_datasets([others, images], axis=1).select_columns(list(self.rows.column_names))
         rows.info.description = self.rows.info.description
@@ -105,7 +107,9 @@ def load_split(
     rows = check_images(sample_rows(rows, max_eval_samples), selection.max_broken)
     training = raw.get("train")
     if training is None:
-        logger.warning("the baselines constant and nearest are omitted: the data has no training split")
+        logger.warning(
+            "the baselines constant and nearest, and their variants, are omitted: the data has no training split"
+        )
     return Split(
         name,
         rows,
@@ -127,9 +131,15 @@ def _truth(data: DataPaths, rows: Dataset, split: str) -> dict[str, dict[str, An
     return {key: value for key, value in truth.items() if value} if all(truth.values()) else None
 
 
-def _captions(training: Dataset) -> list[str]:
-    captions = (clean_caption(caption or "") for caption in training["caption"])
-    return [caption for caption in captions if caption]
+def concept_modalities(rows: Dataset) -> list[str | None]:
+    """Return the modality of each image by its manual concepts alone; None if they name none."""
+    return [modality_of(cuis or []) for cuis in rows["manual_cuis"]]
+
+
+def _captions(training: Dataset) -> Dataset:
+    captions = [clean_caption(caption or "") for caption in training["caption"]]
+    columns = training.select_columns(["group", "manual_cuis"]).add_column("caption", captions)
+    return columns.select([row for row, caption in enumerate(captions) if caption])
 
 
 def _with_images(training: Dataset) -> Dataset | None:

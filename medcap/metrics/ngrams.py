@@ -120,11 +120,11 @@ def overlaps(words: Sequence[str], lengths: Ints, image: Ints, n: int) -> tuple[
     return matches, 10.0 * np.bincount(image[n:], cosine, minlength=n) / (ORDERS * references)
 
 
-def mean_cider_d(orders: Sequence[TfIdf], lengths: Ints, row: int) -> float:
-    """Return the mean CIDEr-D of caption `row` against each caption as the only reference, 0 to 10.
+def cider_d_to_all(orders: Sequence[TfIdf], lengths: Ints, row: int) -> Floats:
+    """Return (captions,) the CIDEr-D of caption `row` against each caption as the only reference, 0 to 10.
 
     Args:
-        orders: Vectors for n = 1 to 4, with an idf over all captions.
+        orders: Vectors for n = 1 to 4, with one idf.
         lengths: (captions,) length of each caption.
         row: Caption that is scored.
     """
@@ -136,7 +136,35 @@ def mean_cider_d(orders: Sequence[TfIdf], lengths: Ints, row: int) -> float:
         reference = np.flatnonzero(entry[vectors.gram] >= 0)
         product = clipped_product(vectors, entry[vectors.gram[reference]], reference)
         cosine += _over(product, vectors.norm * vectors.norm[row])
-    return float(10.0 * np.mean(cosine * length_penalty(lengths - lengths[row])) / len(orders))
+    return 10.0 * cosine * length_penalty(lengths - lengths[row]) / len(orders)
+
+
+def mutual_cider_d(orders: Sequence[TfIdf], words: Ints, rows: Ints) -> Floats:
+    """Return (k, k) the CIDEr-D of each of k captions against each other one as the only reference, 0 to 10.
+
+    Args:
+        orders: Vectors for n = 1 to 4, with one idf; their entries are sorted by caption.
+        words: (captions,) length of each caption.
+        rows: (k,) captions.
+
+    Returns:
+        Row: the caption that is scored; column: the reference. The diagonal is 0.
+    """
+    k = len(rows)
+    cosine = np.zeros((k, k))
+    for vectors in orders:
+        first, last = (np.searchsorted(vectors.caption, rows, side) for side in ("left", "right"))
+        entries = np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)])
+        _, column, count = np.unique(vectors.gram[entries], return_inverse=True, return_counts=True)
+        weight = np.zeros((k, len(count)))
+        weight[np.repeat(np.arange(k), last - first), column] = vectors.weight[entries]
+        weight = weight[:, count > 1]  # the others are in one caption only
+        is_equal = ((weight == 0) | (weight == weight.max(0, initial=0))).all(0)  # as often in every caption: fast
+        equal, other = weight[:, is_equal], weight[:, ~is_equal]
+        product = (equal > 0) @ (equal**2).T + np.einsum("prg,rg->pr", np.minimum(other[:, None], other), other)
+        cosine += _over(product, np.outer(vectors.norm[rows], vectors.norm[rows]))
+    np.fill_diagonal(cosine, 0)
+    return 10.0 * cosine * length_penalty(words[rows][:, None] - words[rows]) / len(orders)
 
 
 def _over(product: Floats, norms: Floats) -> Floats:

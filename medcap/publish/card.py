@@ -9,13 +9,14 @@ from __future__ import annotations
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from medcap.evaluation.verdict import RULE
 from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.metrics.coco import METRICS
 from medcap.modeling.families.roles import ROLES
 from medcap.publish import card_sections as sections
 from medcap.publish.card_data import ROCOV2, CardData
 from medcap.publish.usage import TEMPLATES, caption_code
-from medcap.reporting.tables import TITLES
+from medcap.reporting.tables import TITLES, legend_list
 
 TEMPLATE = "card_template.md"
 TAGS = ["lora", "radiology", "image-captioning", "medcap"]
@@ -32,6 +33,7 @@ def render_card(card_data: CardData) -> str:
         ValueError: huggingface_hub reads other values from the front matter than were written.
     """
     names = {"sections": sections, "lateralities": LATERALITIES, "rocov2": ROCOV2, "roles": ROLES}
+    names |= {"legend_list": legend_list, "rule": RULE}
     body = TEMPLATES.get_template(TEMPLATE).render(card=card_data, caption_code=caption_code, **names)
     front = card_metadata(card_data)
     card = f"---\n{front.to_yaml()}\n---\n\n{body}"

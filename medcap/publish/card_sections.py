@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from medcap.evaluation.result import EvaluationResult, PartScores, SystemScores
+from medcap.evaluation.verdict import differences_of, verdict
 from medcap.markdown import cell, code, escape, measured_table, table
 from medcap.phantom.truth import FACTS
 from medcap.publish.card_data import CardData, SystemRow
@@ -72,14 +73,20 @@ def differences(card_data: CardData) -> list[str]:
     name = next((row.scores.name for row in card_data.systems if row.is_ours), None)
     if card_data.comparison is None or name is None:
         return []
-    lines = [
-        test if test.first == name else replace(test, first=name, second=test.first, difference=-test.difference)
-        for test in card_data.comparison.tests
-        if name in (test.first, test.second)
-    ]
+    lines = differences_of(name, card_data.comparison.tests)
     return differences_text(
         [replace(line, first=escape(name), second=escape(line.second)) for line in lines]
     ).splitlines()
+
+
+def statements(card_data: CardData) -> list[str]:
+    """Return what the scores show about baselines and image dependence (see `verdict`); bold unless it is good."""
+    if card_data.evaluation is None:
+        return []
+    evaluation = replace(card_data.evaluation, facts=None)  # wrong sides are in the card's section of factual errors
+    tests = card_data.comparison.tests if card_data.comparison else None
+    lines = [(escape(line.text), line.judgement) for line in verdict(evaluation, tests)]
+    return [text if judgement == "good" else f"**{text}**" for text, judgement in lines]
 
 
 def breakdown_table(evaluation: EvaluationResult | None, kind: str) -> str:
@@ -126,9 +133,3 @@ def versions(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of environment.json by title, without the data sets."""
     values = {**environment, **environment.get("packages", {})}
     return {ENVIRONMENT_TITLES.get(key, key): values[key] for key in values if key not in ("data", "packages")}
-
-
-def not_above(evaluation: EvaluationResult, baseline: SystemScores) -> list[str]:
-    """Return the metrics in which an evaluation is not above a baseline."""
-    ours, floor = evaluation.metrics, baseline.metrics
-    return [title for key, title in TITLES.items() if key in floor and ours.get(key, 0) <= floor[key]]

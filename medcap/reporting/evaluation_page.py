@@ -11,8 +11,9 @@ from typing import Any
 from datasets import Dataset
 from markupsafe import Markup, escape
 
+from medcap.evaluation.baselines import LEGEND
 from medcap.evaluation.evaluate import Evaluation
-from medcap.evaluation.verdict import verdict
+from medcap.evaluation.verdict import RULE, verdict
 from medcap.io import write_text
 from medcap.metrics.clinical.accuracy import LATERALITIES
 from medcap.reporting.pages import render, thumbnail
@@ -37,6 +38,8 @@ def write_page(path: Path, evaluation: Evaluation, rows: Dataset) -> None:
         script="evaluation_page.js",
         result=result,
         verdict=verdict(result),
+        rule=RULE,
+        legend=LEGEND,
         titles=TITLES,
         plots=maxima,
         sides=LATERALITIES,

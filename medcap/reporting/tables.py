@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from medcap.evaluation.baselines import LEGEND
 from medcap.evaluation.result import Comparison, EvaluationResult, PairedDifference, SeedPool, SystemScores
-from medcap.evaluation.verdict import verdict
+from medcap.evaluation.verdict import RULE, verdict
 from medcap.io import write_text
 from medcap.markdown import escape, table
 from medcap.metrics.statistics import METRICS
@@ -93,14 +94,26 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         intervals_table(comparison.systems),
         f"{comparison.systems[0].n} images. In parentheses: 95 % bootstrap intervals (1,000 resamples of images, or "
         "of articles or patients if the data names them).\n",
+        legend_list(comparison.systems),
         "## Significant differences\n",
         differences_table(comparison.tests),
         "First system minus second. (n.s.): not significant, p >= .05 in a paired approximate-randomisation test with "
-        "10,000 trials on the same images. The p values are not corrected for the number of tests.\n",
+        "10,000 trials on the same images, articles or patients. The p values are not corrected for the number of "
+        f"tests.\n\n{RULE}\n",
     ]
     if comparison.seeds:
         parts += ["## Several seeds of one recipe\n", seeds_table(comparison.seeds)]
     write_text(path, "\n".join(parts))
+
+
+def legend_list(systems: Sequence[SystemScores]) -> str:
+    """Return a Markdown list of what the baselines among the systems are, with the constant caption; "" for none."""
+    lines = []
+    for row in systems:
+        if row.name in LEGEND:
+            caption = f": “{escape(row.caption)}”" if row.caption else ""
+            lines.append(f"- *{row.name}*: {LEGEND[row.name]}{caption}\n")
+    return "".join(lines)
 
 
 def _markdown(header: Sequence[str], *rows: Sequence[str]) -> str:

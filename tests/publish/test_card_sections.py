@@ -17,10 +17,10 @@ from card_examples import (
 )
 from huggingface_hub import ModelCard
 
+from medcap.evaluation.verdict import RULE
 from medcap.markdown import escape
 from medcap.metrics.coco import METRICS
 from medcap.publish.card import render_card
-from medcap.reporting.tables import TITLES
 
 
 def test_results_show_adapter_and_baselines():
@@ -54,11 +54,28 @@ def test_results_show_every_system_of_the_comparison():
     assert "Signature of without fine-tune: <code>metrics:other&#124;n:72</code>" in results
 
 
-def test_card_lists_metrics_in_which_a_baseline_is_as_good():
-    results = section(render_card(card_data()), "Results")
-    everything = ", ".join(TITLES.values())  # equal is not above
-    assert f"does not score above *constant* in {everything}." in results
-    assert "not score above *shuffled*" not in results
+def test_card_states_the_verdict_on_baselines_and_image_dependence():
+    numbers = {"metric": "cider", "p": 0.01, "low": -1.0, "high": 1.0}
+    tests = [
+        {"first": "6 epochs", "second": name, "difference": difference, "significant": significant, **numbers}
+        for name, difference, significant in (
+            ("constant", -0.1, True),
+            ("shuffled", 0.1, True),
+            ("nearest", 0.1, False),
+        )
+    ]
+    shuffled = {"name": "shuffled images", "n": 72, "metrics": LOW, "test": {}}
+    results = section(
+        render_card(card_data(evaluation={**EVALUATION, "tests": tests, "shuffled_images": shuffled})), "Results"
+    )
+    assert re.search(r"^\*\*CIDEr 0\.000 is below the baseline constant, .*\*\*$", results, re.M)
+    assert re.search(r"^CIDEr 0\.000 is above the baseline shuffled, .*\.$", results, re.M)
+    assert re.search(r"^\*\*CIDEr 0\.000 is not significantly different from the baseline nearest, ", results, re.M)
+    assert re.search(
+        r"^\*\*There are too few images to tell whether the captions depend on the image: ", results, re.M
+    )
+    assert escape(RULE) in results
+    assert "too few" not in section(render_card(card_data()), "Results")  # nothing was tested
 
 
 def test_scores_with_intervals():

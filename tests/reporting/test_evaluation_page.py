@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import pytest
 from datasets import Dataset
+from markupsafe import escape
 from PIL import Image
 
 from medcap.data.selection import FEATURES
+from medcap.evaluation.baselines import LEGEND
 from medcap.evaluation.evaluate import Evaluation
-from medcap.evaluation.result import EvaluationResult, ImageDependence, PartScores, SystemScores
-from medcap.evaluation.verdict import verdict
+from medcap.evaluation.result import EvaluationResult, ImageDependence, PairedDifference, PartScores, SystemScores
+from medcap.evaluation.verdict import RULE, verdict
 from medcap.metrics.clinical.accuracy import score_facts
 from medcap.metrics.clinical.concept_f1 import ConceptScores
 from medcap.metrics.diversity import describe_captions
@@ -93,30 +95,50 @@ def test_different_words_are_marked():
     assert marked("", "a") == ("", "<ins>a</ins>")
 
 
-VERDICTS = {  # CIDEr, CIDEr of the baseline, judgement, words of the statement
-    "above": (0.5, 0.2, "good", "is above the baseline constant"),
-    "below": (0.1, 0.4, "bad", "is below the baseline constant"),
-    "overlap": (0.25, 0.2, "unsure", "the intervals overlap"),
+VERDICTS = {  # difference to the baseline, whether it is significant, judgement, words of the statement
+    "above": (0.3, True, "good", "CIDEr 0.500 is above the baseline constant, 0.200"),
+    "below": (-0.3, True, "bad", "CIDEr 0.500 is below the baseline constant, 0.800"),
+    "neither": (0.3, False, "unsure", "CIDEr 0.500 is not significantly different from the baseline constant, 0.200"),
 }
 
 
-@pytest.mark.parametrize(("score", "baseline", "judgement", "words"), VERDICTS.values(), ids=VERDICTS)
-def test_verdict_against_a_baseline(score, baseline, judgement, words):
-    baselines = {"constant": scores_of("constant", baseline)}
-    [statement] = verdict(result(score, baselines=baselines, facts=None))
+def difference_to(name, difference, significant, first=HOSTILE):
+    numbers = {"difference": difference, "p": 0.01, "low": difference - 0.1, "high": difference + 0.1}
+    return PairedDifference(first=first, second=name, metric="cider", significant=significant, **numbers)
+
+
+@pytest.mark.parametrize(("difference", "significant", "judgement", "words"), VERDICTS.values(), ids=VERDICTS)
+def test_verdict_against_a_baseline(difference, significant, judgement, words):
+    own = difference_to("constant", difference, significant)
+    [statement] = verdict(result(facts=None, tests=[own]))
     assert statement.judgement == judgement
     assert words in statement.text
+    turned = difference_to(HOSTILE, -difference, significant, first="constant")  # of a comparison
+    other = difference_to("another system", 0.1, True)
+    assert verdict(result(facts=None), [turned, other]) == [statement]
 
 
 @pytest.mark.parametrize(
     ("depends", "judgement", "words"),
-    [(True, "good", "Scores drop when images are shuffled"), (False, "bad", "Scores do not drop significantly")],
+    [
+        (True, "good", "The captions depend on the image"),
+        (False, "bad", "The captions do not depend on the image"),
+        (None, "unsure", "There are too few images to tell"),
+    ],
 )
 def test_verdict_on_image_dependence(depends, judgement, words):
     shuffled = scores_of("shuffled images", 0.5, ImageDependence, test={}, depends_on_image=depends)
     [statement] = verdict(result(0.5, baselines={}, facts=None, shuffled_images=shuffled))
     assert statement.judgement == judgement
     assert statement.text.startswith(words)
+
+
+def test_the_page_states_the_rule_and_why_a_baseline_is_left_out(tmp_path):
+    tests = [difference_to("constant", 0.3, True)]
+    page = page_of(tmp_path, ["a"], ["b"], tests=tests, omitted={"constant-modality": "of <b>"})
+    assert str(escape(RULE)) in page
+    assert "<li>constant-modality: left out, because of &lt;b&gt;</li>" in page
+    assert f"<li>constant: {LEGEND['constant']}" in page
 
 
 def test_verdict_on_a_wrong_side():
