@@ -42,6 +42,7 @@ from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dr
 from medcap.training.memory import MemoryReport
 from medcap.training.plan import Schedule, check_steps, describe_plan, feature_disk_space, run_disk_space
 from medcap.training.preemption import PreemptionCallback
+from medcap.training.rewards import caption_checks
 from medcap.training.rows import reader_errors
 from medcap.training.run_folder import (
     checkpoint_to_resume,
@@ -135,7 +136,8 @@ def fit(
     evaluates = is_main and recipe.training.eval_strategy != "no"  # the main process scores
     with Meteor() if evaluates else contextlib.nullcontext() as meteor:
         pairs = signature_pairs("valid", valid, adapted.generation_config, precision_name(adapted.dtype))
-        scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], meteor, pairs)
+        checks = caption_checks if recipe.scst.loss == "scst" else None
+        scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], meteor, pairs, checks)
         trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
         if destination is not None:
             gather, ids = trainer.gathered_weights, valid["image_id"]

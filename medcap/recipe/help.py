@@ -45,6 +45,11 @@ RARE = {
     "lora_rank_pattern",
     "lora_alpha_pattern",
     "lora_lr_ratio",
+    "scst_samples",
+    "scst_baseline",
+    "scst_reward",
+    "scst_top_k",
+    "scst_temperature",
 }  # only with --help-all
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ class CaptionMetrics:
         references: Sequence[str],
         meteor: Meteor | None = None,
         extra: Mapping[str, object] | None = None,
+        checks: Callable[[list[str], list[str]], dict[str, float]] | None = None,
     ) -> None:
         """Set up the scorer.
 
@@ -36,8 +37,9 @@ class CaptionMetrics:
             references: The reference caption of every row, not truncated.
             meteor: A running METEOR process; without one, each evaluation starts its own.
             extra: Pairs to add to the signature of the metrics.
+            checks: Returns more figures of predictions and references.
         """
-        self.meteor, self.extra = meteor, extra
+        self.meteor, self.extra, self.checks = meteor, extra, checks
         self.last: Scores | None = None
         self.tokenizer, self.references = tokenizer, list(references)
         self.predictions: list[str] = []
@@ -59,4 +61,5 @@ class CaptionMetrics:
             "mean_words": described.mean_words,
             "length_ratio": scores.statistics.length_ratio,
             "distinct_fraction": distinct,
+            **(self.checks(self.predictions, [caption for (caption,) in references]) if self.checks else {}),
         }
