@@ -51,6 +51,7 @@ from medcap.training.plan import (
     run_disk_space,
 )
 from medcap.training.preemption import PreemptionCallback
+from medcap.training.rewards import caption_checks
 from medcap.training.rows import reader_errors
 from medcap.training.run_folder import (
     checkpoint_to_resume,
@@ -146,7 +147,8 @@ def fit(
     cache = open_feature_cache(recipe, data, adapted)
     settings = without_reranking(adapted.generation_config)
     pairs = signature_pairs("valid", valid, settings, precision_name(adapted.dtype))
-    scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs)
+    checks = caption_checks if recipe.scst.loss == "scst" else None
+    scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs, checks)
     trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
     if destination is not None:
         gather, ids = trainer.gathered_weights, valid["image_id"]

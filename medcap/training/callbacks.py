@@ -69,24 +69,20 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
-class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`: one line per evaluation, with the last training loss and the throughput before it."""
+class JsonLines(TrainerCallback):
+    """Writes a file with one JSON object per line, each with its "step"; the main process does."""
 
-    def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
-        self.path, self.monitor = run / "metrics.jsonl", monitor
+    path: Path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Remove the lines of evaluations after the checkpoint, which are repeated."""
+        """Remove the lines of steps after the checkpoint, which are repeated."""
         if state.is_world_process_zero and self.path.exists():
             self._write(self._lines_until(state.global_step))
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or metrics is None:
-            return
-        losses = [line["loss"] for line in state.log_history if "loss" in line]
-        line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
-        line["throughput"] = self.monitor.evaluation_figures(state)
-        self._write([*self._lines_until(state.global_step - 1), json.dumps(line)])
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines with ascending steps; they replace those of the file from their first step on."""
+        if lines:
+            self._write([*self._lines_until(lines[0]["step"] - 1), *map(json.dumps, lines)])
 
     def _lines_until(self, step: int) -> list[str]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -94,6 +90,21 @@ class MetricsLog(TrainerCallback):
 
     def _write(self, lines: list[str]) -> None:
         write_text(self.path, "".join(f"{text}\n" for text in lines))
+
+
+class MetricsLog(JsonLines):
+    """Writes `metrics.jsonl`: one line per evaluation, with the last training loss and the throughput before it."""
+
+    def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
+        self.path, self.monitor = run / "metrics.jsonl", monitor
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or metrics is None:
+            return
+        losses = [line["loss"] for line in state.log_history if "loss" in line]
+        line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
+        line["throughput"] = self.monitor.evaluation_figures(state)
+        self.add([line])
 
 
 class ResumeCallback(TrainerCallback):
