@@ -69,7 +69,7 @@ def read_texts() -> dict[str, dict[str, Any]]:
 
 
 def _section(title: str, texts: dict[str, Any]) -> str:
-    return _table(title, ("key", "default", "values", "meaning, and when to change it"), map(_key_row, texts.items()))
+    return _table(title, ("key", "default; values", "meaning, and *when to change it*"), map(_key_row, texts.items()))
 
 
 def _key_row(item: tuple[str, Any]) -> tuple[str, ...]:
@@ -77,9 +77,9 @@ def _key_row(item: tuple[str, Any]) -> tuple[str, ...]:
     key, text = item
     field = FIELDS.get(key)
     if field is None:  # of another version of transformers
-        return f"`{key}`", "–", "", " ".join(text)
+        return f"`{key}`", "–", " ".join(text)
     meaning, when = text if isinstance(text, list) else (field.metadata["help"], text)
-    return f"`{key}`", _default(field), _values(key), f"{_sentence(meaning)} *{when}*"
+    return f"`{key}`", f"{_default(field)}; {_values(key)}", f"{_sentence(meaning)} *{when}*"
 
 
 def _sentence(text: str) -> str:
