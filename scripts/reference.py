@@ -87,7 +87,7 @@ def _sentence(text: str) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[operator]
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -148,8 +148,10 @@ def commands_page() -> str:
 
 def command_names() -> list[list[str]]:
     """Return the words of every command, such as ["medcap", "data", "audit"], in the order of the help."""
-    names = [["medcap", name] for name in _subcommands(_help([]))]
-    return [[*words, *rest] for words in names for rest in ([[name] for name in _subcommands(_help(words[1:]))] or [[]])]
+    names = []
+    for name in _subcommands(_help([])):
+        names += [["medcap", name, *rest] for rest in [[sub] for sub in _subcommands(_help([name]))] or [[]]]
+    return names
 
 
 def _subcommands(text: str) -> list[str]:
