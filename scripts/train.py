@@ -4,7 +4,8 @@
     accelerate launch scripts/train.py --config RUN/recipe.yaml --resume_from_checkpoint last
     accelerate launch scripts/train.py --config recipes/phantom/lora.yaml --data_dir DATA --dry_run
 
-RUN then holds recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/, and adapter/ of the best epoch.
+RUN then holds recipe.yaml, environment.json, metrics.jsonl, curves.png, training.html, samples/, checkpoint-*/, and
+adapter/ of the best epoch.
 With `push_to_hub: true` every epoch becomes a revision on the Hub, and the best one main. A dry run does everything
 once, prints a plan of the full run, and leaves no files.
 """
@@ -37,6 +38,7 @@ from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_re
 from medcap.publish.hub_client import Destination, push_destination
 from medcap.recipe import Recipe, read_recipe
 from medcap.reporting.plots import write_sample_sheet
+from medcap.reporting.training_page import TrainingPage
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dry_run_recipe
 from medcap.training.memory import MemoryReport
@@ -103,7 +105,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     captions = tokenize_captions(recipe, data, adapted.family)
     if recipe.training.process_index == 0:
         print_summary(recipe, data, adapted.model, captions)
-    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination, callbacks)
+    page = TrainingPage(Path(recipe.training.output_dir), data["valid"])
+    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination, [*callbacks, page])
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         result = trained_folder(run)
