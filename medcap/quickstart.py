@@ -28,6 +28,7 @@ from medcap.locks import LOCK, lock_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
 from medcap.publish.release import build_release
+from medcap.reporting.comparison_page import write_comparison_page
 from medcap.reporting.evaluation_page import write_page
 from medcap.reporting.plots import plot_curves, read_curve, write_png, write_sample_sheet
 from medcap.reporting.tables import differences_text, text_table, write_comparison
@@ -56,8 +57,8 @@ def quickstart(out: Path, *, short: bool = False, overwrite: bool = False) -> No
 
     Args:
         out: New or empty folder, or the folder of an earlier quickstart. It will contain data/, base/,
-            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and
-            release/.
+            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, comparison.html, report.html, samples.png,
+            curves.png and release/.
         short: Use few images and train for one epoch.
         overwrite: Remove what an earlier quickstart wrote, and start again.
 
@@ -85,8 +86,10 @@ def _run(out: Path, short: bool) -> None:
     _heading("4. Evaluate on the test split")
     split = load_split(str(out / "data"), "test")
     captions = {name: _evaluate(out, name, split, baselines=name == BASE_NAME) for name in [BASE_NAME, *RECIPES]}
-    comparison = compare([_folder(out, "eval", name) for name in captions], out)
+    folders = [_folder(out, "eval", name) for name in captions]
+    comparison = compare(folders, out)
     write_comparison(out / "comparison.md", comparison)
+    write_comparison_page(out / "comparison.html", comparison, folders, split.rows)
     _heading("5. Build a release and load it without medcap")
     last = list(RECIPES)[-1]
     release = out / "release"
@@ -106,7 +109,7 @@ def _run(out: Path, short: bool) -> None:
     print("The base names the side as seen by the viewer; radiology names the side of the patient.")
     print(f"Without medcap, transformers and peft generate the same captions from release/ ({checked} images).")
     print(f"\nFinished in {(time.monotonic() - started) / 60:.1f} minutes. Read the results in")
-    print(f"  {out / 'report.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
+    print(f"  {out / 'report.html'}\n  {out / 'comparison.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
     print(f"Caption an image of your own with\n  medcap caption IMAGE --model {out / 'release'}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,3 +192,16 @@ class Samples(TrainerCallback):
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
         write_text(path, "\n".join([f"# After epoch {state.epoch:g}\n", *blocks]))
         self.draw(path.with_suffix(".png"), self.images, {"reference": references, "prediction": predictions})
+
+
+def read_samples(run: Path) -> dict[int, list[tuple[str, str, str]]]:
+    """Return id, reference and prediction of the images in `samples/`, by epoch."""
+    block = re.compile(r"^\*\*(.*)\*\*\n- reference: (.*)\n- prediction: (.*)$", re.MULTILINE)
+    paths = {int(path.stem.rpartition("-")[2]): path for path in (run / "samples").glob("epoch-*.md")}
+    return {
+        epoch: [
+            (html.unescape(image_id), html.unescape(reference), html.unescape(prediction))
+            for image_id, reference, prediction in block.findall(paths[epoch].read_text(encoding="utf-8"))
+        ]
+        for epoch in sorted(paths)
+    }
