@@ -22,7 +22,7 @@ RECIPES = sorted({*(ROOT / "recipes").rglob("*.yaml")} - {*(ROOT / "recipes" / "
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PROGRAM = r"(?:medcap|make|accelerate launch|python|sbatch) .+"
 # lines of code blocks that are not commands of medcap: the shell, pip, SLURM's options
-OTHER = r"(?:source|cd|pip|srun|#SBATCH|#) .+|"
+OTHER = r"(?:source|cd|pip|unzip|tensorboard|trackio|wandb|srun|#SBATCH|#) .+|"
 
 
 def commands(path: Path) -> list[list[str]]:
