@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-oldest test-newest bench quality style clean
+.PHONY: help setup quickstart test test-oldest test-newest bench docs quality style clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test-newest:  ## run the tests with the newest versions that pyproject.toml allo
 bench: $(STAMP)  ## measure speed against reference loops in 15 minutes; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py --write
 
+docs: $(STAMP)  ## build the documentation in site/, without network; a broken link is an error
+	$(BIN)/python scripts/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 quality: $(STAMP)  ## lint, format, types, import order of packages, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +57,6 @@ style: $(STAMP)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the virtual environments, quickstart/ and caches
-	rm -rf $(VENV) .venv-oldest .venv-newest quickstart build dist .mypy_cache .ruff_cache .pytest_cache .coverage
+clean:  ## remove the virtual environments, quickstart/, site/ and caches
+	rm -rf $(VENV) .venv-oldest .venv-newest quickstart site build dist .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from medcap import __version__
 from medcap.data.detokenize import detokenize
 from medcap.data.images import load_image
@@ -22,12 +24,13 @@ from medcap.evaluation.evaluate import evaluate
 from medcap.evaluation.folder import METRICS, evaluation_folder
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
-from medcap.io import PARTIAL, new_folder, read_json, remove_folder, write_text
+from medcap.io import PARTIAL, atomic_path, new_folder, read_json, remove_folder, write_text
 from medcap.launch import launch_command, run_launched, shipped_folder
 from medcap.locks import LOCK, lock_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
 from medcap.publish.release import build_release
+from medcap.reporting.comparison_page import write_comparison_page
 from medcap.reporting.evaluation_page import write_page
 from medcap.reporting.plots import plot_curves, read_curve, write_png, write_sample_sheet
 from medcap.reporting.tables import differences_text, text_table, write_comparison
@@ -56,8 +59,8 @@ def quickstart(out: Path, *, short: bool = False, overwrite: bool = False) -> No
 
     Args:
         out: New or empty folder, or the folder of an earlier quickstart. It will contain data/, base/,
-            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, report.html, samples.png, curves.png and
-            release/.
+            run-4-epochs/, run-6-epochs/, eval-*/, comparison.json, comparison.html, report.html, samples.png,
+            curves.png, release/, and images/ with four images of the test split.
         short: Use few images and train for one epoch.
         overwrite: Remove what an earlier quickstart wrote, and start again.
 
@@ -84,11 +87,13 @@ def _run(out: Path, short: bool) -> None:
             _train(out, name, recipe, sizes)
     _heading("4. Evaluate on the test split")
     split = load_split(str(out / "data"), "test")
-    captions = {name: _evaluate(out, name, split, baselines=name == BASE_NAME) for name in [BASE_NAME, *RECIPES]}
-    comparison = compare([_folder(out, "eval", name) for name in captions], out)
-    write_comparison(out / "comparison.md", comparison)
-    _heading("5. Build a release and load it without medcap")
     last = list(RECIPES)[-1]
+    captions = {name: _evaluate(out, name, split, baselines=name == last) for name in [BASE_NAME, *RECIPES]}
+    folders = [_folder(out, "eval", name) for name in captions]
+    comparison = compare(folders, out)
+    write_comparison(out / "comparison.md", comparison)
+    write_comparison_page(out / "comparison.html", comparison, folders, split.rows)
+    _heading("5. Build a release and load it without medcap")
     release = out / "release"
     if not _is_complete(release):
         evaluation, comparison_file = _folder(out, "eval", last), out / "comparison.json"
@@ -99,6 +104,7 @@ def _run(out: Path, short: bool) -> None:
     if figure := plot_curves(curves):
         write_png(out / "curves.png", figure)
     write_sample_sheet(out / "samples.png", split.rows, {"reference": split.references, **captions})
+    example = write_images(out / "images", split.rows.select(range(4)))
     print(f"\n{text_table(comparison.systems)}\n\n{differences_text(comparison.tests)}\n")
     if short:
         print("--short trains both adapters for one epoch on few images; they have the names of the full demo.")
@@ -106,8 +112,18 @@ def _run(out: Path, short: bool) -> None:
     print("The base names the side as seen by the viewer; radiology names the side of the patient.")
     print(f"Without medcap, transformers and peft generate the same captions from release/ ({checked} images).")
     print(f"\nFinished in {(time.monotonic() - started) / 60:.1f} minutes. Read the results in")
-    print(f"  {out / 'report.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
-    print(f"Caption an image of your own with\n  medcap caption IMAGE --model {out / 'release'}")
+    print(f"  {out / 'report.html'}\n  {out / 'comparison.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
+    print(f"Caption a test image, or an image of your own, with\n  medcap caption {example} --model {release}")
+
+
+def write_images(folder: Path, rows: Dataset) -> Path:
+    """Write the images of `rows` as PNG files; return the path of the first."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{row['image_id']}.png" for row in rows]
+    for path, row in zip(paths, rows, strict=True):
+        with atomic_path(path) as part:
+            load_image(row["image"]).save(part, "PNG")
+    return paths[0]
 
 
 def _prepare_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> None:

@@ -4,10 +4,10 @@
     accelerate launch scripts/train.py --config RUN/recipe.yaml --resume_from_checkpoint last
     accelerate launch scripts/train.py --config recipes/phantom/lora.yaml --data_dir DATA --dry_run
 
-RUN then holds recipe.yaml, environment.json, metrics.jsonl, samples/, checkpoint-*/, and adapter/ of the best epoch;
-with `augmentation`, augmentation.png shows examples. With `push_to_hub: true` every epoch becomes a revision on the
-Hub, and the best one main. A dry run does everything once, prints a plan of the full run, and leaves no files, except
-augmentation.png.
+RUN then holds recipe.yaml, environment.json, metrics.jsonl, curves.png, training.html, samples/, checkpoint-*/, and
+adapter/ of the best epoch; with `augmentation`, augmentation.png shows examples. With `push_to_hub: true` every epoch
+becomes a revision on the Hub, and the best one main. A dry run does everything once, prints a plan of the full run,
+and leaves no files, except augmentation.png.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from medcap.publish.epoch_releases import EpochReleaseCallback, push_run, run_re
 from medcap.publish.hub_client import Destination, push_destination
 from medcap.recipe import Recipe, read_recipe
 from medcap.reporting.plots import write_augmentation_sheet, write_sample_sheet
+from medcap.reporting.training_page import TrainingPage
 from medcap.training.caption_metrics import CaptionMetrics
 from medcap.training.dry_run import StepTimer, check_reporters, dry_run_data, dry_run_recipe
 from medcap.training.memory import MemoryReport
@@ -51,6 +52,7 @@ from medcap.training.plan import (
     run_disk_space,
 )
 from medcap.training.preemption import PreemptionCallback
+from medcap.training.rewards import caption_checks
 from medcap.training.rows import reader_errors
 from medcap.training.run_folder import (
     checkpoint_to_resume,
@@ -113,7 +115,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     captions = tokenize_captions(recipe, data, adapted.family)
     if recipe.training.process_index == 0:
         print_summary(recipe, data, adapted.model, captions)
-    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination, callbacks)
+    page = TrainingPage(Path(recipe.training.output_dir), data["valid"])
+    trainer, pushes = fit(recipe, data, captions, adapted, checkpoint, destination, [*callbacks, page])
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         result = trained_folder(run)
@@ -146,7 +149,8 @@ def fit(
     cache = open_feature_cache(recipe, data, adapted)
     settings = without_reranking(adapted.generation_config)
     pairs = signature_pairs("valid", valid, settings, precision_name(adapted.dtype))
-    scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs)
+    checks = caption_checks if recipe.scst.loss == "scst" else None
+    scores = CaptionMetrics(adapted.processor.tokenizer, valid["caption"], pairs, checks)
     trainer = make_trainer(recipe, data, captions, adapted, scores, cache, write_sample_sheet)
     if destination is not None:
         gather, ids = trainer.gathered_weights, valid["image_id"]

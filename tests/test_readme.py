@@ -1,5 +1,6 @@
 """Every command, option, recipe, file, link and public name in the documents exists."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 import medcap
 from medcap.cli import make_parser
 from medcap.recipe import read_recipe
+from medcap.recipe.reader import check_known
 
 ROOT = Path(__file__).parents[1]
 GENERATED = [ROOT / "MODEL_CARD.md"]  # tested in tests/publish
@@ -18,7 +20,9 @@ DOCUMENTS += sorted((ROOT / "recipes").rglob("*.md"))
 SPACES = sorted((ROOT / "recipes").rglob("space.yaml"))
 RECIPES = sorted({*(ROOT / "recipes").rglob("*.yaml")} - {*(ROOT / "recipes" / "accelerate").iterdir(), *SPACES})
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-PROGRAM = r"(?:medcap|make|accelerate launch|python) .+"
+PROGRAM = r"(?:medcap|make|accelerate launch|python|sbatch) .+"
+# lines of code blocks that are not commands of medcap: the shell, pip, SLURM's options
+OTHER = r"(?:source|cd|pip|srun|#SBATCH|#) .+|"
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -51,6 +55,10 @@ def test_every_command_exists(path: Path, argv: list[str]) -> None:
         script = next(i for i, argument in enumerate(argv) if argument.endswith(".py"))
         assert (ROOT / argv[script]).is_file()
         read_recipe(with_existing_recipe(argv[script + 1 :]))
+    elif argv[0] == "sbatch":
+        script = next(i for i, argument in enumerate(argv) if argument.endswith(".sh"))
+        assert (ROOT / argv[script]).is_file()
+        read_recipe(with_existing_recipe(argv[script + 1 :]))
     elif argv[0] == "python":
         assert argv[1] == "-m" or argv[1].startswith("-") or (ROOT / argv[1]).is_file()
     else:
@@ -67,13 +75,26 @@ def check_make_target(target: str) -> None:
 def check_medcap_command(argv: list[str]) -> None:
     """Parse a complete command; of a command without options only check that it exists."""
     parser = make_parser()
-    if argv[0] == "train":
+    if argv[0] == "train" and "--help" not in " ".join(argv):
+        read_recipe(with_existing_recipe(without_launcher_options(argv[1:])))
+    elif argv[0] == "train":
         assert argv[0] in parser.format_help()
     elif any(argument.startswith("-") for argument in argv):
         parser.parse_args(argv)  # exits if an option is unknown or missing
     else:
         with pytest.raises(SystemExit, match="^0$"):
             parser.parse_args([*argv, "--help"])
+
+
+def without_launcher_options(argv: list[str]) -> list[str]:
+    """Remove the options of `medcap train` that are no keys, and check them; add a recipe to a command without one."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--accelerate", nargs="?", default="cpu")
+    parser.add_argument("--num_processes", type=int)
+    options, rest = parser.parse_known_args(argv)
+    if options.accelerate and not options.accelerate.isupper():  # NAME
+        assert (ROOT / "recipes/accelerate" / f"{options.accelerate}.yaml").is_file()
+    return rest if "--config" in rest else ["--config", "RECIPE", *rest]
 
 
 def with_existing_recipe(argv: list[str]) -> list[str]:
@@ -95,9 +116,24 @@ def test_readme_imports_only_public_names() -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_line_of_a_bash_block_is_checked(path: Path) -> None:
+    """What needs Docker, Windows or another program is in blocks of the language `console`."""
+    blocks = re.findall(r"^```bash\n(.+?)^```$", path.read_text(), re.M | re.S)
+    lines = [line.removeprefix(".venv/bin/") for line in "\n".join(blocks).splitlines()]
+    assert [line for line in lines if not re.fullmatch(f"{PROGRAM}|{OTHER}", line)] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_key_in_a_yaml_block_exists(path: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.+?)^```$", path.read_text(), re.M | re.S):
+        for key in yaml.safe_load(block):
+            check_known(key)  # raises RecipeError
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_named_file_exists(path: Path) -> None:
     text = path.read_text()
-    named = re.findall(r"`((?:recipes|scripts|medcap|docs|tests|benchmarks)/[\w./-]*)`", text)
+    named = re.findall(r"`((?:recipes|scripts|medcap|docs|tests|benchmarks|notebooks)/[\w./-]*)`", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from accelerate import PartialState
+    from datasets import Dataset
 
     from medcap.evaluation.folder import EvaluationFolder
     from medcap.evaluation.split import Split
@@ -67,8 +68,14 @@ def add_commands(commands: Any) -> None:
 
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
-    output_option(compare, "folder", required=True, help="folder of comparison.json and comparison.md")
+    output_option(
+        compare, "folder", required=True, help="folder of comparison.html, comparison.md and comparison.json"
+    )
     overwrite_option(compare, "a comparison of other systems or data")
+    compare.add_argument(
+        "--data", nargs="+", help="images and references of comparison.html (default: the data that was evaluated)"
+    )
+    layout_options(compare, "default: as in the evaluation")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -171,7 +178,7 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
     name, folder = f"{Path(args.baseline).name} (baseline)", out / "baseline"
     evaluation = evaluate(other, split, folder, name=name, batch_size=args.batch_size, baselines=False)
     write_page(folder / "report.html", evaluation, split.rows)
-    return [*_compare_into(out, [out, folder]), f"With intervals: {args.out / 'comparison.md'}"]
+    return [*_compare_into(out, [out, folder], split.rows), f"Side by side: {args.out / 'comparison.html'}"]
 
 
 def _baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> Captioner:
@@ -194,18 +201,26 @@ def _baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> C
 
 def _compare(args: argparse.Namespace) -> None:
     """Compare evaluations, and print the table."""
+    from medcap.evaluation.compare import system_folders
+    from medcap.evaluation.folder import read_options
     from medcap.locks import lock_folder
+    from medcap.reporting.comparison_page import read_rows
 
     with lock_folder(args.out):
-        printed = _compare_into(args.out, args.folders, args.overwrite)
-    print("\n".join([*printed, f"With intervals: {args.out / 'comparison.md'}"]))
+        system_folders(args.folders)  # an invalid one fails before the data is read
+        first = args.folders[0]
+        rows = read_rows(first, args.data, layout_from_args(args, read_options(first)))
+        printed = _compare_into(args.out, args.folders, rows, args.overwrite)
+    print("\n".join([*printed, f"Side by side: {args.out / 'comparison.html'}"]))
 
 
-def _compare_into(out: Path, folders: Sequence[Path], overwrite: bool = False) -> list[str]:
-    """Write comparison.json and comparison.md; return the text to print."""
+def _compare_into(out: Path, folders: Sequence[Path], rows: Dataset | None, overwrite: bool = False) -> list[str]:
+    """Write comparison.json, comparison.md and comparison.html; return the text to print."""
     from medcap.evaluation.compare import compare
+    from medcap.reporting.comparison_page import write_comparison_page
     from medcap.reporting.tables import differences_text, text_table, write_comparison
 
     comparison = compare(folders, out, overwrite=overwrite)
     write_comparison(out / "comparison.md", comparison)
+    write_comparison_page(out / "comparison.html", comparison, folders, rows)
     return [text_table(comparison.systems), f"\n{differences_text(comparison.tests)}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,13 @@ class CaptionCollator:
 
     def text(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `labels` of captions."""
-        tokenizer, prompt = self.tokenizer, prompt_ids(self.tokenizer, self.prompt)
-        room = self.max_caption_tokens - 1 - len(prompt)
-        rows = caption_ids(tokenizer, captions, self.prompt, end_token_id(tokenizer), room)
-        start = [self.first_token_id, *prompt]
+        tokenizer = self.tokenizer
+        room = self.max_caption_tokens - 1 - prompt_length(tokenizer, self.prompt)
+        return self.of_ids({}, caption_ids(tokenizer, captions, self.prompt, end_token_id(tokenizer), room))
+
+    def of_ids(self, batch: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Return `text` for the tokens of captions, end tokens included; `batch` holds the prompts of other models."""
+        tokenizer, start = self.tokenizer, [self.first_token_id, *prompt_ids(self.tokenizer, self.prompt)]
         lengths = torch.tensor([len(start) + len(row) for row in rows])
         width = int(lengths.max())
         padding = [pad_token_id(tokenizer)] * width

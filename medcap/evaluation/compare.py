@@ -35,18 +35,29 @@ def compare(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Comp
         names = [result.name for result in results]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two systems are called {repeated[0]!r}: evaluate one of them again with another --name")
-        evaluated = list(zip(results, folders, strict=True))
-        systems = [(_system(result), folder) for result, folder in evaluated]
-        first, folder = next((pair for pair in evaluated if pair[0].baselines), evaluated[0])
-        systems += [(row, folder / "baselines" / name) for name, row in first.baselines.items()]
+        systems = _systems(results, folders)
         if not overwrite:
             _refuse_other(out, [system for system, _ in systems])
         tests = _tests({system.name: folder / "scores.csv" for system, folder in systems})
         comparison = Comparison(systems=[system for system, _ in systems], tests=tests, seeds=_seeds(results))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.md").unlink(missing_ok=True)  # of an earlier comparison
+    for name in ("comparison.md", "comparison.html"):
+        (out / name).unlink(missing_ok=True)  # of an earlier comparison
     comparison.write(out / "comparison.json")
     return comparison
+
+
+def system_folders(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folder with predictions.csv and scores.csv of each system of `compare`, by name and in its order."""
+    return {system.name: folder for system, folder in _systems([_read(folder) for folder in folders], folders)}
+
+
+def _systems(results: Sequence[EvaluationResult], folders: Sequence[Path]) -> list[tuple[SystemScores, Path]]:
+    """Return the evaluated systems and the baselines of the first evaluation that has any, with their folders."""
+    evaluated = list(zip(results, folders, strict=True))
+    first, folder = next((pair for pair in evaluated if pair[0].baselines), evaluated[0])
+    baselines = [(row, folder / "baselines" / name) for name, row in first.baselines.items()]
+    return [*((_system(result), own) for result, own in evaluated), *baselines]
 
 
 def _refuse_other(out: Path, systems: Sequence[SystemScores]) -> None:

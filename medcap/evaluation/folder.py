@@ -24,7 +24,7 @@ CONTENT = {"weights", "rows", "decoding"}  # options that are known when model a
 METRICS = "metrics.json"  # without it a folder is no evaluation
 FILES = (
     OPTIONS, "predictions.csv", "scores.csv", "baselines", "baseline", "report.html", "comparison.json",
-    "comparison.md", METRICS,
+    "comparison.md", "comparison.html", METRICS,
 )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def refuse_other(out: Path, options: Mapping[str, Any], overwrite: bool) -> None
     """Raise FileExistsError if `out` holds files of an evaluation with other options, those known so far."""
     if overwrite or not any((out / name).exists() for name in FILES):
         return
-    before = _read_options(out)
+    before = read_options(out)
     keys = before.keys() | options.keys() if options.keys() >= CONTENT else (before.keys() | options.keys()) - CONTENT
     pairs = {key: (before.get(key), options.get(key)) for key in sorted(keys)}
     if changes := [f"{key} was {old!r} and is {new!r}" for key, (old, new) in pairs.items() if old != new]:
@@ -95,7 +95,8 @@ def refuse_other(out: Path, options: Mapping[str, Any], overwrite: bool) -> None
         raise FileExistsError(f"{out} holds {what}: name another --out, or replace it with --overwrite")
 
 
-def _read_options(out: Path) -> dict[str, Any]:
+def read_options(out: Path) -> dict[str, Any]:
+    """Return the options of the evaluation in `out`; {} without a readable file of them."""
     try:
         return dict(read_json(out / OPTIONS))
     except (OSError, ValueError, TypeError):
@@ -107,7 +108,7 @@ def _commit(folder: EvaluationFolder) -> None:
     out, staging = folder.out, folder.staging
     for path in (*staging.rglob("*"), staging):
         fsync(path)
-    is_same = _read_options(out) == folder.options and (out / METRICS).exists()  # else a kill left files of both
+    is_same = read_options(out) == folder.options and (out / METRICS).exists()  # else a kill left files of both
     (out / METRICS).unlink(missing_ok=True)
     for name in FILES:
         new, old = staging / name, out / name

@@ -38,7 +38,7 @@ def describe_captions(predictions: Sequence[str]) -> CaptionSummary:
         most_frequent=caption,
         most_frequent_fraction=count / len(predictions),
         mean_words=sum(len(text.split()) for text in predictions) / len(predictions),
-        repeated_fraction=sum(map(_repeats_trigram, predictions)) / len(predictions),
+        repeated_fraction=sum(map(repeats_trigram, predictions)) / len(predictions),
     )
 
 
@@ -52,7 +52,7 @@ def sameness(predictions: Sequence[str]) -> str:
     )
 
 
-def _repeats_trigram(caption: str) -> bool:
+def repeats_trigram(caption: str) -> bool:
     """Return whether a caption contains the same three consecutive words twice."""
     words = caption.lower().split()
     trigrams = list(zip(words, words[1:], words[2:], strict=False))

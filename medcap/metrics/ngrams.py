@@ -6,7 +6,7 @@ Captions are one list: the predictions of n images, then all references in the o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ class NgramCounts:
     caption: Ints  # (entries,) row of the caption
     gram: Ints  # (entries,) 0 .. different n-grams - 1
     count: Ints  # (entries,) 1 or more
+    start: Ints  # (entries,) number of a word of the list at which the n-gram begins
 
 
 def count_ngrams(words: Sequence[str], lengths: Ints) -> Iterator[NgramCounts]:
@@ -51,7 +52,9 @@ def count_ngrams(words: Sequence[str], lengths: Ints) -> Iterator[NgramCounts]:
         changes = _changes(word[start]) | _changes(gram[start + 1])
         gram[start] = number = np.cumsum(changes) - 1
         entries = np.flatnonzero(changes | _changes(caption[start]))
-        yield NgramCounts(caption[start[entries]], number[entries], np.diff(entries, append=len(start)))
+        yield NgramCounts(
+            caption[start[entries]], number[entries], np.diff(entries, append=len(start)), start[entries]
+        )
 
 
 def _changes(values: NDArray) -> NDArray[np.bool_]:
@@ -79,8 +82,18 @@ def tf_idf(counts: NgramCounts, image: Ints, is_reference: NDArray[np.bool_]) ->
     entries = is_reference[counts.caption]
     gram, owner = counts.gram[entries], image[counts.caption[entries]]
     frequency = np.bincount(gram[_changes(gram) | _changes(owner)], minlength=int(counts.gram.max(initial=0)) + 1)
-    weight = counts.count * (np.log(image.max() + 1) - np.log(np.maximum(frequency, 1)))[counts.gram]
-    norm = np.sqrt(np.bincount(counts.caption, weight**2, minlength=len(image)))
+    return weighted(counts, idf(frequency, image.max() + 1), len(image))
+
+
+def idf(frequency: NDArray, documents: int) -> Floats:
+    """Return log(documents) - log(those with the n-gram, at least 1)."""
+    return np.log(documents) - np.log(np.maximum(frequency, 1))
+
+
+def weighted(counts: NgramCounts, idf: Floats, captions: int) -> TfIdf:
+    """Multiply counts by the idf (n-grams,) of their n-grams."""
+    weight = counts.count * idf[counts.gram]
+    norm = np.sqrt(np.bincount(counts.caption, weight**2, minlength=captions))
     return TfIdf(counts.caption, counts.gram, weight, norm)
 
 
@@ -113,11 +126,28 @@ def overlaps(words: Sequence[str], lengths: Ints, image: Ints, n: int) -> tuple[
         np.maximum.at(most, predicted, counts.count[reference])
         matches[:, order] = np.bincount(image[counts.caption], np.minimum(most, counts.count), minlength=n)
         vectors = tf_idf(counts, image, np.arange(len(image)) >= n)
-        cosine += _over(clipped_product(vectors, predicted, reference)[n:], vectors.norm[n:] * vectors.norm[image[n:]])
+        cosine += _cosines(vectors, predicted, reference, image, n)
+    return matches, _cider_d(cosine, lengths, image, n)
+
+
+def cider_d(orders: Iterable[TfIdf], lengths: Ints, image: Ints, n: int) -> Floats:
+    """Return the CIDEr-D of each image (n,), 0 to 10, from the vectors for n = 1 to 4 (see `overlaps`)."""
+    cosines = [_cosines(vectors, *_shared(vectors, image, n), image, n) for vectors in orders]
+    return _cider_d(np.sum(cosines, 0), lengths, image, n)
+
+
+def _cosines(vectors: TfIdf, predicted: NDArray[np.intp], reference: NDArray[np.intp], image: Ints, n: int) -> Floats:
+    """Return the clipped cosine of each reference and its prediction."""
+    product = clipped_product(vectors, predicted, reference)
+    return _over(product[n:], vectors.norm[n:] * vectors.norm[image[n:]])
+
+
+def _cider_d(cosine: Floats, lengths: Ints, image: Ints, n: int) -> Floats:
+    """Return CIDEr-D (n,) from the sums of cosines over n = 1 to 4."""
     # pycocoevalcap measures length in bigrams, one less each: the difference is that of words
-    cosine *= length_penalty(lengths[n:] - lengths[image[n:]])
+    cosine = cosine * length_penalty(lengths[n:] - lengths[image[n:]])
     references = np.bincount(image[n:], minlength=n)
-    return matches, 10.0 * np.bincount(image[n:], cosine, minlength=n) / (ORDERS * references)
+    return 10.0 * np.bincount(image[n:], cosine, minlength=n) / (ORDERS * references)
 
 
 def cider_d_to_all(orders: Sequence[TfIdf], lengths: Ints, row: int) -> Floats:
@@ -172,7 +202,7 @@ def _over(product: Floats, norms: Floats) -> Floats:
     return product / np.where(norms > 0, norms, 1.0)
 
 
-def _shared(counts: NgramCounts, image: Ints, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _shared(counts: NgramCounts | TfIdf, image: Ints, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the entries of predictions and of references with the same n-gram and image, as two (pairs,) arrays."""
     key = counts.gram * n + image[counts.caption]  # ascending among predictions, and among references
     own, other = np.flatnonzero(counts.caption < n), np.flatnonzero(counts.caption >= n)

@@ -10,13 +10,18 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, MinNewTokensLengthLogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from medcap.modeling.beam_cache import use_beam_cache
+from medcap.modeling.sampling import TokenSampler
 
 MIN_SCORE = -1e9  # of an excluded candidate, as in transformers
 
 
 @torch.no_grad()
 def beam_search(
-    decoder: nn.Module, features: torch.Tensor, generation_config: GenerationConfig, prompt_ids: torch.Tensor
+    decoder: nn.Module,
+    features: torch.Tensor,
+    generation_config: GenerationConfig,
+    prompt_ids: torch.Tensor,
+    sampler: TokenSampler | None = None,
 ) -> torch.Tensor:
     """Return the best captions' ids (B * k, T) int64, padded on the right, for `features` (B, N, width).
 
@@ -25,9 +30,9 @@ def beam_search(
     Equal to `model.generate` (transformers 5.24, `GenerationMixin._beam_search`, and `_sample` with one beam) for
     the settings of `make_generation_config`. Faster because all beams of an image share keys and values, which are
     not copied when beams are reordered, and because finished images leave the batch. Captions start with
-    `prompt_ids` (B, P).
+    `prompt_ids` (B, P). With one beam, a `sampler` may draw the tokens.
     """
-    search = _Search(prompt_ids, generation_config)
+    search = _Search(prompt_ids, generation_config, sampler)
     with use_beam_cache(decoder, features) as cache:
         cache.start(search.prompt_length)
         logits = next_logits(decoder, prompt_ids, features, 0).repeat_interleave(search.num_beams, 0)
@@ -58,7 +63,10 @@ def next_logits(decoder: nn.Module, ids: torch.Tensor, features: torch.Tensor, p
 class _Search:
     """The beams of unfinished images, `running` (b, beams, t), and the best finished captions of each image."""
 
-    def __init__(self, prompt_ids: torch.Tensor, generation_config: GenerationConfig) -> None:
+    def __init__(
+        self, prompt_ids: torch.Tensor, generation_config: GenerationConfig, sampler: TokenSampler | None = None
+    ) -> None:
+        self.sampler = sampler
         self.num_beams: int = generation_config.num_beams
         self.config, self.prompt_length = generation_config, prompt_ids.shape[1]
         self.max_length = self.prompt_length + generation_config.max_new_tokens
@@ -86,6 +94,8 @@ class _Search:
         log_probs = F.log_softmax(logits, dim=-1)
         for processor in self.processors:
             log_probs = processor(self.running.flatten(0, 1), log_probs)
+        if self.sampler is not None:
+            log_probs = self.sampler.choose(log_probs, self.running.shape[-1] - self.prompt_length, self.rows)
         vocab = log_probs.shape[-1]
         total = (log_probs.view(*self.scores.shape, vocab) + self.scores[..., None]).flatten(1)
         scores, candidates = total.topk(2 * self.num_beams)  # enough to continue, even if half of them end

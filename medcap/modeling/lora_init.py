@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -55,6 +55,32 @@ def initial_weights(model: PeftModel | PreTrainedModel) -> dict[str, torch.Tenso
     if not isinstance(model, PeftModel) or not changes_base(model.peft_config["default"].init_lora_weights):
         return {}
     return {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items() if ".lora_" in name}
+
+
+def load_initial_adapter(model: PeftModel, folder: str) -> None:
+    """Give the new adapter of `model` the weights of a saved one.
+
+    Raises RecipeError if the folder has no adapter, or one whose settings or layers differ.
+    """
+    if not (Path(folder) / CONFIG_NAME).is_file():
+        raise RecipeError(
+            f"init_adapter: {folder} is not a folder with an adapter ({CONFIG_NAME}), such as RUN/adapter"
+        )
+    saved, own = PeftConfig.from_pretrained(folder), model.peft_config["default"]
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        if (old := getattr(saved, name)) != (new := getattr(own, name)):
+            raise RecipeError(f"init_adapter: {folder} has {name} {old}, and the recipe {new}: give both the same")
+    weights, needed = load_peft_weights(folder, device="cpu"), get_peft_model_state_dict(model)
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if (
+        differ := {name for name, weight in needed.items() if shapes.get(name) != weight.shape}
+        | shapes.keys() - needed
+    ):
+        raise RecipeError(
+            f"init_adapter: {folder} and the recipe differ in {min(differ)}: give the model_name_or_path, "
+            "lora_target_modules and lora_modules_to_save of the run that wrote it"
+        )
+    set_peft_model_state_dict(model, weights)
 
 
 def save_weights(

@@ -21,6 +21,7 @@ from medcap.recipe.groups import (
     GenerationArguments,
     LoraArguments,
     ModelArguments,
+    ScstArguments,
     key,
 )
 from medcap.recipe.learning_rate import WATCHES_METRIC
@@ -94,6 +95,7 @@ GROUPS = {  # the attributes of a Recipe
     "model": ModelArguments,
     "lora": LoraArguments,
     "generation": GenerationArguments,
+    "scst": ScstArguments,
     "training": CaptionTrainingArguments,
 }
 RANGES: dict[str, Range] = {
@@ -105,7 +107,7 @@ RANGES: dict[str, Range] = {
         if key.metadata.get("range")
     },
 }
-CHECKED = FILLED.union(RANGES, NAMES, PATTERNS, LENGTHS, FIXED, UNUSED, IMPORTED_NAMES, ["lora_init"])
+CHECKED = FILLED.union(RANGES, NAMES, PATTERNS, LENGTHS, FIXED, UNUSED, IMPORTED_NAMES, ["lora_init", "scst_reward"])
 # keys that were removed or never supported, and their replacement in transformers 5 or medcap
 REPLACED = {
     "warmup_ratio": "warmup_steps: a value below 1 is a fraction of all steps",
@@ -146,14 +148,16 @@ class Recipe:
     model: ModelArguments
     lora: LoraArguments
     generation: GenerationArguments
+    scst: ScstArguments
     training: CaptionTrainingArguments
     given: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
         """Return a flat recipe: all keys of medcap that have an effect, and those of the Trainer that were given."""
-        own = {**vars(self.data), **vars(self.model), **vars(self.lora), **vars(self.generation)}
+        groups = (getattr(self, group) for group in GROUPS if group != "training")
+        own = {key: value for group in groups for key, value in vars(group).items()}
         trainer = {key: getattr(self.training, key) for key in sorted(self.given - own.keys() - _TRANSIENT)}
-        unused = "lora_" if self.lora.adapter == "none" else ()
+        unused = ("lora_",) * (self.lora.adapter == "none") + ("scst_",) * (self.scst.loss != "scst")
         given = {key: value for key, value in {**own, **trainer}.items() if value is not None}
         return {key: _plain(value) for key, value in given.items() if not key.startswith(unused)}
 

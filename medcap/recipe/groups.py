@@ -93,6 +93,23 @@ class LoraArguments:
 
 
 @dataclass(frozen=True)
+class ScstArguments:
+    """The loss, and the samples and rewards of self-critical sequence training (docs/scst.md)."""
+
+    loss: Literal["cross_entropy", "scst"] = key("cross_entropy", "what is minimized")
+    init_adapter: str | None = key(None, "folder of a trained adapter to start from")
+    scst_samples: int = key(5, "captions sampled per image", (1, 64))
+    scst_baseline: Literal["mean", "greedy"] = key(
+        "mean", "subtracted reward: of the other samples, or of greedy search"
+    )
+    scst_reward: dict[str, Any] | None = key(
+        None, "{cider, rouge_l, bleu_4 or facts_f1: weight}; default: cider alone"
+    )
+    scst_top_k: int = key(0, "sample among the most probable tokens; 0: all", Range(0, 1_000_000))
+    scst_temperature: float = key(1.0, "divides the logits of samples", (0.01, 100))
+
+
+@dataclass(frozen=True)
 class GenerationArguments:
     """How captions are generated, named as in `transformers.GenerationConfig`."""
 

@@ -52,6 +52,11 @@ RARE = {
     "rerank_neighbors",
     "rerank_neighbor_weight",
     "rerank_pool",
+    "scst_samples",
+    "scst_baseline",
+    "scst_reward",
+    "scst_top_k",
+    "scst_temperature",
 }  # only with --help-all
 
 

@@ -75,6 +75,7 @@ TRAINER_RANGES = {
 
 SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 DIRECTIONS = {**dict.fromkeys((*SCORES, "distinct_fraction"), True), "loss": False}  # whether more is better
+REWARDS = ("cider", "rouge_l", "bleu_4", "facts_f1")
 UNDIRECTED = ("mean_words", "length_ratio")  # the recipe must give greater_is_better
 BEST_METRICS = (*DIRECTIONS, *UNDIRECTED)
 NAMES: dict[str, tuple[str, ...]] = {
@@ -148,6 +149,8 @@ def find_fault(key: str, value: Any, allowed: Range | None = None) -> str:
         return f"{key} is {len(value):,} characters long; allowed are {LENGTHS[key]:,}"
     if key == "lora_init":
         return init_fault(value)
+    if key == "scst_reward":
+        return _reward_fault(value)
     return _pattern_fault(key, value) if key in PATTERNS else _name_fault(key, value)
 
 
@@ -164,6 +167,16 @@ def _pattern_fault(key: str, numbers: dict[Any, Any]) -> str:
             kind = "an integer, " if allowed is RANK else ""
             return f"{key} is {number!r} for {pattern!r}; allowed is {kind}{allowed}"
     return ""
+
+
+def _reward_fault(weights: dict[Any, Any]) -> str:
+    """Return the first fault of a mapping of rewards to weights."""
+    for name, weight in weights.items():
+        if name not in REWARDS:
+            return f"scst_reward has {name!r}; {suggest(str(name), REWARDS)}allowed are {', '.join(REWARDS)}"
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not POSITIVE.allows(weight):
+            return f"scst_reward is {weight!r} for {name}; allowed is {POSITIVE}"
+    return "" if weights else "scst_reward is empty; name rewards, or remove it"
 
 
 def _name_fault(key: str, value: Any) -> str:

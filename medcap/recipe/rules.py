@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medcap.logs import error_line
 from medcap.recipe.adapter_rules import adapter_conflict, init_conflict
-from medcap.recipe.arguments import GROUPS, GenerationArguments, LoraArguments, Recipe
+from medcap.recipe.arguments import GROUPS, GenerationArguments, LoraArguments, Recipe, ScstArguments
 from medcap.recipe.data_rules import sources_fault
 from medcap.recipe.generation_rules import generation_fault
 from medcap.recipe.learning_rate import WATCHES_METRIC, scheduler_fault
@@ -188,6 +188,20 @@ def _push(recipe: Recipe) -> str:
     return ""
 
 
+def _scst(recipe: Recipe) -> str:
+    """Check that self-critical training has a baseline, a start that captions images, and no smoothed labels."""
+    scst, args = recipe.scst, recipe.training
+    if scst.init_adapter and recipe.lora.lora_init is not True:
+        return f"lora_init is {recipe.lora.lora_init}, but init_adapter replaces the initial weights: remove lora_init"
+    if scst.loss != "scst":
+        return ""
+    if scst.scst_baseline == "mean" and scst.scst_samples == 1:
+        return "scst_samples is 1, and scst_baseline mean needs others: raise it to 2 or more, or set greedy"
+    if args.label_smoothing_factor:
+        return "label_smoothing_factor has no effect on loss: scst, which has no labels; remove it"
+    return ""
+
+
 def _is_checkpointed(recipe: Recipe) -> bool:
     return bool(recipe.training.gradient_checkpointing or recipe.training.activation_checkpointing)
 
@@ -195,6 +209,7 @@ def _is_checkpointed(recipe: Recipe) -> bool:
 ADAPTED: Need = (lambda recipe: recipe.lora.adapter == "lora", "adapter: lora")
 CHECKPOINTED = (_is_checkpointed, "gradient_checkpointing: true")
 RERANKED: Need = (lambda recipe: recipe.generation.rerank == "consensus", "rerank: consensus")
+SAMPLED: Need = (lambda recipe: recipe.scst.loss == "scst", "loss: scst")
 PUSHED: Need = (lambda recipe: recipe.training.push_to_hub, "push_to_hub: true")
 TRACKED: Need = (lambda recipe: "trackio" in (recipe.training.report_to or ()), "report_to: trackio")
 # keys that another key switches off: when they are used, and what that needs
@@ -214,6 +229,8 @@ NEEDED: dict[str, Need] = {
     "trackio_static_space_id": TRACKED,
     "feature_cache_gb": (lambda recipe: recipe.model.feature_cache != "off", "feature_cache: auto or a folder"),
     **{field.name: ADAPTED for field in fields(LoraArguments) if field.name.startswith("lora_")},
+    "init_adapter": ADAPTED,
+    **{field.name: SAMPLED for field in fields(ScstArguments) if field.name.startswith("scst_")},
     "length_penalty": (lambda recipe: recipe.generation.num_beams > 1, "num_beams: 2 or more"),
     "augmentation_views": (lambda recipe: recipe.data.augmentation != "none", "augmentation: light or strong"),
     **{field.name: RERANKED for field in fields(GenerationArguments) if field.name.startswith("rerank_")},
@@ -252,6 +269,7 @@ RULES: tuple[Rule, ...] = (
         ("lora_init", "lora_variant", "lora_lr_ratio", "lora_r", "lora_rank_pattern", "precision", "quantization"),
         init_conflict,
     ),
+    (("loss", "init_adapter", "lora_init", "scst_samples", "scst_baseline", "label_smoothing_factor"), _scst),
     (("report_to",), _reports),
     (("output_dir",), _folder),
     (("push_to_hub", "eval_strategy", "save_strategy"), _push),

@@ -41,10 +41,15 @@ def render(template: str, script: str = "", **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values, policy=Markup(policy), script=Markup(code))
 
 
-def thumbnail(image: Any) -> str:
+def thumbnail(image: Any, kind: str = "jpeg", quality: int = 85) -> str:
     """Return the value of an image column as a data URL of at most 320 x 320 pixels."""
     decoded = load_image(image)
     decoded.thumbnail((320, 320))
     buffer = io.BytesIO()
-    decoded.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    decoded.save(buffer, kind, quality=quality)
+    return data_url(buffer.getvalue(), kind)
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """Return an image file of the format `kind` (png, jpeg or webp) as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from medcap.data.augmentation import Augmentation
 from medcap.data.images import image_digest, load_image
 from medcap.io import atomic_path
+from medcap.reporting.tables import TITLES
 
 CURVES = {"eval_loss": "validation loss", "eval_cider": "validation CIDEr"}
 DPI = 110
+MARKED = 30  # points of a curve; those of a longer one are not marked
 
 
 def write_png(path: Path, figure: Figure) -> None:
@@ -82,6 +84,33 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
             axis.legend()
 
     return side_by_side(measured, draw, 3.4) if measured else None
+
+
+def plot_training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Plot the losses, the metrics between 0 and 1, and CIDEr by epoch; None without any of them.
+
+    Args:
+        log: Lines of the Trainer's log, or of metrics.jsonl.
+    """
+    plots = {
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "validation metrics": {f"eval_{name}": title for name, title in TITLES.items() if name != "cider"},
+        "validation CIDEr": {"eval_cider": "CIDEr"},
+    }
+    measured = [
+        title for title, keys in plots.items() if any(line.get(key) is not None for line in log for key in keys)
+    ]
+
+    def draw(axis: Axes, title: str) -> None:
+        for marker, (key, label) in zip("osv^Dx", plots[title].items(), strict=False):
+            points = {line["epoch"]: line[key] for line in log if line.get(key) is not None}
+            if points:
+                few = marker if len(points) <= MARKED else ""
+                axis.plot(list(points), list(points.values()), marker=few, label=label)
+        axis.set(title=title, xlabel="epoch")
+        axis.legend(fontsize=8)
+
+    return side_by_side(measured, draw, 3.6) if measured else None
 
 
 def side_by_side(keys: Sequence[str], draw: Callable[[Axes, str], None], height: float) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medcap.io import write_csv, write_text
-from medcap.reporting.pages import render
+from medcap.reporting.pages import data_url, render
 from medcap.reporting.plots import DPI, write_png
 
 STATES = ("complete", "pruned", "failed")
@@ -75,13 +74,9 @@ def write_results(out: Path, result: SearchResult) -> None:
         figures["importance.png"] = plot_importance(result.importance)
     for name, figure in figures.items():
         write_png(out / name, figure)
-    plots = {name: _data_url(out / name) for name in figures}
+    plots = {name: data_url((out / name).read_bytes(), "png") for name in figures}
     counts = dict.fromkeys(STATES, 0) | Counter(row.state for row in result.rows)
     write_text(out / "report.html", render("tuning_page.html", **vars(result), counts=counts, plots=plots))
-
-
-def _data_url(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def plot_history(result: SearchResult) -> Figure:

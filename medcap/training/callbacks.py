@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,24 +71,20 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
-class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`: one line per evaluation, with the last training loss and the throughput before it."""
+class JsonLines(TrainerCallback):
+    """Writes a file with one JSON object per line, each with its "step"; the main process does."""
 
-    def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
-        self.path, self.monitor = run / "metrics.jsonl", monitor
+    path: Path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Remove the lines of evaluations after the checkpoint, which are repeated."""
+        """Remove the lines of steps after the checkpoint, which are repeated."""
         if state.is_world_process_zero and self.path.exists():
             self._write(self._lines_until(state.global_step))
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or metrics is None:
-            return
-        losses = [line["loss"] for line in state.log_history if "loss" in line]
-        line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
-        line["throughput"] = self.monitor.evaluation_figures(state)
-        self._write([*self._lines_until(state.global_step - 1), json.dumps(line)])
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines with ascending steps; they replace those of the file from their first step on."""
+        if lines:
+            self._write([*self._lines_until(lines[0]["step"] - 1), *map(json.dumps, lines)])
 
     def _lines_until(self, step: int) -> list[str]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -94,6 +92,21 @@ class MetricsLog(TrainerCallback):
 
     def _write(self, lines: list[str]) -> None:
         write_text(self.path, "".join(f"{text}\n" for text in lines))
+
+
+class MetricsLog(JsonLines):
+    """Writes `metrics.jsonl`: one line per evaluation, with the last training loss and the throughput before it."""
+
+    def __init__(self, run: Path, monitor: TrainingMonitor) -> None:
+        self.path, self.monitor = run / "metrics.jsonl", monitor
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or metrics is None:
+            return
+        losses = [line["loss"] for line in state.log_history if "loss" in line]
+        line = {"epoch": state.epoch, "step": state.global_step, "loss": losses[-1] if losses else None, **metrics}
+        line["throughput"] = self.monitor.evaluation_figures(state)
+        self.add([line])
 
 
 class ResumeCallback(TrainerCallback):
@@ -179,3 +192,16 @@ class Samples(TrainerCallback):
         path = self.folder / f"epoch-{math.ceil(state.epoch or 0)}.md"
         write_text(path, "\n".join([f"# After epoch {state.epoch:g}\n", *blocks]))
         self.draw(path.with_suffix(".png"), self.images, {"reference": references, "prediction": predictions})
+
+
+def read_samples(run: Path) -> dict[int, list[tuple[str, str, str]]]:
+    """Return id, reference and prediction of the images in `samples/`, by epoch."""
+    block = re.compile(r"^\*\*(.*)\*\*\n- reference: (.*)\n- prediction: (.*)$", re.MULTILINE)
+    paths = {int(path.stem.rpartition("-")[2]): path for path in (run / "samples").glob("epoch-*.md")}
+    return {
+        epoch: [
+            (html.unescape(image_id), html.unescape(reference), html.unescape(prediction))
+            for image_id, reference, prediction in block.findall(paths[epoch].read_text(encoding="utf-8"))
+        ]
+        for epoch in sorted(paths)
+    }

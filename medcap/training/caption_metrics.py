@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ class CaptionMetrics:
         tokenizer: PreTrainedTokenizerBase,
         references: Sequence[str],
         extra: Mapping[str, object] | None = None,
+        checks: Callable[[list[str], list[str]], dict[str, float]] | None = None,
     ) -> None:
         """Set up the scorer.
 
@@ -34,8 +35,9 @@ class CaptionMetrics:
             tokenizer: Decodes the generated ids.
             references: The reference caption of every row, not truncated.
             extra: Pairs to add to the signature of the metrics.
+            checks: Returns more figures of predictions and references.
         """
-        self.extra = extra
+        self.extra, self.checks = extra, checks
         self.last: Scores | None = None
         self.tokenizer, self.references = tokenizer, list(references)
         self.predictions: list[str] = []
@@ -57,4 +59,5 @@ class CaptionMetrics:
             "mean_words": described.mean_words,
             "length_ratio": scores.statistics.length_ratio,
             "distinct_fraction": distinct,
+            **(self.checks(self.predictions, [caption for (caption,) in references]) if self.checks else {}),
         }

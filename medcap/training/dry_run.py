@@ -31,10 +31,12 @@ from transformers.trainer_utils import IntervalStrategy
 from medcap.data.captions import TokenizedCaptions
 from medcap.data.selection import check_images
 from medcap.disk import nearest_folder
+from medcap.extras import install_command
 from medcap.logs import error_line
 from medcap.recipe import Recipe, RecipeError
 from medcap.training.plan import Timing
 
+TRACKERS = {"tensorboard", "trackio", "wandb"}  # of the extra "track"
 DECODED = 256  # images of each split that a dry run decodes; a run, and `medcap data audit`, decode all
 
 
@@ -108,13 +110,14 @@ def dry_run_recipe(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def check_reporters(args: Seq2SeqTrainingArguments) -> None:
-    """Raise RecipeError if an integration in `report_to` is not installed."""
+    """Raise RecipeError if an integration in `report_to` is not installed, with the command that installs it."""
     for name in args.report_to or []:
         try:
             for callback in get_reporting_integration_callbacks([name]):
                 callback()
         except (RuntimeError, ImportError) as error:
-            raise RecipeError(f"report_to is {name}: {error_line(error)}") from error
+            advice = f"; {install_command('track')}" if name in TRACKERS else ""
+            raise RecipeError(f"report_to is {name}: {error_line(error)}{advice}") from error
 
 
 class StepTimer(TrainerCallback):

@@ -67,7 +67,7 @@ def estimate_memory(trainer: CaptionTrainer) -> MemoryEstimate:
     includes the effects of gradient checkpointing, quantization and mixed precision. Gradients and random number
     generators do not change.
     """
-    model, images = trainer.model, trainer.args.train_batch_size
+    model, images = trainer.model, trainer.args.train_batch_size * trainer.rows_per_image
     lengths = trainer.train_dataset[trainer.args.length_column_name]
     longest = trainer.train_dataset[max(range(len(lengths)), key=lengths.__getitem__)]
     tokens = min(max(lengths), trainer.data_collator.max_caption_tokens)
@@ -76,7 +76,7 @@ def estimate_memory(trainer: CaptionTrainer) -> MemoryEstimate:
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     count = sum(weight.numel() for weight in trainable)
     vocab = trainer.family.base.config.get_text_config(decoder=True).vocab_size
-    rows = min(images * (tokens - 1), ROWS) if trainer.family.has_partial_logits else 0  # else among the activations
+    rows = min(images * (tokens - 1), ROWS) if trainer.has_partial_logits else 0  # else among the activations
     return MemoryEstimate(
         held=memory_in_use(trainer.args.device),
         weights=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
@@ -109,7 +109,7 @@ def _step_peak(trainer: CaptionTrainer, rows: list[dict[str, Any]]) -> int:
     """Return the peak of bytes that a step on `rows` allocates, the frozen vision encoder included."""
     batch = trainer.data_collator(rows)
     batch.pop("digests", None)  # nothing is added to the cache
-    if trainer.family.has_partial_logits:  # logits are estimated by themselves
+    if trainer.has_partial_logits:  # logits are estimated by themselves
         batch["labels"] = torch.full_like(batch["labels"], IGNORED)
         batch["labels"][:, 1] = 1
     batch = {name: values.to(trainer.args.device) for name, values in batch.items()}

@@ -36,6 +36,12 @@ def split_batch(batch: Batch, rows: int) -> Iterator[Batch]:
         yield {name: values for name, values in part.items() if len(values)}
 
 
+def repeat_rows(batch: Batch, times: int) -> Batch:
+    """Return a batch with each row `times` times in succession."""
+    rows = [row for row in split_batch(batch, 1) for _ in range(times)]
+    return {name: torch.cat([row[name] for row in rows if name in row]) for name in batch}
+
+
 class Gradients:
     """A copy of the gradients of trainable parameters, to undo an incomplete backward pass."""
 

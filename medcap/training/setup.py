@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from medcap.modeling.feature_store import FeatureCache
 from medcap.modeling.full import train_all
 from medcap.modeling.load import load_base, weights_sha256
 from medcap.modeling.lora import add_lora, trainable_summary
-from medcap.modeling.lora_init import initial_weights
+from medcap.modeling.lora_init import initial_weights, load_initial_adapter
 from medcap.modeling.lora_options import lora_options
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
 from medcap.modeling.untrained import untrained_warning
@@ -45,6 +46,7 @@ from medcap.training.memory import MemoryReport
 from medcap.training.monitors import TrainingMonitor
 from medcap.training.plan import cached_images, check_steps, reuses_features
 from medcap.training.rows import SourceSampler
+from medcap.training.scst import RewardLog, ScstTrainer
 from medcap.training.sharding import sharding_engine
 from medcap.training.trainer import CaptionTrainer
 
@@ -119,6 +121,8 @@ def make_model(recipe: Recipe, dtype: torch.dtype) -> AdaptedModel:
     generation_config = family.make_generation_config(**vars(recipe.generation))
     sha256 = weights_sha256(base) if recipe.training.process_index == 0 else ""
     model = train_all(family, recipe.lora.train_vision) if is_full else _with_lora(base, recipe)
+    if recipe.scst.init_adapter is not None:
+        load_initial_adapter(model, recipe.scst.init_adapter)
     return AdaptedModel(model, family, generation_config, dtype, sha256, initial_weights(model))
 
 
@@ -250,9 +254,15 @@ def make_trainer(
     args.restore_callback_states_from_checkpoint = True  # early stopping counts the worse evaluations
     args.push_to_hub = False  # the Trainer's own push skips epochs while one is uploaded, and overwrites its files
     augmentation = recipe_augmentation(recipe)
-    monitor = TrainingMonitor(captions.entropy(max_tokens))
+    is_scst = recipe.scst.loss == "scst"
+    monitor = TrainingMonitor(None if is_scst else captions.entropy(max_tokens))
+    make = (
+        partial(ScstTrainer, scst=recipe.scst, train=data["train"].select_columns(["image_id", "caption"]))
+        if is_scst
+        else CaptionTrainer
+    )
     samples = valid.select(range(min(SAMPLES, len(valid))))
-    trainer = CaptionTrainer(
+    trainer = make(
         model=adapted.model,
         args=args,
         generation_config=adapted.generation_config,
@@ -270,6 +280,8 @@ def make_trainer(
     )
     if augmentation is not None:
         trainer.add_callback(EpochViews(augmentation))
+    if isinstance(trainer, ScstTrainer):
+        trainer.add_callback(RewardLog(run, trainer))
     trainer.add_callback(MemoryReport(trainer))
     trainer.add_callback(Progress())  # after MemoryReport, whose line comes before the bar
     trainer.remove_callback(ProgressCallback)

@@ -46,6 +46,8 @@ class CaptionTrainer(ResumableTrainer):
     stored. It is called on the main process, and its result is broadcast.
     """
 
+    rows_per_image = 1  # of a micro-batch in training
+
     def __init__(
         self,
         *args: Any,
@@ -94,6 +96,11 @@ class CaptionTrainer(ResumableTrainer):
         self.add_callback(self.monitor)  # after the callbacks that read its figures
         self.add_callback(FiniteGradients(self))
         self._evaluated: list[torch.Tensor] = []  # per batch of an evaluation: summed loss, labels
+
+    @property
+    def has_partial_logits(self) -> bool:
+        """Whether the loss needs the logits of a part of the tokens at a time."""
+        return self.family.has_partial_logits
 
     def gathered_weights(self) -> dict[str, torch.Tensor] | None:
         """Return all weights of a sharded model, on the main process; None if it is not sharded.

@@ -8,6 +8,7 @@ It is a separate program because it forks after the imports and before anything 
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from medcap.modeling.families import family_of
 from medcap.modeling.load import load_base
 from medcap.modeling.lora import add_lora
 from medcap.recipe import CaptionTrainingArguments
+from medcap.recipe.groups import ScstArguments
 from medcap.training.callbacks import EpochViews
+from medcap.training.scst import ScstTrainer
 from medcap.training.trainer import CaptionTrainer
 
 # 3 to 22 tokens: the parts of a batch have different numbers of labels
@@ -68,7 +71,7 @@ def augmented_rows():
     return with_pixel_values(Dataset.from_dict(columns), to_tensor, None, augmentation), EpochViews(augmentation)
 
 
-def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
+def trainer_of(base, out, callbacks=(), compute_metrics=None, make=CaptionTrainer, **settings):
     model, processor = load_base(base)
     torch.manual_seed(0)
     adapted = add_lora(model, targets="text", r=4, alpha=8, dropout=0.0)
@@ -78,7 +81,7 @@ def trainer_of(base, out, callbacks=(), compute_metrics=None, **settings):
         save_strategy="no", load_best_model_at_end=False, **settings,
     )  # fmt: skip
     rows, views = augmented_rows()
-    return CaptionTrainer(
+    return make(
         model=adapted,
         args=arguments,
         generation_config=family_of(model).make_generation_config(num_beams=1, max_new_tokens=6),
@@ -108,6 +111,19 @@ def trained(base, out, batch, accumulated, sampling):
     }
 
 
+def sampled(base, out, batch):
+    """Train two epochs with sampled captions; return the logged rewards and the gradient of every step."""
+    train = {"image_id": range(len(CAPTIONS)), "caption": CAPTIONS}
+    gradients, scst = Gradients(), ScstArguments(loss="scst", scst_samples=3, scst_reward={"rouge_l": 1.0})
+    make = partial(ScstTrainer, scst=scst, train=train)
+    trainer = trainer_of(
+        base, out, [gradients], make=make, per_device_train_batch_size=batch, train_sampling_strategy="random"
+    )
+    trainer.train()
+    rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
+    return {"rewards": rewards, "gradients": torch.stack(gradients.steps)}
+
+
 def evaluated(base, out, images, batch):
     """Evaluate; return what this process scored, if anything, and its metrics."""
     scored = []
@@ -133,6 +149,8 @@ def work(rank, world, port, base, out):
         for sampling in ("group_by_length", "random")
     }
     results |= {images: evaluated(base, out, images, batch=2) for images in (10, 2)}
+    if world < 3:
+        results["scst"] = sampled(base, out, 8 // world)
     torch.save(results, out / f"{world}-{rank}.pt")
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -220,7 +220,7 @@ def test_images_are_counted_before_they_are_decoded(recipe_file, phantoms, monke
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_reporter_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
     monkeypatch.setattr(f"transformers.integrations.integration_utils.is_{name}_available", lambda: False)
-    with pytest.raises(RecipeError, match=f"report_to is {name}: .* {name}"):
+    with pytest.raises(RecipeError, match=rf"report_to is {name}: .* {name}.*; pip install .*\[track\]"):
         check_reporters(CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[name]))
 
 

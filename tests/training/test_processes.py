@@ -53,6 +53,14 @@ def test_step_does_not_depend_on_the_number_of_processes(results, world, split, 
     assert one["loss"][0] != pytest.approx(one["loss"][2], rel=1e-3)  # the second epoch has another order
 
 
+def test_sampled_captions_do_not_depend_on_the_number_of_processes(results):
+    """Rewards and gradients of two epochs of self-critical training; the last step of an epoch has 2 rows."""
+    one, two = results[1, 0]["scst"], results[2, 0]["scst"]
+    assert len(one["rewards"]) == 4
+    assert two["rewards"] == pytest.approx(one["rewards"], rel=1e-5)
+    torch.testing.assert_close(two["gradients"], one["gradients"], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("images", [10, 2])
 def test_three_processes_score_every_image_once_on_the_main_process(results, images):
     (alone,), (rows, ids) = results[1, 0][images]["scored"], results[3, 0][images]["scored"][0]

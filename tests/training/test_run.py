@@ -35,7 +35,8 @@ def names(folder):
 
 def test_files_of_a_run(trained_run):
     assert names(trained_run.folder) == {
-        "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "checkpoint-3", "checkpoint-6",
+        "recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "training.html", "samples", "adapter",
+        "checkpoint-3", "checkpoint-6",
     }  # fmt: skip
 
 

@@ -62,6 +62,13 @@ def find_failures(
     return failures
 
 
+def errors_of(caption: str, reference: str) -> list[str]:
+    """Return the kinds of error, of `ERROR_KINDS`, that a caption has."""
+    facts = extract_facts(caption), extract_facts(reference)
+    judged = {kind: _judge(kind, *facts) for kind in ERROR_KINDS}
+    return [kind for kind, pair in judged.items() if pair is not None and pair[0]]
+
+
 def _judge(kind: str, predicted: CaptionFacts, true: CaptionFacts) -> _Judged | None:
     """Return the wrong values (empty for no error) and those of the reference; None where no error is possible."""
     if kind in ("wrong modality", "wrong side"):

@@ -17,6 +17,7 @@ from medcap.modeling.blip_fast import CaptioningBlip, prepare_blip
 from medcap.modeling.families.family import Batch, Family
 from medcap.modeling.generation import extra_settings
 from medcap.modeling.positions import resize_positions
+from medcap.modeling.sampling import TokenSampler, processors
 
 _LAYER = r"text_decoder\.bert\.encoder\.layer\.\d+\."
 _ATTENTION = r"(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
@@ -123,20 +124,22 @@ class Blip(Family):
         return model(**inputs, num_items_in_batch=labels, label_smoothing=smoothing).loss
 
     def generate(
-        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = ""
-    ) -> torch.Tensor:
+        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = "",
+        sampler: TokenSampler | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Generate by medcap's beam search if it knows all settings, else by the text decoder's `generate`."""
         assert features is not None
         start = self.start_ids(prompt, len(features))
         can_search = not self.is_sharded and not extra_settings(generation_config.to_dict())
         if self.base.model_code == "fast" and can_search:
-            ids = beam_search(self.base.text_decoder, features, generation_config, start)
+            ids = beam_search(self.base.text_decoder, features, generation_config, start, sampler)
         else:
             mask = features.new_ones(features.shape[:2], dtype=torch.long)
             states = {"encoder_hidden_states": features, "encoder_attention_mask": mask}
             ids = self.base.text_decoder.generate(
-                input_ids=start, **states, generation_config=generation_config, synced_gpus=self.is_sharded
-            )
+                input_ids=start, **states, generation_config=generation_config, synced_gpus=self.is_sharded,
+                logits_processor=processors(sampler),
+            )  # fmt: skip
         return ids[:, start.shape[1] :]
 
     def start_ids(self, prompt: str, rows: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from medcap.data.captions import CaptionCollator
 from medcap.modeling.families.chat import ChatCollator
 from medcap.modeling.families.family import Batch, Collator
 from medcap.modeling.families.vlm import Vlm
+from medcap.modeling.sampling import TokenSampler, processors
 
 
 class Blip2(Vlm):
@@ -73,8 +75,9 @@ class Blip2(Vlm):
         return {**text, **self.images(batch, features), **caption, "use_cache": False}
 
     def generate(
-        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = ""
-    ) -> torch.Tensor:
+        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = "",
+        sampler: TokenSampler | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Generate by the language model from the embeddings of prompt and image; `generate` takes no features."""
         ids, mask = batch["prompt_input_ids"], batch["prompt_attention_mask"]
         if features is None:
@@ -84,7 +87,7 @@ class Blip2(Vlm):
         embeds = embeds.masked_scatter(is_image, features.to(embeds.dtype))
         generated = self.base.language_model.generate(
             inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config,
-            synced_gpus=self.is_sharded,
+            synced_gpus=self.is_sharded, logits_processor=processors(sampler),
         )  # fmt: skip
         return generated[:, 1:] if self.is_encoder_decoder else generated  # without T5's start token
 
@@ -92,6 +95,12 @@ class Blip2(Vlm):
 class T5Collator(ChatCollator):
     """As `ChatCollator`, with `input_ids`, `attention_mask` and `labels` of the decoder: start token, caption, end."""
 
-    def _with_captions(self, text: dict[str, torch.Tensor], captions: list[str]) -> dict[str, torch.Tensor]:
+    @property
+    def room(self) -> int:
+        """Maximum number of tokens of a caption: the start token counts."""
+        return self.max_caption_tokens - 1
+
+    def of_ids(self, batch: Batch, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Return the inputs of the decoder."""
         collator = CaptionCollator(self.family.tokenizer, self.family.first_token_id, self.max_caption_tokens)
-        return collator.text(captions)
+        return collator.of_ids(batch, rows)

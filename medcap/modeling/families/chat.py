@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,14 @@ class ChatCollator:
         batch |= images
         batch |= {f"prompt_{name}": values for name, values in text.items()}
         if "caption" in rows[0]:
-            batch |= self._with_captions(text, [row["caption"] for row in rows])
+            captions, end = [row["caption"] for row in rows], self.family.end_token_id
+            batch |= self.of_ids(batch, caption_ids(self.family.tokenizer, captions, "", end, self.room))
         return batch
+
+    @property
+    def room(self) -> int:
+        """Maximum number of tokens of a caption, end token included."""
+        return self.max_caption_tokens
 
     def _images(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the images of a batch and their prompts; of equal prompts only one is processed."""
@@ -56,10 +62,10 @@ class ChatCollator:
         equal = {name: inputs[name].repeat(len(rows), 1) for name in others}
         return {**image_batch(rows), **equal}, {name: values.repeat(len(rows), 1) for name, values in texts.items()}
 
-    def _with_captions(self, text: dict[str, torch.Tensor], captions: list[str]) -> dict[str, torch.Tensor]:
-        """Return the text inputs with the captions behind the prompts, padded on the right, and `labels`."""
-        family, end = self.family, self.family.end_token_id
-        rows = caption_ids(family.tokenizer, captions, "", end, self.max_caption_tokens)
+    def of_ids(self, batch: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Return the text inputs with tokens behind the prompts of `batch`, padded on the right, and `labels`."""
+        family = self.family
+        text = {name.removeprefix("prompt_"): batch[name] for name in batch if name.startswith("prompt_")}
         masks = text["attention_mask"].bool()
         width = max(int(mask.sum()) + len(row) for mask, row in zip(masks, rows, strict=True))
         fill = {"input_ids": pad_token_id(family.tokenizer)}

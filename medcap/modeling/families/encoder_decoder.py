@@ -18,6 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from medcap.modeling.families.family import Batch, Family, accepts
+from medcap.modeling.sampling import TokenSampler, processors
 
 
 class EncoderDecoder(Family):
@@ -78,8 +79,9 @@ class EncoderDecoder(Family):
         return {**images, **text, "use_cache": False}
 
     def generate(
-        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = ""
-    ) -> torch.Tensor:
+        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = "",
+        sampler: TokenSampler | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Generate captions that continue the start token and `prompt`."""
         assert features is not None
         tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
@@ -87,7 +89,7 @@ class EncoderDecoder(Family):
         outputs = BaseModelOutput(last_hidden_state=features)
         ids = self.base.generate(
             encoder_outputs=outputs, decoder_input_ids=start, generation_config=generation_config,
-            synced_gpus=self.is_sharded,
+            synced_gpus=self.is_sharded, logits_processor=processors(sampler),
         )  # fmt: skip
         return ids[:, start.shape[1] :]
 

@@ -25,6 +25,7 @@ from transformers import (
 from medcap.data.captions import IGNORED, CaptionCollator, TokenizedCaptions, end_token_id, pad_token_id, prompt_length
 from medcap.data.images import processed
 from medcap.modeling.families.roles import role_targets
+from medcap.modeling.sampling import TokenSampler
 from medcap.recipe import RecipeError
 
 Batch = Mapping[str, torch.Tensor]
@@ -227,9 +228,13 @@ class Family:
         return loss / (has_label.sum().clamp(min=1) if labels is None else labels)
 
     def generate(
-        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = ""
-    ) -> torch.Tensor:
-        """Return the ids (B, T) int64 of captions, without what comes before them: caption, end token, padding."""
+        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = "",
+        sampler: TokenSampler | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Return the ids (B, T) int64 of captions, without what comes before them: caption, end token, padding.
+
+        A `sampler` draws the tokens; the config must then be that of greedy search.
+        """
         raise NotImplementedError
 
 

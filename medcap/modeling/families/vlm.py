@@ -20,6 +20,7 @@ from medcap.data.captions import IGNORED, end_token_id
 from medcap.data.images import to_tensor
 from medcap.modeling.families.chat import SIZES, ChatCollator
 from medcap.modeling.families.family import Batch, Collator, Family, accepts
+from medcap.modeling.sampling import TokenSampler, processors
 
 
 class Row(NamedTuple):
@@ -147,12 +148,16 @@ class Vlm(Family):
         return {name: batch[name] for name in images if name not in own}
 
     def generate(
-        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = ""
-    ) -> torch.Tensor:
+        self, batch: Batch, features: torch.Tensor | None, generation_config: GenerationConfig, prompt: str = "",
+        sampler: TokenSampler | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Generate the answers to the prompts of a batch of `ChatCollator`, which are padded on the left."""
         text = {name.removeprefix("prompt_"): batch[name] for name in batch if name.startswith("prompt_")}
         inputs = {**text, **self.images(batch, features)}
-        ids = self.base.generate(**inputs, generation_config=generation_config, synced_gpus=self.is_sharded)
+        ids = self.base.generate(
+            **inputs, generation_config=generation_config, synced_gpus=self.is_sharded,
+            logits_processor=processors(sampler),
+        )  # fmt: skip
         return ids[:, text["input_ids"].shape[1] :]
 
 
