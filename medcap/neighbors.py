@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from medcap.data.selection import check_images
 from medcap.inference import Captioner, image_batches
-from medcap.metrics.consensus import CiderD, Consensus
+from medcap.metrics.consensus import Consensus, caption_words
+from medcap.metrics.training_idf import TrainingIdf
 from medcap.modeling.feature_cache import FeatureEncoder
 from medcap.modeling.generation import reranks
 from medcap.processes import in_parts
@@ -74,7 +75,7 @@ def with_consensus(captioner: Captioner, training: Dataset | None, batch_size: i
     consensus = Consensus(
         list(rows["caption"]),
         image_features(captioner, rows, batch_size or 16, with_adapter=True),
-        CiderD(list(training["caption"])),
+        TrainingIdf([caption_words(caption) for caption in training["caption"]]),
         given["rerank_neighbors"],
         given["rerank_neighbor_weight"],
     )
