@@ -11,6 +11,7 @@ import sys
 
 from medcap import __version__
 from medcap.commands import base, cache, caption, data, evaluate, publish, score, tune, tune_decoding
+from medcap.commands.launching import has_cuda, is_launched, launch
 from medcap.commands.options import add_command, check_output
 from medcap.commands.train import train
 from medcap.logs import configure_logging, report_errors
@@ -30,12 +31,14 @@ def main(arguments: list[str] | None = None) -> None:
     with report_errors(args.debug):
         check_single_process(arguments[0])
         check_output(args)
+        if arguments[0] == "evaluate" and is_launched(arguments):
+            sys.exit(launch(arguments, "ddp" if has_cuda() else "cpu-ddp", "medcap.cli"))
         args.run(args)
 
 
 def check_single_process(command: str) -> None:
-    """Raise RecipeError if several processes were launched: each would do all the work and write the same files."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    """Raise RecipeError if several processes were launched: each would do all the work. `evaluate` shares it."""
+    if command != "evaluate" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from medcap.recipe import RecipeError
 
         raise RecipeError(f"medcap {command} runs in one process: start it without accelerate launch")

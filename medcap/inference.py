@@ -8,11 +8,12 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
@@ -32,6 +33,7 @@ from medcap.modeling.generation import are_cut, decode_captions, reranks, with_c
 from medcap.modeling.load import check_model_name, load_base, model_errors
 from medcap.modeling.lora import base_model
 from medcap.modeling.precision import allow_tf32, precision_name, resolve_dtype
+from medcap.processes import in_parts
 from medcap.recipe import GenerationArguments, RecipeError, check_values, generation_fault
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Captioner:
         recipe: The recipe of the adapter or model; empty for a base and for adapters of other programs.
         cache: Feature cache.
         consensus: Chooses captions, see `medcap.neighbors.with_consensus`; needed for `rerank: consensus`.
+        processes: Processes that share the rows of `caption_dataset`, and all call it; None for this one alone.
     """
 
     model: PreTrainedModel | PeftModel
@@ -63,6 +66,12 @@ class Captioner:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     cache: FeatureCache | None = None
     consensus: Consensus | None = None
+    processes: PartialState | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes and scores the captions: the main one of `processes` does."""
+        return self.processes is None or self.processes.is_main_process
 
     @property
     def precision(self) -> str:
@@ -211,20 +220,23 @@ def caption_dataset(
 ) -> tuple[list[str], list[bool]]:
     """Caption the columns `image_id` and `image` of a data set; also return whether each caption was cut.
 
-    `batch_size` is `default_batch_size` by default, and is halved when a batch does not fit into memory.
+    `batch_size` is `default_batch_size` by default, and is halved when a batch does not fit into memory. Each of the
+    captioner's `processes` captions a part of the images, and all return all captions.
     """
-    captions: list[str] = []
-    cut: list[bool] = []
     size = batch_size or default_batch_size(captioner)
+    pairs = in_parts(captioner.processes, dataset, size, partial(_caption_rows, captioner))
+    return [caption for caption, _ in pairs], [cut for _, cut in pairs]
+
+
+def _caption_rows(captioner: Captioner, dataset: Dataset, size: int) -> list[tuple[str, bool]]:
+    captions: list[tuple[str, bool]] = []
     with tqdm(total=len(dataset), desc="captions", unit="image") as bar:
         while len(captions) < len(dataset):
             try:
                 rest = dataset.select(range(len(captions), len(dataset)))
                 for batch in image_batches(captioner, rest, size):
-                    batch_captions, batch_cut = captioner.generate(batch)
-                    captions += batch_captions
-                    cut += batch_cut
-                    bar.update(len(batch_captions))
+                    captions += zip(*captioner.generate(batch), strict=True)
+                    bar.update(len(captions) - bar.n)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -233,7 +245,7 @@ def caption_dataset(
                 torch.cuda.empty_cache()
     if captioner.cache is not None:
         captioner.cache.flush()
-    return captions, cut
+    return captions
 
 
 def image_batches(captioner: Captioner, rows: Dataset, batch_size: int) -> DataLoader:

@@ -2,8 +2,8 @@
 
     python -m medcap.launch [--config_file FILE] [--num_processes N] scripts/train.py --config RECIPE
 
-`medcap train` runs this module. The command of accelerate itself always exits with status 1 after a failure, and
-prints a traceback of its own when one of several processes fails.
+`medcap train` and `medcap evaluate --accelerate` run this module. The command of accelerate itself always exits with
+status 1 after a failure, and prints a traceback of its own when one of several processes fails.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ def shipped_folder(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
-def launch_command(arguments: list[str], config: str | None, num_processes: str | None = None) -> list[str]:
-    """Return the command that runs scripts/train.py through accelerate.
+def launch_command(
+    arguments: list[str], config: str | None, num_processes: str | None = None, module: str | None = None
+) -> list[str]:
+    """Return the command that runs scripts/train.py, or a module, through accelerate.
 
     Args:
-        arguments: the arguments of scripts/train.py.
+        arguments: the arguments of scripts/train.py or of the module.
         config: name of a file in recipes/accelerate, the path of one, or None for the defaults of accelerate.
         num_processes: replaces the number in the config.
+        module: run instead of scripts/train.py.
 
     Raises:
         FileNotFoundError: there is no such config.
@@ -55,7 +58,8 @@ def launch_command(arguments: list[str], config: str | None, num_processes: str 
         options += [THREADS, str(threads)]
     if num_processes is not None:
         options += ["--num_processes", num_processes]
-    return [sys.executable, "-m", "medcap.launch", *options, str(shipped_folder("scripts") / "train.py"), *arguments]
+    program = [str(shipped_folder("scripts") / "train.py")] if module is None else ["--module", module]
+    return [sys.executable, "-m", "medcap.launch", *options, *program, *arguments]
 
 
 def cpu_threads(config: list[str], num_processes: str | None) -> int | None:
@@ -84,7 +88,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"--accelerate {path}: not a config of accelerate, which is a YAML mapping") from None
 
 
-def run_training(command: list[str], stdout: Any = None) -> int:
+def run_launched(command: list[str], stdout: Any = None) -> int:
     """Run the command of `launch_command` and return its exit status.
 
     Ctrl-C and SIGUSR1 do not end this process nor the launcher, which inherits this: training handles them, and exits
@@ -125,7 +129,7 @@ def main() -> None:
         accelerate_launch()
     except CalledProcessError as error:  # a single process
         if error.returncode < 0:
-            sys.stderr.write(f"medcap: error: training was ended by {signal.Signals(-error.returncode).name}\n")
+            sys.stderr.write(f"medcap: error: the process was ended by {signal.Signals(-error.returncode).name}\n")
         sys.exit(error.returncode if error.returncode > 0 else 128 - error.returncode)
     except SignalException as error:  # several processes, which torch has ended
         sys.exit(128 + error.sigval)

@@ -25,7 +25,7 @@ from medcap.evaluation.folder import METRICS, evaluation_folder
 from medcap.evaluation.split import Split, load_split
 from medcap.inference import load_captioner
 from medcap.io import PARTIAL, atomic_path, new_folder, read_json, remove_folder, write_text
-from medcap.launch import launch_command, run_training, shipped_folder
+from medcap.launch import launch_command, run_launched, shipped_folder
 from medcap.locks import LOCK, lock_folder
 from medcap.phantom import TINY_BASE
 from medcap.phantom.dataset import write_phantom
@@ -169,7 +169,7 @@ def _train(out: Path, name: str, recipe: str, sizes: Sizes) -> None:
     arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))] + [*sizes.overrides]
     command = "accelerate launch scripts/train.py " + " ".join(arguments)
     sys.stderr.write(f"$ {command}\n")
-    status = run_training(launch_command(arguments, "cpu"), stdout=sys.stderr)
+    status = run_launched(launch_command(arguments, "cpu"), stdout=sys.stderr)
     if status > 128:  # a signal; training has said that it resumes
         sys.exit(status)
     if status:

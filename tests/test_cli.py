@@ -74,12 +74,37 @@ def test_error_is_one_line_and_a_status(argv, expected, message, capsys, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_refuses_several_processes(capsys, tmp_path, monkeypatch) -> None:
+def test_other_commands_than_evaluate_refuse_several_processes(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    argv = ["evaluate", "--model", BASE, "--data", str(tmp_path), "--out", str(tmp_path / "eval")]
+    argv = ["compare", str(tmp_path), "--out", str(tmp_path / "compared")]
     status, out, err = run(argv, capsys)
     assert (status, out) == (2, "")
-    assert err == "medcap: error: medcap evaluate runs in one process: start it without accelerate launch\n"
+    assert err == "medcap: error: medcap compare runs in one process: start it without accelerate launch\n"
+
+
+EVALUATION = ["evaluate", "--model", BASE, "--data", "data", "--out", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "processes"),
+    [(["--num_processes=2"], "cpu-ddp", "2"), (["--accelerate", "ddp", "--num-processes", "4"], "ddp", "4")],
+)
+def test_evaluate_starts_itself_in_several_processes(monkeypatch, options, config, processes) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr("medcap.cli.has_cuda", lambda: False)
+    monkeypatch.setattr("medcap.commands.launching.run_launched", lambda command: commands.append(command) or 3)
+    with pytest.raises(SystemExit, match="3"):
+        main([*EVALUATION, *options])
+    (command,) = commands
+    assert command[-9:] == ["--module", "medcap.cli", *EVALUATION]
+    assert Path(command[command.index("--config_file") + 1]).stem == config
+    assert command[command.index("--num_processes") + 1] == processes
+
+
+def test_evaluate_refuses_an_unknown_configuration(capsys) -> None:
+    status, out, err = run([*EVALUATION, "--accelerate", "ddpp"], capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("medcap: error: --accelerate ddpp: no such file; known names are cpu, cpu-ddp, ddp, ")
 
 
 def test_version_is_printed(capsys) -> None:

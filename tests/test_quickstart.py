@@ -57,7 +57,7 @@ def test_finished_steps_are_not_repeated(tmp_path: Path, monkeypatch) -> None:
 
     written: list[Path] = []
     monkeypatch.setattr(dataset, "_write_files", write)
-    monkeypatch.setattr(quickstart, "run_training", train)
+    monkeypatch.setattr(quickstart, "run_launched", train)
     monkeypatch.setattr(quickstart, "load_split", lambda *args: (_ for _ in ()).throw(ValueError("evaluation")))
     with pytest.raises(SystemExit, match="130"):
         quickstart.quickstart(tmp_path / "out")

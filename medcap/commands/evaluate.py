@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcap.commands.launching import launch_options
 from medcap.commands.options import (
     add_command,
     captioner_from_args,
@@ -23,6 +25,7 @@ from medcap.commands.score import imageclef_scores
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from accelerate import PartialState
     from datasets import Dataset
 
     from medcap.evaluation.folder import EvaluationFolder
@@ -61,6 +64,7 @@ def add_commands(commands: Any) -> None:
     protocol_options(evaluate)
     layout_options(evaluate, "default: as in the adapter's recipe")
     generation_options(evaluate)
+    launch_options(evaluate)
 
     compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
@@ -76,14 +80,21 @@ def add_commands(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medcap.evaluation.folder import evaluation_folder
+    from medcap.processes import launched_processes
 
-    with evaluation_folder(args.out, _options(args), args.overwrite) as folder:
-        printed = _evaluate_into(args, folder)
-    print("\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
+    with launched_processes() as processes:
+        if processes is not None and not processes.is_main_process:
+            _assist(args, processes)
+            return
+        with evaluation_folder(args.out, _options(args), args.overwrite) as folder:
+            printed = _evaluate_into(args, folder, processes)
+        print("\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
 
 
 # options without influence on the results
-_FREE = {"run", "debug", "output", "out", "overwrite", "feature_cache", "batch_size"}
+_FREE = {
+    "run", "debug", "output", "out", "overwrite", "feature_cache", "batch_size", "accelerate", "num_processes",
+}  # fmt: skip
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,26 +112,50 @@ def _absolute(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[str]:
-    """Evaluate into the staging folder; return the text to print."""
+def _load(args: argparse.Namespace, processes: PartialState | None) -> tuple[Captioner, Split]:
+    """Load captioner and split; the main process decodes the images before the others do."""
     from medcap.data.selection import Selection
-    from medcap.evaluation.evaluate import evaluate
     from medcap.evaluation.split import load_split
+
+    device = None if processes is None else str(processes.device)
+    captioner = captioner_from_args(args, device)  # first: an invalid name fails before images are decoded
+    selection = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
+    layout = layout_from_args(args, captioner.recipe)
+    with nullcontext() if processes is None else processes.main_process_first():
+        split = load_split(
+            args.data, args.split, layout=layout, selection=selection, max_eval_samples=args.max_eval_samples
+        )
+    return replace(captioner, processes=processes), split
+
+
+def _prepare(args: argparse.Namespace, captioner: Captioner, split: Split) -> tuple[Captioner, Split]:
+    """Open the feature cache, and shuffle the images if --shuffle_images is given."""
+    captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
+    return captioner, split.with_shuffled_images() if args.shuffle_images else split
+
+
+def _assist(args: argparse.Namespace, processes: PartialState) -> None:
+    """Caption a part of the images for the main process."""
+    from medcap.evaluation.predict import predict
+
+    captioner, split = _prepare(args, *_load(args, processes))
+    predict(captioner, split, args.out, batch_size=args.batch_size, nearest=args.nearest)
+    if args.baseline is not None:
+        predict(_baseline(args, captioner, split), split, args.out, batch_size=args.batch_size)
+
+
+def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder, processes: PartialState | None) -> list[str]:
+    """Evaluate into the staging folder; return the text to print."""
+    from medcap.evaluation.evaluate import evaluate
     from medcap.io import read_json, write_json
     from medcap.reporting.evaluation_page import write_page
     from medcap.reporting.tables import text_table, verdict_text
 
-    captioner = captioner_from_args(args)  # first, so that an invalid name fails before images are decoded
-    selection = Selection(license_filter=args.license_filter, dedupe=args.dedupe)
-    layout = layout_from_args(args, captioner.recipe)
-    split = load_split(
-        args.data, args.split, layout=layout, selection=selection, max_eval_samples=args.max_eval_samples
-    )
+    captioner, split = _load(args, processes)
     out = folder.start(captioner, split)
-    name = args.name or "-".join(filter(None, (Path(args.model).name, args.revision)))
-    captioner = captioner.with_cache(args.feature_cache, len(split.rows) + min(args.nearest, split.training_images))
-    if args.shuffle_images:
-        split, name = split.with_shuffled_images(), args.name or f"{name}, shuffled images"
+    captioner, split = _prepare(args, captioner, split)
+    name = "-".join(filter(None, (Path(args.model).name, args.revision)))
+    name = args.name or (f"{name}, shuffled images" if args.shuffle_images else name)
     evaluation = evaluate(captioner, split, out, name=name, batch_size=args.batch_size, nearest=args.nearest)
     write_page(out / "report.html", evaluation, split.rows)
     result, captions = evaluation.result, dict(zip(split.ids, evaluation.captions, strict=True))
@@ -137,18 +172,31 @@ def _evaluate_into(args: argparse.Namespace, folder: EvaluationFolder) -> list[s
 def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Split, out: Path) -> list[str]:
     """Evaluate --baseline on the same split with the same generation settings, and compare the two."""
     from medcap.evaluation.evaluate import evaluate
-    from medcap.inference import load_captioner
     from medcap.reporting.evaluation_page import write_page
 
-    other = load_captioner(args.baseline, image_size=captioner.image_size, precision=captioner.precision)
-    other = replace(
-        other, generation_config=captioner.generation_config, prompt=captioner.prompt, detokenize=captioner.detokenize
-    )
-    other = other.with_cache(args.feature_cache, len(split.rows))
+    other = _baseline(args, captioner, split)
     name, folder = f"{Path(args.baseline).name} (baseline)", out / "baseline"
     evaluation = evaluate(other, split, folder, name=name, batch_size=args.batch_size, baselines=False)
     write_page(folder / "report.html", evaluation, split.rows)
     return [*_compare_into(out, [out, folder], split.rows), f"Side by side: {args.out / 'comparison.html'}"]
+
+
+def _baseline(args: argparse.Namespace, captioner: Captioner, split: Split) -> Captioner:
+    """Load --baseline with the generation settings, device and processes of `captioner`."""
+    from medcap.inference import load_captioner
+
+    device = str(captioner.model.device)
+    other = load_captioner(
+        args.baseline, image_size=captioner.image_size, device=device, precision=captioner.precision
+    )
+    other = replace(
+        other,
+        generation_config=captioner.generation_config,
+        prompt=captioner.prompt,
+        detokenize=captioner.detokenize,
+        processes=captioner.processes,
+    )
+    return other.with_cache(args.feature_cache, len(split.rows))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -116,8 +116,8 @@ def generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no_detokenize", "--no-detokenize", action="store_true", help="write the decoder's raw text")
 
 
-def captioner_from_args(args: argparse.Namespace) -> Captioner:
-    """Load the captioner that --model and `generation_options` describe."""
+def captioner_from_args(args: argparse.Namespace, device: str | None = None) -> Captioner:
+    """Load the captioner that --model and `generation_options` describe; `device` as for `load_captioner`."""
     from medcap.inference import load_captioner
 
     return load_captioner(
@@ -126,6 +126,7 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
         base=args.base,
         image_size=args.image_size,
         generation=_given(args, GENERATION_OPTIONS),
+        device=device,
         precision=args.precision,
         detokenize=not args.no_detokenize,
     )

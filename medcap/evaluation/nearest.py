@@ -23,10 +23,13 @@ def nearest_captions(
 
     Similarity is the cosine of `image_features`, without the adapter, so that systems on one base share one baseline.
     At most `most` images of `training` are searched, a random sample; unreadable images are skipped.
+    Of the captioner's `processes` only the one that `writes` has captions.
     """
-    training = sample_images(training, most, seed)
+    training = sample_images(training, most, seed, captioner.processes)
     images = [dataset.select_columns(["image_id", "image"]) for dataset in (training, rows)]
     features = image_features(captioner, concatenate_datasets(images), batch_size)
+    if not captioner.writes:
+        return {}, len(training)
     known, queries = features.split([len(training), len(rows)])
     vectors = CaptionVectors.of(training["caption"][:], training["group"][:])
     neighbors = nearest_rows(queries, known, vectors.row)

@@ -58,7 +58,10 @@ class Predictions:
 def predict(
     captioner: Captioner, split: Split, out: Path, *, batch_size: int | None = None, nearest: int = 0
 ) -> Predictions:
-    """Caption `split` and write `out`/predictions.csv; find the nearest of `nearest` training images, 0 for none."""
+    """Caption `split` and write `out`/predictions.csv; find the nearest of `nearest` training images, 0 for none.
+
+    All of the captioner's `processes` call this, but only the main one writes, and finds the nearest images.
+    """
     precision, settings = captioner.precision, captioner.generation_config
     pairs = signature_pairs(split.name, split.rows, settings, precision, captioner.detokenize)
     recipe = RecipeId.of(captioner.recipe) if captioner.recipe else None
@@ -66,8 +69,9 @@ def predict(
     captions, cut = caption_dataset(captioner, split.rows, batch_size=batch_size)
     if warning := sameness(captions):
         logger.warning(warning)
-    out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
+    if captioner.writes:
+        out.mkdir(parents=True, exist_ok=True)
+        write_predictions(out / "predictions.csv", dict(zip(split.ids, captions, strict=True)))
     baselines = {}
     if nearest and split.training is not None:
         similar, n = nearest_captions(captioner, split.rows, split.training, most=nearest, batch_size=batch_size or 16)

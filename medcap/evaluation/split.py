@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,7 +101,7 @@ def load_split(
     """
     layout, selection = layout or DataLayout(), selection or Selection()
     raw = read_data(data, layout, [name])
-    sys.stderr.write(f"data: {describe_sources(data, layout.data_format)}\n")
+    logger.warning("data: %s", describe_sources(data, layout.data_format))
     rows = select_rows(raw if selection.exclude_leaks else {name: raw[name]}, [name], selection)[name]
     rows = check_images(sample_rows(rows, max_eval_samples), selection.max_broken)
     training = raw.get("train")

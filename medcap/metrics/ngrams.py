@@ -106,7 +106,7 @@ def clipped_product(vectors: TfIdf, predicted: NDArray[np.intp], reference: NDAr
     return np.bincount(vectors.caption[reference], clipped, minlength=len(vectors.norm))
 
 
-def length_penalty(difference: NDArray | int) -> NDArray:
+def length_penalty(difference: NDArray) -> NDArray:
     """Return the Gaussian penalty of CIDEr-D for a difference in words, 0 to 1."""
     return np.exp(-(difference**2) / (2 * _SIGMA**2))
 

@@ -16,7 +16,8 @@ class TrainingIdf:
     """The number of captions that contain each n-gram of 1 to 4 words.
 
     CIDEr of an evaluation takes the idf from the references that it scores. A reward must not depend on the other
-    images of its batch, so that it takes the idf of the training captions (Rennie et al., 2017).
+    images of its batch, nor must the choice among beams, so that they take the idf of the training captions (Rennie et
+    al., 2017).
     """
 
     def __init__(self, captions: Sequence[Words]) -> None:

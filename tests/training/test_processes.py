@@ -179,7 +179,7 @@ def test_failure_of_one_process_gives_one_line_and_its_status(tmp_path, cause):
 ALONE = {
     "a wrong recipe": ("sys.exit(2)", 2, ""),
     "a handled signal": ("sys.exit(138)", 138, ""),
-    "a kill": ("os.kill(os.getpid(), 9)", 137, "medcap: error: training was ended by SIGKILL\n"),
+    "a kill": ("os.kill(os.getpid(), 9)", 137, "medcap: error: the process was ended by SIGKILL\n"),
 }
 
 
@@ -203,7 +203,7 @@ signal.signal(signal.SIGTERM, stop)
 Path(sys.argv[1], f"started-{os.environ.get('RANK', 0)}").touch()
 time.sleep(100)
 """
-STARTS = "import sys; from medcap.launch import run_training; sys.exit(run_training(sys.argv[1:]))"
+STARTS = "import sys; from medcap.launch import run_launched; sys.exit(run_launched(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize(("config", "processes"), [("cpu", 1), ("cpu-ddp", 2)])
