@@ -25,6 +25,11 @@ PROGRAM = r"(?:medcap|make|accelerate launch|python|sbatch) .+"
 OTHER = r"(?:source|cd|pip|unzip|tensorboard|trackio|wandb|srun|#SBATCH|#) .+|"
 
 
+def without_prefix(line: str) -> str:
+    """Return a line of a shell without variables, and without the folder of the program."""
+    return re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line).removeprefix(".venv/bin/")
+
+
 def commands(path: Path) -> list[list[str]]:
     """Return the argv of every command in code blocks, inline code, comments of recipes and steps of workflows."""
     text = path.read_text()
@@ -33,7 +38,7 @@ def commands(path: Path) -> list[list[str]]:
         lines = "\n".join(blocks).splitlines() + re.findall(r"^    (.+)$", text, re.M) + re.findall(r"`([^`]+)`", text)
     else:
         lines = re.findall(r"^(?:#\s+\w+ +|\s+- run: )(.+)$", text, re.M)
-    lines = [line.removeprefix(".venv/bin/") for line in lines]
+    lines = [without_prefix(line) for line in lines]
     return [shlex.split(line.split(" [")[0], comments=True) for line in lines if re.fullmatch(PROGRAM, line)]
 
 
@@ -119,7 +124,7 @@ def test_readme_imports_only_public_names() -> None:
 def test_every_line_of_a_bash_block_is_checked(path: Path) -> None:
     """What needs Docker, Windows or another program is in blocks of the language `console`."""
     blocks = re.findall(r"^```bash\n(.+?)^```$", path.read_text(), re.M | re.S)
-    lines = [line.removeprefix(".venv/bin/") for line in "\n".join(blocks).splitlines()]
+    lines = [without_prefix(line) for line in "\n".join(blocks).splitlines()]
     assert [line for line in lines if not re.fullmatch(f"{PROGRAM}|{OTHER}", line)] == []
 
 

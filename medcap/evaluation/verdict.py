@@ -89,8 +89,9 @@ def _against_baseline(result: EvaluationResult, test: PairedDifference) -> State
     other = f"the baseline {test.second}, {cider - test.difference:.3f} (p = {test.p:.4f})"
     if not test.significant:
         return Statement("unsure", f"CIDEr {cider:.3f} is not significantly different from {other}.")
-    above = test.difference > 0
-    return Statement("good" if above else "bad", f"CIDEr {cider:.3f} is {'above' if above else 'below'} {other}.")
+    if test.difference > 0:
+        return Statement("good", f"CIDEr {cider:.3f} is above {other}.")
+    return Statement("bad", f"CIDEr {cider:.3f} is below {other}.")
 
 
 def _on_image_dependence(result: EvaluationResult, shuffled: ImageDependence) -> Statement:
