@@ -67,6 +67,16 @@ def read_sources(folder: Path) -> dict[str, Source]:
     return {image_id: Source(*source) for image_id, *source in zip(table["ID"], licenses, groups, strict=True)}
 
 
+def read_attributions(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return {image_id: (attribution, link)} from `license_information.csv`; empty if there is no such file."""
+    path = folder / "license_information.csv"
+    if not path.is_file():
+        return {}
+    table = read_table(path, ["ID", "Attribution"])
+    links = table.get("Link", [""] * len(table["ID"]))
+    return dict(zip(table["ID"], zip(table["Attribution"], links, strict=True), strict=True))
+
+
 def license_of(attribution: str) -> str | None:
     """Return the Creative Commons license in a text without version ("CC BY-NC-ND", "CC0"), "public domain" or None.
 

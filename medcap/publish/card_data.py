@@ -26,6 +26,19 @@ class SystemRow:
 
 
 @dataclass(frozen=True)
+class Example:
+    """An image of a release, with its captions, source and SHA-256."""
+
+    file: str
+    image_id: str
+    reference: str
+    caption: str
+    attribution: str
+    link: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class CardData:
     """Everything that a card shows. None or an empty sequence means: not measured or not known.
 
@@ -38,6 +51,7 @@ class CardData:
         energy: Sums of duration (s), energy_consumed (kWh) and emissions (kg) from codecarbon.
         repo_id: Name of the release on the Hub, if already known.
         plots: File names of the plots in the release.
+        examples: Example images of the release.
         format: Format of the release; "full" is a model whose own weights were trained.
         config: Config of the base, or of a merged or fully trained model, if it is on this machine.
         processor_size: Height and width in pixels to which the processor resizes images.
@@ -59,6 +73,7 @@ class CardData:
     energy: Mapping[str, float] | None = None
     repo_id: str | None = None
     plots: Sequence[str] = ()
+    examples: Sequence[Example] = ()
     format: Literal["adapter", "merged", "onnx", "full"] = "adapter"
     config: PreTrainedConfig | None = None
     processor_size: int | None = None

@@ -33,7 +33,7 @@ def write_plots(folder: Path, card_data: CardData) -> list[str]:
 
 def check_plot(path: Path, curve: Sequence[Mapping[str, Any]], systems: Sequence[SystemRow]) -> None:
     """Raise ValueError unless `path` is, pixel for pixel, the plot of these numbers and contains no metadata."""
-    if _chunks(path) - CHUNKS:
+    if png_chunks(path) - CHUNKS:
         raise ValueError(f"{path.name} contains metadata; remove it and build the release again")
     figure = _figures(curve, systems).get(path.name)
     if figure is None:
@@ -74,7 +74,7 @@ def _plot_scores(systems: Sequence[SystemRow]) -> Figure | None:
     return side_by_side(measured, draw, 1 + 0.35 * len(known))
 
 
-def _chunks(path: Path) -> set[bytes]:
+def png_chunks(path: Path) -> set[bytes]:
     """Return the chunk types of a PNG; raise ValueError for another format or bytes after the end."""
     data, kinds, at = path.read_bytes(), set[bytes](), len(_SIGNATURE)
     if not data.startswith(_SIGNATURE):

@@ -21,6 +21,8 @@ from medcap.logs import error_line, named_errors, token_pattern
 from medcap.modeling.adapter import AVERAGE
 from medcap.publish.card import hub_results, render_card
 from medcap.publish.card_data import CardData, SystemRow, system_rows
+from medcap.publish.examples import FILES as EXAMPLES
+from medcap.publish.examples import INDEX, check_example, read_examples, write_examples
 from medcap.publish.plots import check_plot, write_plots
 from medcap.publish.run_paths import MODEL_CONFIG, MODEL_FILES, WEIGHTS, find_evaluation
 from medcap.publish.run_reader import ADAPTER_FILES, COMMON_FILES, ReleaseSource, read_run
@@ -30,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 Writer = Callable[[Path, ReleaseSource], None]  # writes a release into an empty folder, and checks it
 HUB_RESULTS = f"{EVAL_RESULTS_FOLDER}/rocov2.yaml"
-# the only files that are published: no optimizer state, no images of the data set, no card written by PEFT
+# the only files that are published: no optimizer state, no card written by PEFT, no images but the listed ones
 FROM_ADAPTER = (
     WEIGHTS, "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
     "chat_template.jinja", "video_preprocessor_config.json",
     "qformer_tokenizer/tokenizer.json", "qformer_tokenizer/tokenizer_config.json", AVERAGE,
 )  # fmt: skip
-PLOTS = ("curve.png", "scores.png")  # the only images; check_release draws them again
+PLOTS = ("curve.png", "scores.png")  # check_release draws them again; the only other images are examples
 GENERATED = (
     "adapter_config.json", "recipe.yaml", "environment.json", "metrics.jsonl", "metrics.json", "comparison.json",
-    "predictions.csv", "README.md", HUB_RESULTS, *PLOTS,
+    "predictions.csv", "README.md", HUB_RESULTS, INDEX, *PLOTS, *EXAMPLES,
 )  # fmt: skip
 RELEASE_FILES = frozenset(FROM_ADAPTER + GENERATED)
 FULL_FILES = RELEASE_FILES - {*ADAPTER_FILES} | {*MODEL_FILES}  # of a release with a whole model
@@ -100,7 +102,7 @@ def write_release(folder: Path, source: ReleaseSource) -> None:
 
 def write_card(folder: Path, card_data: CardData) -> None:
     """Draw the plots and write README.md; last, because PEFT writes a README.md too."""
-    card_data = replace(card_data, plots=write_plots(folder, card_data))
+    card_data = replace(card_data, plots=write_plots(folder, card_data), examples=read_examples(folder))
     (folder / "README.md").write_text(render_card(card_data), encoding="utf-8")
 
 
@@ -109,7 +111,8 @@ def check_release(release: Path, local_paths: Collection[str] = ()) -> None:
 
     Raises:
         ValueError: A file is missing, not in RELEASE_FILES or FULL_FILES, or pickled; contains a Hugging Face token, a
-            path in the home folder or one of `local_paths`; or an image is not a plot of the release's own numbers.
+            path in the home folder or one of `local_paths`; or an image is neither a plot of the release's own numbers
+            nor an example whose licence allows redistribution.
     """
     is_full = (release / MODEL_CONFIG).is_file()
     needed, allowed = (MODEL_FILES, FULL_FILES) if is_full else (ADAPTER_FILES, RELEASE_FILES)
@@ -129,6 +132,8 @@ def check_files(
             raise ValueError(f"{path} is not part of a release; remove it")
         if path.name in PLOTS:
             check_plot(path, read_curve(path.with_name("metrics.jsonl")), _read_systems(path.parent))
+        elif path.parent.name == "examples":
+            check_example(path)
         else:
             _check_text(name, _text(path), local_paths)
 
@@ -175,6 +180,8 @@ def write_files(folder: Path, source: ReleaseSource) -> None:
     if source.evaluation is not None and card_data.evaluation is not None:
         card_data.evaluation.write(folder / "metrics.json")
         shutil.copyfile(source.evaluation / "predictions.csv", folder / "predictions.csv")
+        if source.data is not None and card_data.evaluation.model is not None:  # not of the release of an epoch
+            write_examples(folder, source.data, card_data.evaluation.split, folder / "predictions.csv")
 
 
 def _adapter_config(adapter: Path, card_data: CardData) -> dict[str, Any]:

@@ -38,12 +38,14 @@ class ReleaseSource:
         evaluation: Folder of its evaluation, if there is one.
         card_data: Content of its card.
         local_paths: Paths of this machine, which no file of the release may contain.
+        data: The data set that the run names; None for several.
     """
 
     run: Path
     evaluation: Path | None
     card_data: CardData
     local_paths: Collection[str]
+    data: str | None = None
 
     @property
     def adapter(self) -> Path:
@@ -103,7 +105,8 @@ def read_run(
         raise ValueError(f"{comparison} has no row of the evaluation {evaluation}; include it in medcap compare")
     values = (str(run.resolve()), trained_base, *recipe.values(), *source_paths(recipe["data_dir"]))
     local_paths = {value for value in values if isinstance(value, str) and os.path.isabs(value)}
-    return ReleaseSource(run, evaluation, card_data, local_paths)
+    paths = source_paths(recipe["data_dir"])
+    return ReleaseSource(run, evaluation, card_data, local_paths, paths[0] if len(paths) == 1 else None)
 
 
 def _check_files(adapter: Path, weights: Sequence[str]) -> None:

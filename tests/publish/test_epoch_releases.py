@@ -123,7 +123,8 @@ def test_each_revision_generates_the_evaluated_captions(pushed, hub, phantoms, t
 
 def test_run_folder_contains_one_release_per_epoch(pushed):
     assert {path.name for path in pushed.folder.iterdir()} == {
-        "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "pushes", "release-1",
+        "recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "training.html", "samples", "adapter",
+        "pushes", "release-1",
         *(f"checkpoint-{STEPS * n}" for n in range(1, EPOCHS + 1)),
     }  # fmt: skip
     assert [path.name for path in epoch_releases(pushed.folder)] == [f"epoch-{n}" for n in range(1, EPOCHS + 1)]

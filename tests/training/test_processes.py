@@ -110,7 +110,8 @@ def trained(tiny_base, phantoms, tmp_path_factory):
 def test_two_processes_write_one_run(trained):
     folder, _, _ = trained
     assert {path.name for path in (folder / "run").iterdir()} == {
-        "recipe.yaml", "environment.json", "metrics.jsonl", "samples", "adapter", "checkpoint-2", "checkpoint-4",
+        "recipe.yaml", "environment.json", "metrics.jsonl", "curves.png", "training.html", "samples", "adapter",
+        "checkpoint-2", "checkpoint-4",
     }  # fmt: skip
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]  # 12 images, 2 x 3 per step
