@@ -23,7 +23,13 @@ from medcap.logs import visible
 
 def add_commands(commands: Any) -> None:
     """Add `caption` and `demo`."""
-    caption = add_command(commands, "caption", _caption, "caption images; write one JSON line per image")
+    caption = add_command(
+        commands,
+        "caption",
+        _caption,
+        "caption images; write one JSON line per image",
+        "medcap caption scan.dcm images/ --model runs/mine/adapter --window lung --out captions.jsonl",
+    )
     caption.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR")
     caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     output_option(caption, "file", help="output file (default: stdout)")
@@ -39,7 +45,13 @@ def add_commands(commands: Any) -> None:
     training_option(caption)
     generation_options(caption)
 
-    demo = add_command(commands, "demo", _demo, "open a local web page that captions images (extra: demo)")
+    demo = add_command(
+        commands,
+        "demo",
+        _demo,
+        "open a local web page that captions images (extra: demo)",
+        "medcap demo --model runs/mine/adapter",
+    )
     demo.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     demo.add_argument("--port", type=int, default=7860, help="port on http://127.0.0.1 (default: 7860)")
     training_option(demo)

@@ -12,10 +12,12 @@ from medcap.commands.options import (
     add_command,
     captioner_from_args,
     generation_options,
+    json_option,
     layout_from_args,
     layout_options,
     output_option,
     overwrite_option,
+    print_result,
     protocol_options,
 )
 from medcap.commands.score import imageclef_scores
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add `evaluate` and `compare`."""
-    evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "caption a split and score it",
+        "medcap evaluate --model runs/mine/adapter --data data/rocov2 --split test --out eval/mine",
+    )
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     evaluate.add_argument(
         "--data", required=True, nargs="+", help="folders, CSV files, or data sets' names on the Hub"
@@ -56,26 +64,38 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument(
         "--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control"
     )
+    json_option(evaluate)
     protocol_options(evaluate)
     layout_options(evaluate, "default: as in the adapter's recipe")
     generation_options(evaluate)
 
-    compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
+    compare = add_command(
+        commands,
+        "compare",
+        _compare,
+        "compare evaluations in one table",
+        "medcap compare eval/base eval/mine --out eval/comparison",
+    )
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
     output_option(compare, "folder", required=True, help="folder of comparison.json and comparison.md")
     overwrite_option(compare, "a comparison of other systems or data")
+    json_option(compare)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medcap.evaluation.folder import evaluation_folder
+    from medcap.io import read_json
 
     with evaluation_folder(args.out, _options(args), args.overwrite) as folder:
         printed = _evaluate_into(args, folder)
-    print("\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
+    result = read_json(args.out / "metrics.json")
+    if args.baseline is not None:
+        result["comparison"] = read_json(args.out / "comparison.json")
+    print_result(args, result, "\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
 
 
 # options without influence on the results
-_FREE = {"run", "debug", "output", "out", "overwrite", "feature_cache", "batch_size"}
+_FREE = {"run", "debug", "json", "output", "out", "overwrite", "feature_cache", "batch_size"}
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,11 +165,13 @@ def _evaluate_baseline(args: argparse.Namespace, captioner: Captioner, split: Sp
 
 def _compare(args: argparse.Namespace) -> None:
     """Compare evaluations, and print the table."""
+    from medcap.io import read_json
     from medcap.locks import lock_folder
 
     with lock_folder(args.out):
         printed = _compare_into(args.out, args.folders, args.overwrite)
-    print("\n".join([*printed, f"With intervals: {args.out / 'comparison.md'}"]))
+    text = "\n".join([*printed, f"With intervals: {args.out / 'comparison.md'}"])
+    print_result(args, read_json(args.out / "comparison.json"), text)
 
 
 def _compare_into(out: Path, folders: Sequence[Path], overwrite: bool = False) -> list[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from medcap.commands.parser import Parser
 
 if TYPE_CHECKING:
     from medcap.data.layout import DataLayout
@@ -24,14 +27,27 @@ GENERATION_OPTIONS = {
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None, text: str
-) -> argparse.ArgumentParser:
-    """Add a command to the subparsers `commands`, which calls `run` with the parsed arguments."""
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None, text: str, example: str
+) -> Parser:
+    """Add a command to the subparsers `commands`, which calls `run` with the parsed arguments.
+
+    `example` is a complete command, which ends the help.
+    """
+    parser: Parser = commands.add_parser(name, help=text, description=text, example=example)
     if run is not None:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.set_defaults(run=run)
     return parser
+
+
+def json_option(parser: Any) -> None:
+    """Add --json, which `print_result` reads."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def print_result(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Print the result of a command: as text, or with --json as one JSON document."""
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else text)
 
 
 def output_option(parser: Any, kind: str, name: str = "--out", **options: Any) -> None:
