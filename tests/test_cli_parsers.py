@@ -58,7 +58,7 @@ ERRORS = {
         ["evaluate", "--split", "valids"], "--split: 'valids' is not allowed, did you mean 'valid'?; it can be train,",
         "medcap evaluate",
     ),
-    "no number": (["demo", "--model", "m", "--port", "x"], "argument --port: invalid int value: 'x'", "medcap demo"),
+    "no number": (["demo", "--num_beams", "x"], "argument --num_beams: invalid int value: 'x'", "medcap demo"),
     "too many arguments": (["cache", "list", "x"], "unexpected arguments: x", "medcap"),
     "option of train": (["train", "--num_processes", "two"], "invalid int value: 'two'", "medcap train"),
 }  # fmt: skip

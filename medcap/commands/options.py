@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from medcap.commands.parser import Parser
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from medcap.data.layout import DataLayout
     from medcap.inference import Captioner
 
@@ -147,21 +149,26 @@ def captioner_from_args(args: argparse.Namespace) -> Captioner:
     )
 
 
-def training_option(parser: argparse.ArgumentParser) -> None:
-    """Add --data, which `rerank: consensus` needs."""
-    parser.add_argument("--data", help="data set of the training, for rerank: consensus")
+def training_option(parser: argparse.ArgumentParser, others: str = "") -> None:
+    """Add --data, which `rerank: consensus` needs, and `others`."""
+    parser.add_argument("--data", help=f"data set of the training, for rerank: consensus{others}")
 
 
 def with_training(captioner: Captioner, args: argparse.Namespace) -> Captioner:
     """Return the captioner with the training captions of --data if it reranks. Raises as `with_consensus`."""
-    from medcap.data.load import load_data
     from medcap.modeling.generation import reranks
     from medcap.neighbors import with_consensus
 
-    training = None
-    if args.data is not None and reranks(captioner.generation_config):
-        training = load_data(args.data, layout_from_args(args, captioner.recipe), splits=["train"])["train"]
+    is_needed = args.data is not None and reranks(captioner.generation_config)
+    training = training_rows(args, captioner) if is_needed else None
     return with_consensus(captioner, training, args.batch_size)
+
+
+def training_rows(args: argparse.Namespace, captioner: Captioner) -> Dataset:
+    """Return the training split of --data."""
+    from medcap.data.load import load_data
+
+    return load_data(args.data, layout_from_args(args, captioner.recipe), splits=["train"])["train"]
 
 
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
