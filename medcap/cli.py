@@ -10,10 +10,24 @@ import os
 import sys
 
 from medcap import __version__
-from medcap.commands import base, cache, caption, data, evaluate, publish, score, tune, tune_decoding
+from medcap.commands import (
+    base,
+    cache,
+    caption,
+    completion,
+    data,
+    env,
+    evaluate,
+    publish,
+    recipes,
+    score,
+    train,
+    tune,
+    tune_decoding,
+)
 from medcap.commands.launching import has_cuda, is_launched, launch
-from medcap.commands.options import add_command, check_output
-from medcap.commands.train import train
+from medcap.commands.options import check_output
+from medcap.commands.parser import Parser
 from medcap.logs import configure_logging, report_errors
 
 
@@ -22,11 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     configure_logging()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:  # all other arguments belong to the recipe
-        sys.exit(train(arguments[1:]))
+        sys.exit(train.train(arguments[1:]))
     parser = make_parser()
     args, overrides = parser.parse_known_args(arguments)
-    if overrides and arguments[0] != "tune":  # whose other arguments override keys of the recipe
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if overrides and not getattr(args, "takes_keys", False):
+        parser.error(f"unexpected arguments: {' '.join(overrides)}")
     args.overrides = overrides
     with report_errors(args.debug):
         check_single_process(arguments[0])
@@ -46,12 +60,17 @@ def check_single_process(command: str) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands except `train`, whose options are the keys of a recipe."""
-    parser = argparse.ArgumentParser(prog="medcap", description="Radiology image captioning with LoRA adapters.")
+    parser = Parser(
+        prog="medcap",
+        description="Radiology image captioning with LoRA adapters.",
+        example="medcap quickstart --short",
+    )
     parser.add_argument("--version", action="version", version=f"medcap {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data.add_commands(commands)
+    recipes.add_commands(commands)
     base.add_commands(commands)
-    add_command(commands, "train", None, "train a recipe: medcap train --config recipes/X.yaml [--key value ...]")
+    train.add_commands(commands)
     tune.add_commands(commands)
     tune_decoding.add_commands(commands)
     evaluate.add_commands(commands)
@@ -59,6 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_commands(commands)
     publish.add_commands(commands)
     cache.add_commands(commands)
+    env.add_commands(commands)
+    completion.add_commands(commands, parser)
     return parser
 
 

@@ -49,7 +49,11 @@ def _encode_rows(captioner: Captioner, rows: Dataset, batch_size: int, with_adap
     is_bare = isinstance(model, PeftModel) and not with_adapter
     adapter = model.disable_adapter() if is_bare else nullcontext()
     encode = FeatureEncoder(family, captioner.cache)
-    with adapter, captioner.autocast(), tqdm(total=len(rows), desc="features", unit="image") as bar:
+    with (
+        adapter,
+        captioner.autocast(),
+        tqdm(total=len(rows), desc="features", unit="image", disable=len(rows) < 2) as bar,
+    ):
         for batch in image_batches(captioner, rows, batch_size):
             batch = {name: values.to(model.device) for name, values in batch.items()}
             features = None if family.feature_obstacle() else encode(batch)

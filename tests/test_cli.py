@@ -33,7 +33,7 @@ def write_csv(path: Path, rows: dict[str, str]) -> Path:
 BASE = str(TINY_BASE)
 ERRORS = {
     "no command": ([], 2, "required: COMMAND"),
-    "unknown command": (["fly"], 2, "invalid choice: 'fly'"),
+    "unknown command": (["fly"], 2, "'fly' is not allowed; it can be quickstart, data,"),
     "missing option": (["evaluate", "--model", "m"], 2, "required: --data, --out"),
     "unknown split": (["evaluate", "--model", "m", "--data", "d", "--out", "o", "--split", "dev"], 2, "'dev'"),
     "no data": (["evaluate", "--model", BASE, "--data", "/nowhere/x", "--out", "o"], 1, "no data at '/nowhere/x'"),
@@ -272,9 +272,12 @@ def test_submission_writes_the_zip_or_names_the_problem(capsys, tmp_path) -> Non
 def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phantoms) -> None:
     argv = ["evaluate", "--model", str(tiny_base), "--data", str(phantoms), "--out", str(tmp_path / "eval")]
     argv += ["--num_beams", "1", "--max_new_tokens", "4", "--nearest", "0", "--max_eval_samples", "2"]
-    status, out, _ = run([*argv, "--precision", "bf16"], capsys)
+    status, out, _ = run([*argv, "--precision", "bf16", "--json"], capsys)
     assert status == 0
-    assert "|precision:bf16|" in out
+    assert "|precision:bf16|" in json.loads(out)["signature"]
+    assert json.loads(out) == json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    _, out, _ = run(["compare", str(tmp_path / "eval"), "--out", str(tmp_path / "c"), "--json"], capsys)
+    assert json.loads(out) == json.loads((tmp_path / "c" / "comparison.json").read_text())
 
 
 def test_cache_lists_and_clears(capsys, tmp_path) -> None:
@@ -285,5 +288,7 @@ def test_cache_lists_and_clears(capsys, tmp_path) -> None:
     status, listed, _ = run(["cache", "list", *folder], capsys)
     assert status == 0
     assert listed.splitlines()[0].startswith("0123456789abcdef ")
+    (as_json,) = json.loads(run(["cache", "list", "--json", *folder], capsys)[1])
+    assert (as_json["folder"], as_json["images"]) == (str(tmp_path / "0123456789abcdef"), 1)
     assert run(["cache", "clear", "0123456789abcdef", *folder], capsys)[1].startswith(f"{tmp_path}: 1 caches removed")
     assert list(tmp_path.iterdir()) == []

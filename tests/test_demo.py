@@ -4,45 +4,68 @@ gradio is not a dependency of the tests; a fake module records its calls.
 """
 
 import asyncio
-import contextlib
+import re
+import socket
 import sys
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
-from medcap import demo
 from medcap.cli import main
-from medcap.demo import HEADERS, MAX_BODY, Protection
+from medcap.data.images import load_image
+from medcap.data.load import load_data
+from medcap.demo import protection, server
+from medcap.demo.functions import make_app
+from medcap.demo.occlusion import caption_words, occlusion_change, occlusion_map, word_log_probability
+from medcap.demo.protection import HEADERS, MAX_BODY, Protection
 from medcap.extras import install_command
 from medcap.inference import load_captioner
-from medcap.publish.space_app.page import MAX_FILE
+from medcap.publish.space_app.page import DELETE, KEPT, MAX_FILE, figures
+
+ROOT = Path(__file__).parents[1]
 
 
 class Gradio(ModuleType):
-    """The part of gradio that the page uses; `calls` are keyword arguments by name, `clicked` is the callback."""
+    """The part of gradio that the page uses; `calls` are keyword arguments by name, `events` callbacks by event."""
 
     def __init__(self):
         super().__init__("gradio")
-        self.calls, self.clicked = {}, None
+        self.calls, self.events = {}, {}
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
 
         def part(*args, **options):
+            if args and callable(args[0]):
+                self.events.setdefault(name, []).append((args[0], options))
             self.calls[name] = options
             return self
 
         return part
 
-    @contextlib.contextmanager
-    def Blocks(self, **options):  # noqa: N802
-        self.calls["Blocks"] = options
-        yield self
+    def __enter__(self):
+        return self
 
-    def click(self, function, **options):
-        self.clicked = function
+    def __exit__(self, *error):
+        return None
+
+    def update(self, **changes):
+        return changes
+
+    @property
+    def clicked(self):
+        return self.events["click"][-1][0]
+
+    @property
+    def changed(self):
+        """The callback that shows a new image."""
+        return next(function for function, options in self.events["change"] if options.get("cancels"))
 
 
 @pytest.fixture
@@ -53,7 +76,7 @@ def gradio(monkeypatch):
     middleware.Middleware = lambda cls: cls
     monkeypatch.setitem(sys.modules, "starlette", ModuleType("starlette"))
     monkeypatch.setitem(sys.modules, "starlette.middleware", middleware)
-    monkeypatch.setattr(demo, "find_spec", lambda name: module)
+    monkeypatch.setattr(server, "find_spec", lambda name: module)
     return module
 
 
@@ -64,22 +87,135 @@ def test_page_is_served_locally_and_deletes_its_cache(gradio, tiny_base, capsys)
     assert launched["max_file_size"] == MAX_FILE
     assert launched["app_kwargs"] == {"middleware": [Protection]}
     assert gradio.calls["Blocks"]["analytics_enabled"] is False
-    assert gradio.calls["Blocks"]["delete_cache"] == (600, 3600)
+    assert gradio.calls["Blocks"]["delete_cache"] == DELETE
+    assert [options["api_name"] for _, options in gradio.events["click"] if "api_name" in options] == ["caption"]
     assert capsys.readouterr().err == "http://127.0.0.1:7999 until Ctrl-C\n"
 
 
-def test_page_generates_the_caption_of_the_captioner(gradio, tiny_base, tmp_path):
+def test_documents_state_how_long_uploads_are_kept():
+    oldest = (DELETE[1] + DELETE[0]) // 60
+    assert f"{DELETE[1] // 60} to {oldest} minutes" in KEPT
+    for name in ("SECURITY.md", "docs/release.md"):
+        assert f"{DELETE[1] // 60} to {oldest} minutes" in " ".join((ROOT / name).read_text().split())
+
+
+def test_taken_port_is_replaced_by_the_next_free_one(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert server.free_port(port) > port
+    assert re.fullmatch(rf"port {port} is in use; \d+ is used instead\n", capsys.readouterr().err)
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "gray.png")
+    return str(tmp_path / "gray.png")
+
+
+def test_page_generates_the_caption_of_the_captioner(gradio, tiny_base, image_file):
     main(["demo", "--model", str(tiny_base), "--num_beams", "1", "--max_new_tokens", "6"])
-    Image.new("L", (40, 30), 90).save(tmp_path / "gray.png")
-    image, caption = gradio.clicked(str(tmp_path / "gray.png"))
     captioner = load_captioner(str(tiny_base), generation={"num_beams": 1, "max_new_tokens": 6})
-    assert [caption] == captioner.caption([Image.open(tmp_path / "gray.png")])
-    assert (image.mode, image.size) == ("RGB", (40, 30))
-    assert gradio.clicked(None) == (None, "Choose an image file first.")
+    size = captioner.image_size
+    app = make_app(captioner, {}, show_base=False, evidence=None)
+    image, caption, problem = app.answer(image_file, app.beams, app.length)
+    assert [caption] == captioner.caption([Image.open(image_file)])
+    assert (image.mode, image.size, problem) == ("RGB", (size, size), "")
+    longer = load_captioner(str(tiny_base), generation={"num_beams": 2, "max_new_tokens": 9})
+    assert [app.answer(image_file, 2, 9)[1]] == longer.caption([Image.open(image_file)])
+
+
+def test_errors_are_beside_an_empty_caption_and_escaped(gradio, tiny_base, tmp_path):
+    main(["demo", "--model", str(tiny_base)])
+    (tmp_path / "<b>.png").write_text("no image")
+    answers = [function(None, 1, 8) for function, options in gradio.events["click"] if "api_name" in options]
+    assert answers == [(None, "", "Choose an image file first.")]
+    image, caption, problem, *_ = gradio.changed(str(tmp_path / "<b>.png"))
+    assert (image, caption) == (None, "")
+    assert problem.startswith("This file cannot be read as an image.")
+    assert "<b>" not in problem
+
+
+def test_new_image_removes_the_results_of_the_earlier_one(gradio, tiny_base, image_file):
+    main(["demo", "--model", str(tiny_base)])
+    image, caption, problem, *others = gradio.changed(image_file)
+    assert image.size == (load_captioner(str(tiny_base)).image_size,) * 2
+    assert (caption, problem) == ("", "")
+    assert others
+    assert set(others) == {None}
+    assert gradio.changed(None) == [None, "", "", *others]
+
+
+def test_dicom_is_shown_in_the_chosen_window_and_frame(tiny_base, tmp_path):
+    file = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    pixels = file.pixel_array
+    file.NumberOfFrames, file.PixelData = 3, np.stack([pixels, pixels + 40, pixels + 80]).tobytes()
+    file.save_as(tmp_path / "ct.dcm")
+    app, path = make_app(load_captioner(str(tiny_base)), {}, show_base=False, evidence=None), str(tmp_path / "ct.dcm")
+    assert (app.frames(path), app.frames(__file__), app.frames("/nowhere")) == (3, 0, 0)
+    means = [np.asarray(app.view(path, "center and width below", 40, 400, frame)[0]).mean() for frame in range(3)]
+    assert means == sorted(set(means))
+    preset, own = app.view(path, "brain", 0, 1, 0)[0], app.view(path, "center and width below", 40, 80, 0)[0]
+    assert np.array_equal(preset, own)
+    assert not np.array_equal(preset, app.view(path, "as in the file", 40, 80, 0)[0])
+    assert "no frame 9" in app.view(path, "as in the file", 0, 1, 9)[1]
+
+
+def test_base_and_similar_training_images_are_shown_beside_the_caption(trained_run, phantoms, image_file):
+    captioner = load_captioner(str(trained_run.folder / "adapter"), generation={"num_beams": 1, "max_new_tokens": 8})
+    rows = load_data(str(phantoms), splits=["train"])["train"].select(range(4))
+    app = make_app(captioner, {}, show_base=True, evidence=rows)
+    _, caption, _, base, similar = app.answer(image_file, 1, 8)
+    assert [caption] == captioner.caption([Image.open(image_file)])
+    with captioner.model.disable_adapter():
+        assert [base] == captioner.caption([Image.open(image_file)])
+    assert similar.count("<figure>") == 4
+    (nearest, text), *_ = app.similar(load_image(rows[2]["image"]))
+    assert text == f"{rows[2]['caption']} (similarity 1.00)"
+    assert "&lt;b&gt;" in figures([(nearest, "<b>")])
+
+
+REFUSED = {
+    "base without adapter": (["--show_base"], "--show_base needs an adapter"),
+    "similar without data": (["--show_similar", "9"], "name their data set with --data"),
+    "no port": (["--port", "70000"], "'70000' is no port; it can be 1 to 65535"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_option_without_effect_is_refused(gradio, tiny_base, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--model", str(tiny_base), *options])
+    assert message in capsys.readouterr().err
+
+
+def test_occlusion_change_is_the_difference_of_log_probabilities(tiny_base, monkeypatch):
+    monkeypatch.setattr("medcap.demo.occlusion.GRID", 2)
+    captioner, caption = load_captioner(str(tiny_base)), "a mass in the left lung"
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    words = caption_words(captioner, caption)
+    assert words == caption.split()
+    change = occlusion_change(captioner, image, caption, 1)
+    pixels[:16, 16:] = [int(value) for value in pixels.reshape(-1, 3).mean(0)]
+    covered = word_log_probability(captioner, Image.fromarray(pixels), caption, 1)
+    assert change[0, 1] == pytest.approx(word_log_probability(captioner, image, caption, 1) - covered, abs=1e-5)
+    assert np.abs(change).max() > 0
+    assert occlusion_map(captioner, image, caption, 1).size == image.size
+
+
+def test_log_probabilities_of_words_are_parts_of_that_of_the_caption(tiny_base):
+    captioner, image = load_captioner(str(tiny_base)), Image.new("RGB", (32, 32), "gray")
+    captions = ["a mass in the left lung", "a mass in the left lung with a cyst"]
+    parts = [[word_log_probability(captioner, image, text, word) for word in range(6)] for text in captions]
+    assert parts[0] == pytest.approx(parts[1], abs=1e-4)  # a word does not depend on later ones
+    assert all(part < 0 for part in parts[0])
 
 
 def test_missing_gradio_is_a_one_line_error(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--model", "runs/mine/adapter"])
     assert ended.value.code == 1
@@ -137,9 +273,9 @@ def test_large_request_is_refused_before_it_is_read(length):
 
 
 def test_large_request_without_its_length_is_refused(monkeypatch):
-    monkeypatch.setattr(demo, "MAX_BODY", 10)
+    monkeypatch.setattr(protection, "MAX_BODY", 10)
     assert request({"Host": "localhost"}, [b"12345"] * 2)[0] == 200
-    with pytest.raises(demo.RequestTooLargeError, match="a request is limited to 10 bytes"):
+    with pytest.raises(protection.RequestTooLargeError, match="a request is limited to 10 bytes"):
         request({"Host": "localhost"}, [b"12345"] * 9)
 
 

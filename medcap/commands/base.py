@@ -10,7 +10,13 @@ from medcap.commands.options import add_command, output_option
 
 def add_commands(commands: Any) -> None:
     """Add `base`."""
-    parser = add_command(commands, "base", _base, "join a pretrained vision encoder and text model to a base")
+    parser = add_command(
+        commands,
+        "base",
+        _base,
+        "join a pretrained vision encoder and text model to a base",
+        "medcap base --encoder facebook/dinov2-base --decoder openai-community/gpt2 --out bases/dinov2-gpt2",
+    )
     parser.add_argument(
         "--encoder", required=True, help="vision encoder: Hub name or folder, such as facebook/dinov2-base"
     )

@@ -15,6 +15,7 @@ from medcap.commands.options import (
     generation_options,
     output_option,
     training_option,
+    training_rows,
     with_training,
 )
 from medcap.io import atomic_file
@@ -23,7 +24,13 @@ from medcap.logs import visible
 
 def add_commands(commands: Any) -> None:
     """Add `caption` and `demo`."""
-    caption = add_command(commands, "caption", _caption, "caption images; write one JSON line per image")
+    caption = add_command(
+        commands,
+        "caption",
+        _caption,
+        "caption images; write one JSON line per image",
+        "medcap caption scan.dcm images/ --model runs/mine/adapter --window lung --out captions.jsonl",
+    )
     caption.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR")
     caption.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     output_option(caption, "file", help="output file (default: stdout)")
@@ -39,11 +46,38 @@ def add_commands(commands: Any) -> None:
     training_option(caption)
     generation_options(caption)
 
-    demo = add_command(commands, "demo", _demo, "open a local web page that captions images (extra: demo)")
+    demo = add_command(
+        commands,
+        "demo",
+        _demo,
+        "open a local web page that captions images (extra: demo)",
+        "medcap demo --model runs/mine/adapter",
+    )
     demo.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
-    demo.add_argument("--port", type=int, default=7860, help="port on http://127.0.0.1 (default: 7860)")
-    training_option(demo)
+    demo.add_argument(
+        "--port", type=_port, default=7860, help="port on http://127.0.0.1, or the next free one (default: 7860)"
+    )
+    demo.add_argument(
+        "--show_base", "--show-base", action="store_true", help="also show the caption without the adapter"
+    )
+    demo.add_argument(
+        "--show_similar", "--show-similar", type=_count, metavar="N",
+        help="show the most similar of N training images of --data with their captions: mind their licenses",
+    )  # fmt: skip
+    training_option(demo, " and --show_similar")
     generation_options(demo)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; it can be 1 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images; it can be 1 or more")
+    return int(text)
 
 
 def _windows(text: str) -> Any:
@@ -76,7 +110,13 @@ def _caption(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from medcap.demo import check_extra, serve
+    from medcap.demo.server import check_extra, serve
+    from medcap.neighbors import sample_images
+    from medcap.recipe import RecipeError
 
     check_extra()  # before the model is loaded
-    serve(with_training(captioner_from_args(args), args), args.port)
+    if args.show_similar and not args.data:
+        raise RecipeError("--show_similar needs the training images: name their data set with --data")
+    captioner = with_training(captioner_from_args(args), args)
+    rows = sample_images(training_rows(args, captioner), args.show_similar) if args.show_similar else None
+    serve(captioner, args.port, args.show_base, rows)

@@ -14,10 +14,12 @@ from medcap.commands.options import (
     add_command,
     captioner_from_args,
     generation_options,
+    json_option,
     layout_from_args,
     layout_options,
     output_option,
     overwrite_option,
+    print_result,
     protocol_options,
 )
 from medcap.commands.score import imageclef_scores
@@ -35,7 +37,13 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add `evaluate` and `compare`."""
-    evaluate = add_command(commands, "evaluate", _evaluate, "caption a split and score it")
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "caption a split and score it",
+        "medcap evaluate --model runs/mine/adapter --data data/rocov2 --split test --out eval/mine",
+    )
     evaluate.add_argument("--model", required=True, help="base or adapter: folder or Hub name")
     evaluate.add_argument(
         "--data", required=True, nargs="+", help="folders, CSV files, or data sets' names on the Hub"
@@ -61,12 +69,19 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument(
         "--shuffle_images", "--shuffle-images", action="store_true", help="caption shuffled images, as a control"
     )
+    json_option(evaluate)
     protocol_options(evaluate)
     layout_options(evaluate, "default: as in the adapter's recipe")
     generation_options(evaluate)
     launch_options(evaluate)
 
-    compare = add_command(commands, "compare", _compare, "compare evaluations in one table")
+    compare = add_command(
+        commands,
+        "compare",
+        _compare,
+        "compare evaluations in one table",
+        "medcap compare eval/base eval/mine --out eval/comparison",
+    )
     compare.add_argument("folders", type=Path, nargs="+", metavar="EVAL_DIR", help="folders that evaluate wrote")
     output_option(
         compare, "folder", required=True, help="folder of comparison.html, comparison.md and comparison.json"
@@ -76,10 +91,12 @@ def add_commands(commands: Any) -> None:
         "--data", nargs="+", help="images and references of comparison.html (default: the data that was evaluated)"
     )
     layout_options(compare, "default: as in the evaluation")
+    json_option(compare)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from medcap.evaluation.folder import evaluation_folder
+    from medcap.io import read_json
     from medcap.processes import launched_processes
 
     with launched_processes() as processes:
@@ -88,12 +105,15 @@ def _evaluate(args: argparse.Namespace) -> None:
             return
         with evaluation_folder(args.out, _options(args), args.overwrite) as folder:
             printed = _evaluate_into(args, folder, processes)
-        print("\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
+    result = read_json(args.out / "metrics.json")
+    if args.baseline is not None:
+        result["comparison"] = read_json(args.out / "comparison.json")
+    print_result(args, result, "\n".join([*printed, f"Report: {args.out / 'report.html'}"]))
 
 
 # options without influence on the results
 _FREE = {
-    "run", "debug", "output", "out", "overwrite", "feature_cache", "batch_size", "accelerate", "num_processes",
+    "run", "debug", "json", "output", "out", "overwrite", "feature_cache", "batch_size", "accelerate", "num_processes",
 }  # fmt: skip
 
 
@@ -203,6 +223,7 @@ def _compare(args: argparse.Namespace) -> None:
     """Compare evaluations, and print the table."""
     from medcap.evaluation.compare import system_folders
     from medcap.evaluation.folder import read_options
+    from medcap.io import read_json
     from medcap.locks import lock_folder
     from medcap.reporting.comparison_page import read_rows
 
@@ -211,7 +232,8 @@ def _compare(args: argparse.Namespace) -> None:
         first = args.folders[0]
         rows = read_rows(first, args.data, layout_from_args(args, read_options(first)))
         printed = _compare_into(args.out, args.folders, rows, args.overwrite)
-    print("\n".join([*printed, f"Side by side: {args.out / 'comparison.html'}"]))
+    text = "\n".join([*printed, f"Side by side: {args.out / 'comparison.html'}"])
+    print_result(args, read_json(args.out / "comparison.json"), text)
 
 
 def _compare_into(out: Path, folders: Sequence[Path], rows: Dataset | None, overwrite: bool = False) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from medcap.commands.parser import Parser
 from medcap.launch import launch_command, run_launched
 
 
@@ -43,6 +44,7 @@ def has_cuda() -> bool:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog="medcap", add_help=False)
+    parser.set_defaults(takes_keys=True)
     launch_options(parser)
     return parser.parse_known_args(arguments)

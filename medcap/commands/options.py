@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcap.commands.parser import Parser
+
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from medcap.data.layout import DataLayout
     from medcap.inference import Captioner
 
@@ -24,14 +29,27 @@ GENERATION_OPTIONS = {
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None, text: str
-) -> argparse.ArgumentParser:
-    """Add a command to the subparsers `commands`, which calls `run` with the parsed arguments."""
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None, text: str, example: str
+) -> Parser:
+    """Add a command to the subparsers `commands`, which calls `run` with the parsed arguments.
+
+    `example` is a complete command, which ends the help.
+    """
+    parser: Parser = commands.add_parser(name, help=text, description=text, example=example)
     if run is not None:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.set_defaults(run=run)
     return parser
+
+
+def json_option(parser: Any) -> None:
+    """Add --json, which `print_result` reads."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def print_result(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Print the result of a command: as text, or with --json as one JSON document."""
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else text)
 
 
 def output_option(parser: Any, kind: str, name: str = "--out", **options: Any) -> None:
@@ -132,21 +150,26 @@ def captioner_from_args(args: argparse.Namespace, device: str | None = None) -> 
     )
 
 
-def training_option(parser: argparse.ArgumentParser) -> None:
-    """Add --data, which `rerank: consensus` needs."""
-    parser.add_argument("--data", help="data set of the training, for rerank: consensus")
+def training_option(parser: argparse.ArgumentParser, others: str = "") -> None:
+    """Add --data, which `rerank: consensus` needs, and `others`."""
+    parser.add_argument("--data", help=f"data set of the training, for rerank: consensus{others}")
 
 
 def with_training(captioner: Captioner, args: argparse.Namespace) -> Captioner:
     """Return the captioner with the training captions of --data if it reranks. Raises as `with_consensus`."""
-    from medcap.data.load import load_data
     from medcap.modeling.generation import reranks
     from medcap.neighbors import with_consensus
 
-    training = None
-    if args.data is not None and reranks(captioner.generation_config):
-        training = load_data(args.data, layout_from_args(args, captioner.recipe), splits=["train"])["train"]
+    is_needed = args.data is not None and reranks(captioner.generation_config)
+    training = training_rows(args, captioner) if is_needed else None
     return with_consensus(captioner, training, args.batch_size)
+
+
+def training_rows(args: argparse.Namespace, captioner: Captioner) -> Dataset:
+    """Return the training split of --data."""
+    from medcap.data.load import load_data
+
+    return load_data(args.data, layout_from_args(args, captioner.recipe), splits=["train"])["train"]
 
 
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

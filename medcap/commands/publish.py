@@ -23,7 +23,13 @@ FORMATS = {
 
 def add_commands(commands: Any) -> None:
     """Add `publish` and `average`."""
-    publish = add_command(commands, "publish", _publish, "build a release folder, or push it to the Hub")
+    publish = add_command(
+        commands,
+        "publish",
+        _publish,
+        "build a release folder, or push it to the Hub",
+        "medcap publish runs/mine --evaluation eval/mine --to runs/mine/release",
+    )
     publish.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a training run")
     destination = publish.add_mutually_exclusive_group(required=True)
     output_option(destination, "folder", "--to", help="new folder for the release")
@@ -39,7 +45,13 @@ def add_commands(commands: Any) -> None:
     for name, text in FORMATS.items():
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=f"with --to: {text}")
 
-    average = add_command(commands, "average", _average, "average adapters of one base, or a run's best epochs")
+    average = add_command(
+        commands,
+        "average",
+        _average,
+        "average adapters of one base, or a run's best epochs",
+        "medcap average runs/mine --best 3 --out runs/average",
+    )
     average.add_argument("adapters", nargs="+", metavar="ADAPTER", help="adapters, or checkpoints of a run")
     output_option(average, "folder", required=True, help="new folder for the average, an adapter like others")
     average.add_argument("--weights", type=float, nargs="+", help="a number per adapter (default: equal)")

@@ -7,26 +7,44 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medcap.commands.options import add_command, output_option, protocol_options
+from medcap.commands.options import add_command, json_option, output_option, print_result, protocol_options
 
 
 def add_commands(commands: Any) -> None:
     """Add `score`, `facts` and `submission`."""
-    score = add_command(commands, "score", _score, "score captions without model and images")
+    score = add_command(
+        commands,
+        "score",
+        _score,
+        "score captions without model and images",
+        "medcap score --predictions predictions.csv --references references.csv",
+    )
     score.add_argument("--predictions", type=Path, required=True, help="CSV with the columns ID,Caption")
     score.add_argument("--references", type=Path, required=True, help="CSV with the columns ID,Caption")
     output_option(score, "file", help="also write the scores into this JSON file")
-    score.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    json_option(score)
     protocol_options(score)
     score.add_argument(
         "--clinical", action="store_true", help="also compute RadGraph F1, RaTEScore and GREEN (extra: clinical)"
     )
 
-    facts = add_command(commands, "facts", _facts, "extract facts from captions; write one JSON line per caption")
+    facts = add_command(
+        commands,
+        "facts",
+        _facts,
+        "extract facts from captions; write one JSON line per caption",
+        "medcap facts predictions.csv --out facts.jsonl",
+    )
     facts.add_argument("captions", type=Path, metavar="CAPTIONS.csv", help="CSV with the columns ID,Caption")
     output_option(facts, "file", required=True, help="output file: id, modality, laterality, region, finding, ...")
 
-    submission = add_command(commands, "submission", _submission, "write the zip that ImageCLEFmedical accepts")
+    submission = add_command(
+        commands,
+        "submission",
+        _submission,
+        "write the zip that ImageCLEFmedical accepts",
+        "medcap submission eval/mine --ids ids.csv --out submission.zip",
+    )
     submission.add_argument(
         "captions", type=Path, metavar="EVAL_DIR", help="folder of medcap evaluate, or the .jsonl of medcap caption"
     )
@@ -54,7 +72,7 @@ def _score(args: argparse.Namespace) -> None:
     missing = _add_clinical(result, predictions, references) if args.clinical else []
     if args.out:
         write_json(args.out, result)
-    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _text(result))
+    print_result(args, result, _text(result))
     if missing:
         raise ValueError("; ".join(missing))
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from medcap.commands.launching import has_cuda, launch
+from typing import Any
+
+from medcap.commands.launching import has_cuda, launch, launch_options
+from medcap.commands.options import add_command
+
+
+def add_commands(commands: Any) -> None:
+    """Add `train` for the list of commands and for completion; `medcap.cli.main` calls `train`."""
+    text = "train a recipe; other options override its keys"
+    example = "medcap train --config recipes/phantom/lora.yaml --data_dir data/phantom --output_dir runs/mine"
+    parser = add_command(commands, "train", None, text, example)
+    parser.add_argument("--config", metavar="RECIPE", help="YAML file of the recipe")
+    launch_options(parser)
+    parser.set_defaults(takes_keys=True)
 
 
 def train(arguments: list[str]) -> int:

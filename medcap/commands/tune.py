@@ -13,8 +13,14 @@ from medcap.extras import install_command
 
 def add_commands(commands: Any) -> None:
     """Add `tune`."""
-    parser = add_command(commands, "tune", _tune, "search the best hyper-parameters of a recipe (extra: tune)")
-    parser.epilog = "Other options override keys of the recipe, as in `medcap train`."
+    parser = add_command(
+        commands,
+        "tune",
+        _tune,
+        "search the best hyper-parameters of a recipe (extra: tune); other options override its keys",
+        "medcap tune --config recipes/phantom/lora.yaml --space recipes/phantom/space.yaml --trials 9 --out runs/tune",
+    )
+    parser.set_defaults(takes_keys=True)
     parser.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="YAML file of the recipe")
     parser.add_argument("--space", type=Path, required=True, help="YAML file with the values to search, by key")
     parser.add_argument("--trials", type=_count, required=True, metavar="N", help="number of trials, earlier included")

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medcap.commands.options import GENERATION_OPTIONS, add_command, layout_from_args, overwrite_option
+from medcap.commands.options import (
+    GENERATION_OPTIONS,
+    add_command,
+    json_option,
+    layout_from_args,
+    overwrite_option,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from medcap.evaluation.decoding import Tuning
@@ -24,7 +31,13 @@ GRID: dict[str, list[Any]] = {
 
 def add_commands(commands: Any) -> None:
     """Add `tune-decoding`."""
-    tune = add_command(commands, "tune-decoding", _tune, "choose generation settings on the validation split")
+    tune = add_command(
+        commands,
+        "tune-decoding",
+        _tune,
+        "choose generation settings on the validation split",
+        "medcap tune-decoding runs/mine --num_beams 1 3 5",
+    )
     tune.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished training run")
     tune.add_argument("--data", help="data set (default: that of the run)")
     tune.add_argument("--base", help="base of the adapter, if its recorded name cannot be loaded")
@@ -36,6 +49,7 @@ def add_commands(commands: Any) -> None:
         "--any_gain", "--any-gain", action="store_true",
         help="write the best setting even if it is not significantly better than the recipe's",
     )  # fmt: skip
+    json_option(tune)
     overwrite_option(tune, "the captions of other weights or images")
     group = tune.add_argument_group("settings", "values to try; every combination is tried, and the recipe's setting")
     for name, kind in GENERATION_OPTIONS.items():
@@ -44,7 +58,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from medcap.evaluation.decoding import TUNED_METRICS, grid_settings, tune_decoding, write_settings
+    from medcap.evaluation.decoding import RESULT, TUNED_METRICS, grid_settings, tune_decoding, write_settings
+    from medcap.io import read_json
     from medcap.modeling.adapter import adapter_recipe, trained_folder
     from medcap.recipe import GenerationArguments, RecipeError, check_values
 
@@ -67,9 +82,12 @@ def _tune(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )  # fmt: skip
     is_changed = write_settings(captioner, trained, tuning.chosen)
-    print(_text(tuning))
-    print(f"{trained / 'generation_config.json'}: {tuning.chosen.name}, {'written' if is_changed else 'unchanged'}")
-    print(f"All settings: {out / 'decoding.csv'}. Only the test split shows what tuning gained.")
+    lines = [
+        _text(tuning),
+        f"{trained / 'generation_config.json'}: {tuning.chosen.name}, {'written' if is_changed else 'unchanged'}",
+        f"All settings: {out / 'decoding.csv'}. Only the test split shows what tuning gained.",
+    ]
+    print_result(args, read_json(out / RESULT), "\n".join(lines))
 
 
 def _load(args: argparse.Namespace, recipe: Mapping[str, Any], trained: str) -> tuple[Captioner, Split]:

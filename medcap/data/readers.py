@@ -18,7 +18,18 @@ from typing import Any
 import pyarrow
 import pyarrow.compute as compute
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, config, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    NamedSplit,
+    config,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 from datasets.exceptions import DatasetBuildError
 from datasets.table import CastError
 from huggingface_hub import HfApi
@@ -338,4 +349,13 @@ def _select(table: Table, numbers: Sequence[int]) -> Table:
 
 
 def _select_rows(rows: Dataset, numbers: Sequence[int]) -> Dataset:
-    return rows.select(numbers).flatten_indices()
+    return flattened(rows.select(numbers))
+
+
+def flattened(rows: Dataset) -> Dataset:
+    """Return selected rows as a table of their own, without the bar of datasets, which is for other work."""
+    disable_progress_bars()
+    try:
+        return rows.flatten_indices()
+    finally:
+        enable_progress_bars()

@@ -13,6 +13,7 @@ from medcap.data.captions import clean_caption
 from medcap.data.concepts import concept_names, modality_in_words, modality_of
 from medcap.data.layout import DataLayout
 from medcap.data.load import describe_sources, read_data
+from medcap.data.readers import flattened
 from medcap.data.selection import Selection, check_images, sample_rows, select_rows
 from medcap.data.sources import SOURCE, DataPaths, own_id, source_names, source_paths
 from medcap.evaluation.baselines import shuffled
@@ -73,10 +74,8 @@ class Split:
 
     def with_shuffled_images(self) -> Split:
         """Return the split with each image in another row, to test image dependence."""
-        images = (
-            self.rows.select_columns(["image"]).select(shuffled(range(len(self.rows)), self.groups)).flatten_indices()
-        )
-        others = self.rows.remove_columns("image").flatten_indices()
+        images = flattened(self.rows.select_columns(["image"]).select(shuffled(range(len(self.rows)), self.groups)))
+        others = flattened(self.rows.remove_columns("image"))
         rows = concatenate_datasets([others, images], axis=1).select_columns(list(self.rows.column_names))
         rows.info.description = self.rows.info.description
         return replace(self, rows=rows)

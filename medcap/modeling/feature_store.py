@@ -24,6 +24,7 @@ import torch
 import xxhash
 
 from medcap.data.images import DIGEST_BYTES
+from medcap.disk import megabytes
 from medcap.io import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class StoredCache:
         about = _read_about(self.folder)
         model = f"{about['base']}, {about['image_size']} px, {about['dtype']}" if about else "unknown model"
         day = time.strftime("%Y-%m-%d", time.localtime(self.used))
-        return f"{self.folder.name}  {self.size / 1e9:8.2f} GB  {self.images:7,} images  used {day}  {model}"
+        return f"{self.folder.name}  {megabytes(self.size):>10}  {self.images:7,} images  used {day}  {model}"
 
 
 def stored_caches(root: Path) -> list[StoredCache]:

@@ -16,6 +16,7 @@ from medcap.data import detokenize as detokenization
 from medcap.data import raster, truecasing
 from medcap.data.captions import clean_caption
 from medcap.io import write_json
+from medcap.phantom.examples import EXAMPLES, write_examples
 from medcap.publish.card import card_metadata
 from medcap.publish.card_data import CardData, last_part
 from medcap.publish.release import FROM_ADAPTER, RELEASE_FILES, check_files, write_release
@@ -30,7 +31,12 @@ OWN_FILES = (
 )  # fmt: skip
 BASE_FILES = ("config.json", "model.safetensors", *FROM_ADAPTER)
 SPACE_FILES = frozenset(
-    [*OWN_FILES, *(f"adapter/{name}" for name in RELEASE_FILES), *(f"base/{name}" for name in BASE_FILES)]
+    [
+        *OWN_FILES,
+        *(f"examples/{label}.png" for label in EXAMPLES),
+        *(f"adapter/{name}" for name in RELEASE_FILES),
+        *(f"base/{name}" for name in BASE_FILES),
+    ]
 )
 
 
@@ -58,6 +64,7 @@ def write_space(folder: Path, source: ReleaseSource) -> None:
     (folder / "requirements.txt").write_text(_requirements(card_data), encoding="utf-8")
     (folder / "README.md").write_text(_readme(card_data), encoding="utf-8")
     check_files(folder, OWN_FILES, SPACE_FILES, source.local_paths)
+    write_examples(folder / "examples")  # afterwards: it reads text, and these depend on nothing
 
 
 def _detokenize_source() -> str:
@@ -89,7 +96,6 @@ def _copy_base(base: Path, to: Path) -> None:
 
 def _settings(card_data: CardData) -> dict[str, Any]:
     return {
-        "title": f"Captions by {card_data.name}",
         "adapter": "adapter",
         "adapter_name": card_data.name,
         "base": "base" if card_data.base_is_local else card_data.base,

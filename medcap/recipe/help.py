@@ -16,6 +16,9 @@ USAGE = """\
 usage: medcap train --config RECIPE [--accelerate NAME] [--num_processes N] [--key value ...]
    or: accelerate launch scripts/train.py --config RECIPE [--key value ...]
 Train a model from a YAML recipe. Options override keys of the recipe. Defaults are in [brackets]."""
+EXAMPLE = """\
+example:
+  medcap train --config recipes/phantom/lora.yaml --data_dir data/phantom --output_dir runs/mine"""
 COMMAND = {
     "--config RECIPE": "YAML file of the recipe, see recipes/",
     "--accelerate NAME": "medcap train: config in recipes/accelerate/, or a file",
@@ -71,7 +74,7 @@ def recipe_help(every_key: bool = False) -> str:
         if group == "training" and not every_key:
             group, shown = "training (other keys of transformers.Seq2SeqTrainingArguments: --help-all)", TRAINING
         lines += [f"{group}:", *(line for key, text in shown.items() for line in _key(keys[key], text))]
-    return "\n".join(lines)
+    return "\n".join([*lines, EXAMPLE])
 
 
 def _key(field: dataclasses.Field[Any], text: str = "") -> list[str]:

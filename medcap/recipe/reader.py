@@ -92,7 +92,8 @@ def read_yaml(path: Path, kind: str = "recipe") -> dict[str, Any]:
         names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
         values = None if root is None else loader.construct_document(root)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot read the {kind}: {error.strerror}") from error
+        advice = "; `medcap recipes copy` writes a shipped one" if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError(f"{path}: cannot read the {kind}: {error.strerror}{advice}") from error
     except RecursionError:
         raise RecipeError(f"{path}: not a {kind}: values are nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

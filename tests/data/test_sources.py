@@ -118,7 +118,8 @@ def test_an_image_in_train_of_one_source_and_test_of_another_is_found(pair, tmp_
     assert data["train"]["image_id"][:] == ["a1", "a2", "b0", "b1", "b2"]
     assert drop_counts(data["train"])["leaked_image"] == 1
     report = tmp_path / "report.json"
-    main(["data", "audit", *pair, "--group_column", "patient", "--out", str(report), "--num_proc", "1"])
+    audit = ["data", "audit", *pair, "--group_column", "patient", "--out", str(report), "--num_proc", "1"]
+    main(audit)
     similar = json.loads(report.read_text())["similar_images"]
     assert similar["across_sources"] == similar["near_duplicates"]["across_splits"] == 1
     assert [(part["source"], part["image_id"]) for part in similar["groups"][0]["images"]] == [
@@ -126,6 +127,8 @@ def test_an_image_in_train_of_one_source_and_test_of_another_is_found(pair, tmp_
         ("two", "b4"),
     ]
     assert "images of one source that are also in another, or nearly: 1 groups" in capsys.readouterr().out
+    main([*audit, "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads(report.read_text())
     shutil.copy(f"{pair[0]}/a0.png", f"{pair[1]}/b4.png")
     with caplog.at_level(logging.WARNING):
         load_data(pair, LAYOUT)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from medcap.data.detokenize import detokenize
 from medcap.inference import load_captioner
+from medcap.phantom.examples import EXAMPLES
 from medcap.publish.release import build_release
 from medcap.publish.space import SPACE_FILES, write_space
-from medcap.publish.space_app.page import answer, heading
+from medcap.publish.space_app.page import heading
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,11 @@ SCRIPT_WITHOUT_MEDCAP = """
 import sys
 sys.modules["medcap"] = None  # an import would fail
 import app
+page = app.make_app()
 for path in [*sys.argv[1:], None]:
-    print(app.make_page.__globals__["answer"](path, app.read, app.caption)[1])
+    image, caption, problem = page.answer(path, page.beams, page.length)
+    assert image is None or image.size == (48, 48), image.size
+    print(caption or problem)
 """
 
 
@@ -90,9 +94,9 @@ def test_app_generates_the_adapters_captions_without_medcap(space, trained_run, 
 
 
 def test_heading_is_escaped():
-    page = heading("<b>", "<script> on &")
+    page = heading("<b>x</b> <script> on &")
     assert "<script>" not in page
-    assert "<h1>&lt;b&gt;</h1>" in page
+    assert "&lt;b&gt;x" in page
     assert "Not a medical device" in page
 
 
@@ -100,7 +104,7 @@ def test_app_detokenizes_captions(app, monkeypatch):
     for text in ("chest x - ray", "a 3. 5 cm mass ( left )", "fdg - pet / ct", "t2 - weighted"):
         assert app.detokenize(text) == detokenize(text) != text
     monkeypatch.setattr(type(app.load_model()[1]), "decode", lambda *args, **options: "x - ray")
-    assert app.caption(Image.new("RGB", (8, 8))) == "X-ray"
+    assert app.caption(Image.new("RGB", (8, 8)), 1, 8) == "X-ray"
 
 
 def test_unreadable_image_is_reported(app, tmp_path):
@@ -110,4 +114,18 @@ def test_unreadable_image_is_reported(app, tmp_path):
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(60 * 2**30)
     for path in [*tmp_path.iterdir(), tmp_path]:
-        assert answer(str(path), app.read, app.caption) == (None, "This file cannot be read as an image.")
+        assert app.make_app().answer(str(path), 1, 8) == (None, "", "This file cannot be read as an image.")
+
+
+def test_examples_are_the_phantoms_that_medcap_draws(space, app):
+    assert app.make_app().examples.keys() == EXAMPLES.keys()
+    for label, path in app.make_app().examples.items():
+        assert (space / "examples" / f"{label}.png").samefile(path)
+        assert Image.open(path).size == (256, 256)
+
+
+def test_beams_and_length_change_the_generation(app, monkeypatch):
+    asked = []
+    monkeypatch.setattr(app, "generate", lambda image, model, processor, settings: asked.append(settings) or "x")
+    app.caption(Image.new("RGB", (8, 8)), 2, 5)
+    assert [(settings.num_beams, settings.max_new_tokens) for settings in asked] == [(2, 5)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import transformers
 from detokenize import detokenize
-from page import MAX_FILE, make_page
+from page import LAUNCH, App, make_page, resized, with_beams
 from peft import PeftModel
 from PIL import Image
 from raster import decode_rgb, read_bytes
@@ -24,14 +24,27 @@ SETTINGS = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
 
 def main() -> None:
     """Serve the page, on localhost or on the address that Spaces sets."""
-    names = f"{SETTINGS['adapter_name']} on {SETTINGS['base_name']}"
-    make_page(SETTINGS["title"], names, read, caption).launch(max_file_size=MAX_FILE)
+    make_page(make_app()).launch(**LAUNCH)
 
 
-def caption(image: Image.Image) -> str:
+def make_app() -> App:
+    """Return what the page shows and calls; the model is loaded for the first caption."""
+    settings = GenerationConfig.from_pretrained(resolve(SETTINGS["adapter"]))
+    examples = {path.stem: str(path) for path in sorted((HERE / "examples").glob("*.png"))}
+    names = f"Model: {SETTINGS['adapter_name']} on {SETTINGS['base_name']}."
+    return App(names, read, resize, caption, settings.num_beams, settings.max_new_tokens, examples)
+
+
+def caption(image: Image.Image, beams: int, length: int) -> str:
     """Return the caption of an RGB image, detokenized if need be ("chest X-ray", not "chest x - ray")."""
-    text = generate(image, *load_model())
+    model, processor, settings = load_model()
+    text = generate(image, model, processor, with_beams(settings, beams, length))
     return detokenize(text) if SETTINGS["detokenize"] else text.strip()
+
+
+def resize(image: Image.Image) -> Image.Image:
+    """Return an image as the model receives it."""
+    return resized(image, load_model()[1].image_processor)
 
 
 @lru_cache(maxsize=1)

@@ -1,21 +1,12 @@
-"""Local demo page for a captioner; needs the extra `demo`."""
+"""Protection of the demo's server: host names, the size of requests, and headers of responses."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from medcap.data.images import read_image
-from medcap.extras import install_command
-from medcap.publish.card_data import last_part
-from medcap.publish.space_app.page import MAX_FILE, make_page
+from medcap.publish.space_app.page import MAX_FILE
 
-if TYPE_CHECKING:
-    from medcap.inference import Captioner
-
-ADDRESS = "127.0.0.1"  # not reachable from other machines
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY = MAX_FILE + 1_000_000  # bytes of a request: a file and its form fields
 HEADERS = {
@@ -97,32 +88,3 @@ async def _refuse(send: Send, status: int, text: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})
-
-
-def check_extra() -> None:
-    """Raise ValueError if gradio is not installed."""
-    if find_spec("gradio") is None:
-        raise ValueError(f"gradio is not installed: {install_command('demo')}")
-
-
-def serve(captioner: Captioner, port: int) -> None:
-    """Serve the page at http://127.0.0.1:PORT until it is stopped; OSError if the port is in use."""
-    from starlette.middleware import Middleware
-
-    base = last_part(captioner.base)
-    names = f"{last_part(captioner.adapter)} on {base}" if captioner.adapter else base
-    page = make_page(
-        f"Captions by {last_part(captioner.adapter or captioner.base)}",
-        names,
-        read_image,
-        lambda image: captioner.caption([image])[0],
-    )
-    sys.stderr.write(f"http://{ADDRESS}:{port} until Ctrl-C\n")
-    page.launch(
-        server_name=ADDRESS,
-        server_port=port,
-        share=False,
-        quiet=True,
-        max_file_size=MAX_FILE,
-        app_kwargs={"middleware": [Middleware(Protection)]},
-    )
