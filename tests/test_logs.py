@@ -5,11 +5,13 @@ import logging
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 from huggingface_hub import constants
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from medcap import logs
 from medcap.cli import main
@@ -110,6 +112,7 @@ def test_traceback_of_debug_has_no_token(monkeypatch):
 PRINT_UNSAFE = """
 import logging, sys
 from tqdm import tqdm
+from transformers import GenerationConfig
 from medcap.logs import configure_logging, report_errors
 configure_logging()
 text = "a\\x1b[2J\\x9b\\u202eb\\rc\\ud800\\x00\\td\\n"
@@ -145,8 +148,9 @@ def test_visible_json_is_the_same_text():
 
 @pytest.mark.parametrize("out", [True, False])
 def test_any_file_name_is_written_as_json(monkeypatch, capsys, tmp_path, out):
+    captioner = SimpleNamespace(generation_config=GenerationConfig())
     row = {"image": "a\x1b\u202e\udcff.png", "caption": "\u00e4"}  # \udcff: a byte that is no text
-    monkeypatch.setattr("medcap.commands.caption.captioner_from_args", lambda args: None)
+    monkeypatch.setattr("medcap.commands.caption.captioner_from_args", lambda args: captioner)
     monkeypatch.setattr("medcap.captioning.caption_files", lambda *args, **kwargs: iter([row]))
     path = tmp_path / "captions.jsonl"
     main(["caption", __file__, "--model", "m", *(["--out", str(path)] if out else [])])

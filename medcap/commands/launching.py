@@ -19,7 +19,7 @@ def launch_options(parser: argparse.ArgumentParser) -> None:
 
 def is_launched(arguments: list[str]) -> bool:
     """Return whether the arguments have an option of `launch_options`."""
-    options, _ = _parse(arguments)
+    options, _ = _parse(arguments, "medcap evaluate")
     return options.accelerate is not None or options.num_processes is not None
 
 
@@ -28,7 +28,7 @@ def launch(arguments: list[str], config: str | None, module: str | None = None) 
 
     `config` is the configuration without --accelerate; None: that of accelerate.
     """
-    options, rest = _parse(arguments)
+    options, rest = _parse(arguments, "medcap evaluate" if module else "medcap train")
     number = None if options.num_processes is None else str(options.num_processes)
     try:
         command = launch_command(rest, options.accelerate or config, number, module)
@@ -43,8 +43,8 @@ def has_cuda() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(prog="medcap", add_help=False)
+def _parse(arguments: list[str], program: str) -> tuple[argparse.Namespace, list[str]]:
+    parser = Parser(prog=program, add_help=False)
     parser.set_defaults(takes_keys=True)
     launch_options(parser)
     return parser.parse_known_args(arguments)
