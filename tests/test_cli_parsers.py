@@ -1,7 +1,6 @@
 """Help, errors of one line, completion, and the commands that describe medcap itself."""
 
 import argparse
-import getpass
 import json
 import shlex
 import subprocess
@@ -92,6 +91,7 @@ def test_completion_knows_commands_options_and_recipe_keys(shell, capsys, tmp_pa
             ["bash", "-c", f"source {tmp_path}/medcap.sh; {words}"], capture_output=True, text=True, check=True
         )
         assert done.stdout.split() == ["evaluate"]
+        assert "complete -o default" in script
 
 
 def test_recipes_are_listed_and_copied(capsys, tmp_path):
@@ -114,7 +114,7 @@ def test_recipes_are_listed_and_copied(capsys, tmp_path):
 
 def test_env_has_versions_and_caches_but_neither_token_nor_user(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
-    monkeypatch.setattr(getpass, "getuser", lambda: "jane")
+    monkeypatch.setenv("USER", "jane")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "jane" / "cache"))
     (tmp_path / "jane" / "cache" / "medcap").mkdir(parents=True)
     (tmp_path / "jane" / "cache" / "medcap" / "file").write_bytes(bytes(2_000_000))

@@ -134,7 +134,7 @@ def test_errors_are_beside_an_empty_caption_and_escaped(gradio, tiny_base, tmp_p
     assert answers == [(None, "", "Choose an image file first.")]
     image, caption, problem, *_ = gradio.changed(str(tmp_path / "<b>.png"))
     assert (image, caption) == (None, "")
-    assert problem.startswith("This file cannot be read as an image.")
+    assert problem.startswith("cannot read image &lt;b&gt;.png: ")
     assert "<b>" not in problem
 
 
@@ -146,6 +146,16 @@ def test_new_image_removes_the_results_of_the_earlier_one(gradio, tiny_base, ima
     assert others
     assert set(others) == {None}
     assert gradio.changed(None) == [None, "", "", *others]
+
+
+def test_results_that_arrive_late_are_removed_too(gradio, tiny_base):
+    main(["demo", "--model", str(tiny_base)])
+    (computed,) = (options for _, options in gradio.events["click"] if "api_name" in options)
+    for event in ("change", "release"):
+        clears = [options for function, options in gradio.events[event] if function.__name__ == "clear"]
+        queues = {(options.get("queue"), options.get("concurrency_id")) for options in clears}
+        assert queues == {(False, None), (None, computed["concurrency_id"])}
+    assert computed["concurrency_limit"] == 1
 
 
 def test_dicom_is_shown_in_the_chosen_window_and_frame(tiny_base, tmp_path):

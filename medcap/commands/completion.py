@@ -26,4 +26,4 @@ def _print(args: argparse.Namespace) -> None:
         args.train.add_argument(f"--{key}")
     script = shtab.complete(args.root, args.shell)
     # with -o default bash completes a file name where there is no other completion
-    print(script.replace("complete -o filenames -F", "complete -o default -o filenames -F"))
+    print(script.replace("\ncomplete -o ", "\ncomplete -o default -o "))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,4 +73,7 @@ def _caches() -> dict[str, str]:
 
 def _without_user(text: str) -> str:
     """Replace the home folder, and the user's name in other paths."""
-    return text.replace(str(Path.home()), "~").replace(f"/{getpass.getuser()}/", "/(user)/")
+    text = text.replace(str(Path.home()), "~")
+    for name in {Path.home().name, os.environ.get("USER", ""), os.environ.get("LOGNAME", "")} - {""}:
+        text = text.replace(f"/{name}/", "/(user)/")
+    return text

@@ -8,6 +8,7 @@ import html
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -22,6 +23,7 @@ NOTICE = (
     "about a patient. Captions can state the wrong organ, the wrong side or a finding that is not present. "
     "Do not upload images of patients."
 )
+MAX_FRAMES = 100_000  # of a call of the API; the page's slider ends at the last frame
 FILE_WINDOW, OWN_WINDOW = "as in the file", "center and width below"
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one computation at a time
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
@@ -79,8 +81,9 @@ class App:
             preset = self.windows.get(window, (center, width) if window == OWN_WINDOW else None)
             return self.read(path, preset, None if frame is None else int(frame)), ""
         except Exception as error:  # image decoders raise many types of errors
-            reason = f" {error.__cause__ or error}." if self.frames is not None else ""
-            return None, f"This file cannot be read as an image.{reason}"
+            if self.frames is None:
+                return None, "This file cannot be read as an image."
+            return None, str(error).replace(path, Path(path).name)
 
     def show(self, path: str | None, *view: Any) -> tuple[Image.Image | None, str]:
         """Return the image as the model receives it, and an error; both are empty without a file."""
@@ -122,31 +125,33 @@ def make_page(app: App) -> Any:
                     gradio.Examples(paths, [file], label="Synthetic examples", example_labels=labels)
             with gradio.Column():
                 image = gradio.Image(label="Image as the model receives it", format="png", **IMAGE)
-                problem = gradio.HTML(elem_classes="problem")
+                problem = gradio.HTML(label="Error", elem_classes="problem", padding=False)
                 caption = gradio.Textbox(label="Caption", interactive=False, lines=2)
                 others = _others(gradio, app)
         occlusion = _occlusion(gradio, app, image, caption) if app.occlude else []
         results = [image, caption, problem, *others]
-        asked = button.click(
-            lambda *given: _escaped(app.answer(*given)),
-            [file, beams, length, *view],
-            results,
-            api_name="caption",
-            **MODEL,
-        )
+
+        def describe(
+            file: Any, beams: float, length: float, window: Any = FILE_WINDOW, center: Any = 40, width: Any = 400,
+            frame: Any = 0,
+        ) -> tuple[Any, ...]:  # fmt: skip
+            """Its parameters are those of the API endpoint; a Space has the first three."""
+            image, text, problem, *others = app.answer(file, beams, length, window, center, width, frame)
+            return image, text, html.escape(problem), *others
+
+        inputs = [file, beams, length, *view]
+        asked = button.click(describe, inputs, results, api_name="caption", **MODEL)
 
         def clear(*given: Any) -> list[Any]:
             resized, error = app.show(*given)
             return [resized, "", html.escape(error), *[None] * len([*others, *occlusion])]
 
         for changed in (file.change, *show_view):
-            changed(clear, [file, *view], [*results, *occlusion], cancels=[asked], **HIDDEN)
+            outputs = [*results, *occlusion]
+            changed(clear, [file, *view], outputs, cancels=[asked], queue=False, **HIDDEN)
+            # again behind a computation that is running, whose results would otherwise appear with the new image
+            changed(clear, [file, *view], outputs, **HIDDEN, **MODEL)
     return blocks
-
-
-def _escaped(answer: tuple[Any, ...]) -> tuple[Any, ...]:
-    image, caption, problem, *others = answer
-    return image, caption, html.escape(problem), *others
 
 
 def _dicom(gradio: Any, app: App, file: Any) -> tuple[list[Any], list[Any]]:
@@ -157,7 +162,7 @@ def _dicom(gradio: Any, app: App, file: Any) -> tuple[list[Any], list[Any]]:
         window = gradio.Dropdown([FILE_WINDOW, *app.windows, OWN_WINDOW], value=FILE_WINDOW, label="Window")
         center = gradio.Slider(-1000, 4000, 40, step=1, label="Center")
         width = gradio.Slider(1, 8000, 400, step=1, label="Width")
-        frame = gradio.Slider(0, 1, 0, step=1, label="Frame", visible=False)
+        frame = gradio.Slider(0, MAX_FRAMES, 0, step=1, label="Frame", visible=False)
 
     def fit(path: str | None) -> tuple[Any, ...]:
         n = app.frames(path) if path and app.frames else 0
@@ -177,7 +182,7 @@ def _others(gradio: Any, app: App) -> list[Any]:
     if app.base_caption is not None:
         shown.append(gradio.Textbox(label="Caption of the base without the adapter", interactive=False, lines=2))
     if app.similar is not None:
-        shown.append(gradio.HTML())
+        shown.append(gradio.HTML(label="Similar"))
     return shown
 
 
@@ -226,10 +231,9 @@ def with_beams(settings: Any, beams: int, length: int) -> Any:
     """Return a copy of generation settings with other beams and length; settings of one beam lack those of several."""
     changed = copy.deepcopy(settings)
     changed.num_beams, changed.max_new_tokens = beams, length
-    if changed.length_penalty is None:
-        changed.length_penalty = 1.0
-    if changed.early_stopping is None:
-        changed.early_stopping = True
+    for name, default in (("length_penalty", 1.0), ("early_stopping", True)):
+        given = getattr(changed, name)
+        setattr(changed, name, (default if given is None else given) if beams > 1 else None)
     return changed
 
 
