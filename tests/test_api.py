@@ -29,11 +29,11 @@ def test_unknown_name_raises_attribute_error() -> None:
 
 def test_examples_of_the_readme_run(phantoms, tiny_base, trained_run, tmp_path, monkeypatch, capsys) -> None:
     """The paths of quickstart are replaced by those of the tests."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Python API")[1].split("\n## ")[0]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Get ROCOv2")[0]
     lines = "\n".join(re.findall(r"```python\n(.+?)```", text, re.DOTALL))
     values = {
         "quickstart/data": phantoms, "quickstart/release": trained_run.folder / "adapter",
-        "quickstart/base": tiny_base, "range(16)": "range(2)", "max_steps=20": "max_steps=2",
+        "quickstart/base": tiny_base, "range(300)": "range(2)", "max_steps=20": "max_steps=2",
     }  # fmt: skip
     for example_value, value in values.items():
         assert example_value in lines

@@ -22,7 +22,7 @@ RECIPES = sorted({*(ROOT / "recipes").rglob("*.yaml")} - {*(ROOT / "recipes" / "
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PROGRAM = r"(?:medcap|make|accelerate launch|python|sbatch) .+"
 # lines of code blocks that are not commands of medcap: the shell, pip, SLURM's options
-OTHER = r"(?:source|cd|pip|unzip|tensorboard|trackio|wandb|srun|#SBATCH|#) .+|"
+OTHER = r"(?:git clone|source|cd|pip|unzip|tensorboard|trackio|wandb|srun|#SBATCH|#) .+|"
 
 
 def without_prefix(line: str) -> str:
