@@ -49,6 +49,8 @@ RARE = {
     "lora_rank_pattern",
     "lora_alpha_pattern",
     "lora_lr_ratio",
+    "data_weights",
+    "init_adapter",
     "min_new_tokens",
     "rerank",
     "rerank_candidates",
