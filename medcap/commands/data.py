@@ -69,7 +69,10 @@ def add_commands(commands: Any) -> None:
         "data", nargs="+", metavar="DIR", help="folders, CSV files, or data sets' names on the Hub; several are joined"
     )
     output_option(
-        audit, "report", default=Path("report.json"), help="JSON file, HTML page next to it (default: report.json)"
+        audit,
+        "report",
+        default=Path("audit/report.json"),
+        help="JSON file, HTML page next to it (default: audit/report.json)",
     )
     audit.add_argument("--tokenizer", help="folder or Hub name of the base that counts tokens (default: BLIP)")
     audit.add_argument("--max_caption_tokens", type=int, nargs="+", help="limits to count truncated captions for")

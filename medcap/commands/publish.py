@@ -39,7 +39,9 @@ def add_commands(commands: Any) -> None:
     visibility.add_argument("--public", action="store_true", help="make the repository public")
     publish.add_argument("--overwrite", action="store_true", help="replace a repository that was not made by medcap")
     publish.add_argument("--evaluation", type=Path, help="output folder of medcap evaluate (default: RUN_DIR/eval)")
-    publish.add_argument("--comparison", type=Path, help="comparison.json of medcap compare")
+    publish.add_argument(
+        "--comparison", type=Path, help="comparison.json of medcap compare (default: that of RUN_DIR/comparison)"
+    )
     publish.add_argument("--base", help="Hub name of the base, if training read it from a folder")
     formats = publish.add_mutually_exclusive_group()
     for name, text in FORMATS.items():

@@ -24,7 +24,7 @@ from medcap.publish.card_data import CardData, SystemRow, system_rows
 from medcap.publish.examples import FILES as EXAMPLES
 from medcap.publish.examples import INDEX, check_example, read_examples, write_examples
 from medcap.publish.plots import check_plot, write_plots
-from medcap.publish.run_paths import MODEL_CONFIG, MODEL_FILES, WEIGHTS, find_evaluation
+from medcap.publish.run_paths import MODEL_CONFIG, MODEL_FILES, WEIGHTS, find_comparison, find_evaluation
 from medcap.publish.run_reader import ADAPTER_FILES, COMMON_FILES, ReleaseSource, read_run
 from medcap.reporting.plots import read_curve
 
@@ -64,7 +64,7 @@ def build_release(
         run: Folder of a finished training run.
         to: New or empty folder; no files remain after an error.
         evaluation: Folder of `medcap evaluate`; default: see `find_evaluation`.
-        comparison: comparison.json of `medcap compare`.
+        comparison: comparison.json of `medcap compare`; default: see `find_comparison`.
         base: Hub name of the base, if the run read it from a folder.
         repo_id: Hub name of the release, for its card.
         write: Another format than an adapter: `write_merged`, `write_onnx` or `write_space`.
@@ -75,7 +75,7 @@ def build_release(
         ValueError: The run contains something that must not be published.
     """
     with new_folder(to) as part, named_errors(run):
-        source = read_run(run, evaluation or find_evaluation(run), comparison, base, repo_id)
+        source = read_run(run, evaluation or find_evaluation(run), comparison or find_comparison(run), base, repo_id)
         is_full = source.card_data.format == "full"
         if is_full and write is not None:
             raise ValueError(f"{source.adapter} is a whole model: publish it without --merge, --onnx and --space")

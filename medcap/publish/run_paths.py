@@ -33,6 +33,12 @@ def find_evaluation(run: Path) -> Path | None:
     return next((path for path in epoch_releases(run) if have_same_weights(path, trained_folder(run))), None)
 
 
+def find_comparison(run: Path) -> Path | None:
+    """Return RUN/comparison/comparison.json, if `medcap compare` wrote it."""
+    path = run / "comparison" / "comparison.json"
+    return path if path.is_file() else None
+
+
 def have_same_weights(*folders: Path) -> bool:
     """Whether two folders contain the same weights of an adapter or model."""
     for name in (WEIGHTS, MODEL_WEIGHTS):

@@ -294,6 +294,14 @@ def test_refused_content_raises_an_error_of_one_line(change_run, error, message,
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+def test_comparison_in_the_run_is_used_without_naming_it(run, tmp_path):
+    systems = [{"name": "6 epochs", "n": 2, "metrics": SCORES}]
+    comparison = Comparison.from_json({"systems": systems, "tests": []}).to_json()
+    (run / "comparison").mkdir()
+    write(run / "comparison" / "comparison.json", comparison)
+    assert read(build_release(run, tmp_path / "release") / "comparison.json") == comparison
+
+
 def test_comparison_without_this_adapter_raises(run, tmp_path):
     write(tmp_path / "comparison.json", {"systems": [{"name": "4 epochs", "n": 2, "metrics": SCORES}], "tests": []})
     with pytest.raises(ValueError, match=r"comparison\.json has no row of the evaluation .*eval"):
