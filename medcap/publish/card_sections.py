@@ -19,7 +19,7 @@ SPLIT_COLUMNS = {
     "rows": "images used",
     "read": "captions read",
     "blank": "blank captions",
-    "license": "by licence",
+    "license": "by license",
     "outside_fraction": "outside the chosen fraction",
     "missing": "images missing",
     "undecodable": "images unreadable",

@@ -1,4 +1,4 @@
-"""Example images of a model card: only images whose licence allows redistribution, with their attribution."""
+"""Example images of a model card: only images whose license allows redistribution, with their attribution."""
 
 from __future__ import annotations
 

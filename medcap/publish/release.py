@@ -112,7 +112,7 @@ def check_release(release: Path, local_paths: Collection[str] = ()) -> None:
     Raises:
         ValueError: A file is missing, not in RELEASE_FILES or FULL_FILES, or pickled; contains a Hugging Face token, a
             path in the home folder or one of `local_paths`; or an image is neither a plot of the release's own numbers
-            nor an example whose licence allows redistribution.
+            nor an example whose license allows redistribution.
     """
     is_full = (release / MODEL_CONFIG).is_file()
     needed, allowed = (MODEL_FILES, FULL_FILES) if is_full else (ADAPTER_FILES, RELEASE_FILES)

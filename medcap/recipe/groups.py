@@ -69,7 +69,7 @@ class ModelArguments:
     feature_cache: str = key("auto", "cache of encoder features: auto, off, or a folder")
     feature_cache_gb: float | None = key(
         None,
-        "maximum GB of the folder of the cache (default: 80 % of free space)",
+        "maximum GB of the folder of the cache (default: no limit, but no cache above 80 % of free space)",
         (0.001, math.inf),
     )
 

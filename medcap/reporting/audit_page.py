@@ -118,7 +118,7 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         counts = ", ".join(f"{n:,} of {split}" for split, n in dropped[key].items())
         lines.append((f"{option} would leave out {counts}", sum(dropped[key].values())))
     if not has_licenses:
-        lines.append(("licences of single images are not known", True))
+        lines.append(("licenses of single images are not known", True))
     return [{"text": text, "bad": bool(bad)} for text, bad in lines]
 
 

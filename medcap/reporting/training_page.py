@@ -23,7 +23,7 @@ from medcap.training.run_folder import read_environment
 SECONDS = 30.0  # between two writes; the last one is at the end
 DROPPED = {
     "blank": "blank captions",
-    "license": "by licence",
+    "license": "by license",
     "outside_fraction": "outside the fraction",
     "missing": "images missing",
     "undecodable": "images unreadable",

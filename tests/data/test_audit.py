@@ -178,7 +178,7 @@ def test_only_unknown_sources_are_marked_in_clean_data(phantoms):
     marked = [v["text"] for v in audit_page.verdicts(audit(read_rocov2(phantoms), {}, num_proc=1)) if v["bad"]]
     assert marked == [
         "articles, patients and cases are unknown: not checked whether any is in more than one split",
-        "licences of single images are not known",
+        "licenses of single images are not known",
     ]
 
 

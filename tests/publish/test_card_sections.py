@@ -132,7 +132,7 @@ def test_training_data_shows_excluded_rows_and_filters():
         "images used", "captions read", "articles or patients also in a later split", "near-duplicate images",
         "fingerprint",
     ]  # fmt: skip
-    for text in ("licences that allow commercial use", "also in a later split removed", "10% of the training split"):
+    for text in ("licenses that allow commercial use", "also in a later split removed", "10% of the training split"):
         assert text in part
 
 
