@@ -113,7 +113,8 @@ def _run(out: Path, short: bool) -> None:
     print(f"Without medcap, transformers and peft generate the same captions from release/ ({checked} images).")
     print(f"\nFinished in {(time.monotonic() - started) / 60:.1f} minutes. Read the results in")
     print(f"  {out / 'report.html'}\n  {out / 'comparison.html'}\n  {out / 'samples.png'}\n  {release / 'README.md'}")
-    print(f"Caption a test image, or an image of your own, with\n  medcap caption {example} --model {release}")
+    print(f"Caption a test image with\n  medcap caption {example} --model {release}")
+    print("This adapter was trained on synthetic images only: its captions of real images are meaningless.")
 
 
 def write_images(folder: Path, rows: Dataset) -> Path:

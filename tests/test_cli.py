@@ -267,6 +267,15 @@ def test_submission_writes_the_zip_or_names_the_problem(capsys, tmp_path) -> Non
     status, out, err = run([*argv, "--ids", str(ids)], capsys)
     assert (status, out) == (1, "")
     assert "is no valid submission: 1 ids are not in the split, the first: i2" in err
+    ids.write_text("image\ni1\n")
+    assert "ids.csv: needs the column ID, has image" in run([*argv, "--ids", str(ids)], capsys)[2]
+
+
+def test_submission_is_a_zip_file_by_name(capsys, tmp_path) -> None:
+    captions = write_csv(tmp_path / "c.csv", {"i1": "a mass"})
+    status, out, err = run(["submission", str(captions), "--out", str(tmp_path / "s.csv")], capsys)
+    assert (status, out, "give a name that ends in .zip" in err) == (1, "", True)
+    assert not (tmp_path / "s.csv").exists()
 
 
 def test_evaluate_uses_the_requested_precision(capsys, tmp_path, tiny_base, phantoms) -> None:

@@ -58,6 +58,10 @@ ERRORS = {
         "medcap evaluate",
     ),
     "no number": (["demo", "--num_beams", "x"], "argument --num_beams: invalid int value: 'x'", "medcap demo"),
+    "value with a minus": (
+        ["caption", "a.dcm", "--model", "m", "--window", "-600,1500"], "write --window=-600,1500, with =",
+        "medcap caption",
+    ),
     "too many arguments": (["cache", "list", "x"], "unexpected arguments: x", "medcap"),
     "option of train": (["train", "--num_processes", "two"], "invalid int value: 'two'", "medcap train"),
 }  # fmt: skip

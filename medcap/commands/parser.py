@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NoReturn
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<value>[^']*?)'? \(.*?choose from (?P<allowed>.*)\)$", re.DOTALL)
@@ -31,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         """Report the first unknown option; those after the name of a command are checked by its own parser."""
         runs = self.get_default("run") is not None
         stop = (lambda text: text != "--") if runs else (lambda text: text.startswith("-"))
+        if runs:
+            self._check_minus(arguments)
         known = {_words(name): name for name in re.findall(r"--[a-z][\w-]*", self.format_usage())} | {
             "--help": "--help"
         }
@@ -39,6 +41,12 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("--") and " " not in name and _words(name) not in known:
                 close = difflib.get_close_matches(_words(name), known, n=1)
                 self.error(f"unknown option {name}" + (f"; did you mean {known[close[0]]}?" if close else ""))
+
+    def _check_minus(self, arguments: list[str]) -> None:
+        """Report a list of numbers such as -600,1500 after an option: argparse would take it for another option."""
+        for option, value in pairwise(arguments):
+            if re.fullmatch(r"--[a-z][\w-]*", option) and re.match(r"-[\d.]+,", value):
+                self.error(f"write {option}={value}, with = because the value starts with a minus")
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line: the error, the allowed values, and where the help is."""

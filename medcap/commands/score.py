@@ -46,9 +46,14 @@ def add_commands(commands: Any) -> None:
         "medcap submission eval/mine --ids ids.csv --out submission.zip",
     )
     submission.add_argument(
-        "captions", type=Path, metavar="EVAL_DIR", help="folder of medcap evaluate, or the .jsonl of medcap caption"
+        "captions",
+        type=Path,
+        metavar="CAPTIONS",
+        help="folder of medcap evaluate, CSV with the columns ID,Caption, or the .jsonl of medcap caption",
     )
-    submission.add_argument("--ids", type=Path, help="ids.csv of the organizers: the images and their order")
+    submission.add_argument(
+        "--ids", type=Path, help="ids.csv of the organizers, or any CSV with a column ID: the images and their order"
+    )
     output_option(submission, "file", required=True, help="the zip file, with submission.csv in it")
 
 
@@ -132,6 +137,8 @@ def _facts(args: argparse.Namespace) -> None:
 def _submission(args: argparse.Namespace) -> None:
     from medcap.evaluation.submission import NAME, write_submission
 
+    if args.out.suffix.lower() != ".zip":
+        raise ValueError(f"--out {args.out}: the submission is a zip file; give a name that ends in .zip")
     n = write_submission(args.captions, args.out, args.ids)
     order = "" if args.ids else "; images and order are those of the captions, --ids checks those of the organizers"
     print(f"{args.out}: {NAME} with {n} captions{order}")

@@ -196,9 +196,15 @@ def _read(file: Any) -> Dataset:
 
 
 def _check(dataset: Dataset) -> None:
-    """Raise ValueError for a file without an image, or with one that is too large or cannot be decompressed."""
+    """Raise ValueError for a file without an image, or with one that is too large or cannot be decompressed.
+
+    A file of an image class without pixels is incomplete, and not a NoImageError: it must not be skipped.
+    """
     if not any(name in dataset for name in PIXELS) or not dataset.get("Rows") or not dataset.get("Columns"):
-        raise NoImageError(f"a DICOM file without an image ({_class_name(dataset.get('SOPClassUID'))})")
+        name = _class_name(dataset.get("SOPClassUID"))
+        if "Image Storage" in name:
+            raise ValueError(f"a DICOM image without pixels or size ({name}): the file may be truncated")
+        raise NoImageError(f"a DICOM file without an image ({name})")
     if element(dataset, "Modality") in NO_IMAGES or element(dataset, "SOPClassUID") in NO_IMAGE_CLASSES:
         raise NoImageError(f"a DICOM file that is not an image ({_class_name(dataset.get('SOPClassUID'))})")
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")

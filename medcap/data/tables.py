@@ -127,7 +127,7 @@ def _undecodable(table: pyarrow.Table) -> str:
 
 def read_column(path: str | os.PathLike[str], column: str) -> dict[str, str]:
     """Return {id: cell} of a CSV with the columns `ID` and `column`. Raises as `read_table` and `check_ids`."""
-    table = read_table(path, ["ID", column])
+    table = read_table(path, list(dict.fromkeys(["ID", column])))  # `column` may be ID
     check_ids(table["ID"], path)
     return dict(zip(table["ID"], table[column], strict=True))
 
@@ -148,7 +148,8 @@ def _check_columns(columns: Sequence[str], needed: Sequence[str], source: object
     if repeated := [name for name, n in Counter(columns).items() if n > 1 and name]:
         raise ValueError(f"{source}: repeated columns: {list_some(repeated)}")
     if not all(find_column(columns, name, source) for name in needed):
-        raise ValueError(f"{source}: needs the columns {', '.join(needed)}, has {', '.join(columns) or 'none'}")
+        noun = "column" if len(needed) == 1 else "columns"
+        raise ValueError(f"{source}: needs the {noun} {', '.join(needed)}, has {', '.join(columns) or 'none'}")
 
 
 def check_ids(ids: Sequence[str], source: object) -> None:

@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from medcap.data import images
-from medcap.data.dicom import is_dicom
+from medcap.data.dicom import NoImageError, is_dicom
 from medcap.data.images import index_images, load_image, read_image
 
 # stored values of one row, elements, expected 8-bit row
@@ -185,10 +185,14 @@ def test_png_named_dcm_is_read_as_png(tmp_path):
     assert np.asarray(read_image(tmp_path / "a.dcm")).max() == 77
 
 
-def without_pixels():
-    data = dicom(U8([[1]]), SOPClassUID="1.2.840.10008.5.1.4.1.1.481.5")
+def without_pixels(sop_class="1.2.840.10008.5.1.4.1.1.481.5"):
+    data = dicom(U8([[1]]), SOPClassUID=sop_class)
     del data.PixelData
     return data
+
+
+def cut_ct():
+    return without_pixels("1.2.840.10008.5.1.4.1.1.2")
 
 
 def video():
@@ -201,6 +205,7 @@ def video():
 
 BROKEN = {
     "no image": (without_pixels, r"a DICOM file without an image \(RT Plan Storage\)"),
+    "cut before the pixels": (cut_ct, r"a DICOM image without pixels or size \(CT Image Storage\): the file may"),
     "truncated": (
         lambda: dicom(U16([[1, 2]]), Rows=90),
         r"its pixels cannot be decoded: 4 of 360 bytes",
@@ -219,6 +224,13 @@ def test_unreadable_file_raises_one_line(tmp_path, make, message):
     with pytest.raises(ValueError, match=f"cannot read image .*a.dcm: {message}") as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("make", "is_skipped"), [(without_pixels, True), (cut_ct, False)])
+def test_an_incomplete_image_is_not_a_file_without_an_image(tmp_path, make, is_skipped):
+    with pytest.raises(ValueError, match="a DICOM") as caught:
+        read_image(file_of(make(), tmp_path / "a.dcm"))
+    assert isinstance(caught.value.__cause__, NoImageError) is is_skipped
 
 
 def test_missing_pydicom_raises_with_the_extra(tmp_path, monkeypatch):
