@@ -108,7 +108,7 @@ class Lexicon:
     def _keys_of(self, word: str, capitals: str) -> tuple[str, ...]:
         """Return the keys of the tree that a word matches, complete words first and long stems before short ones."""
         lower = normalize(word)
-        ends = range(len(lower), 1, -1)
+        ends = range(min(len(lower), max(map(len, self._stems), default=0)), 1, -1)
         stems = [f"{lower[:end]}*" for end in ends] + [f"*{lower[-end:]}" for end in ends]
         found = (word, lower, capitals, *(stem for stem in stems if stem in self._stems), "?")
         return self._keys.setdefault((word, capitals), tuple(dict.fromkeys(found)))

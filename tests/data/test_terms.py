@@ -1,8 +1,11 @@
 """Terms are matched as complete words; the lexicons are well-formed."""
 
+import tracemalloc
+
 import pytest
 
 from medcap.data.terms import COLUMNS, FOLDER, Lexicon, read_lexicon, read_rows, split_words
+from medcap.metrics.clinical.facts import extract_facts
 
 LEXICONS = ("finding", "region", "modality", "laterality", "context")
 KINDS = {
@@ -59,3 +62,11 @@ def test_every_synonym_is_found_as_its_own_term(name):
             if row["term"] not in ("(ignored)", "*") and row["kind"] not in ("opener", "preposition", "exception"):
                 found = terms(lexicon, text)
                 assert set(row["term"].split(" + ")) & set(found), (row["term"], synonym, found)
+
+
+def test_memory_does_not_grow_with_the_square_of_a_words_length():
+    tracemalloc.start()
+    extract_facts("x" * 100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6

@@ -21,7 +21,8 @@ def test_space_generates_the_captions_of_the_adapter(name, tmp_path, monkeypatch
     monkeypatch.syspath_prepend(space)
     try:
         app = importlib.import_module("app")
-        captions = [app.caption(image) for image in images(2)]
+        settings = app.load_model()[2]
+        captions = [app.caption(image, settings.num_beams, settings.max_new_tokens) for image in images(2)]
     finally:
         for module in SPACE_MODULES:
             sys.modules.pop(module, None)
