@@ -133,7 +133,7 @@ def fake_generation(monkeypatch, ids):
     """Make every generation return `ids`; return the list of its input tokens."""
     inputs = []
 
-    def generate(decoder, features, settings, given):
+    def generate(decoder, features, settings, given, sampler):
         inputs.append(given)
         return torch.tensor(ids)
 

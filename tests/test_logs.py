@@ -148,7 +148,7 @@ def test_visible_json_is_the_same_text():
 
 @pytest.mark.parametrize("out", [True, False])
 def test_any_file_name_is_written_as_json(monkeypatch, capsys, tmp_path, out):
-    captioner = SimpleNamespace(generation_config=GenerationConfig())
+    captioner = SimpleNamespace(generation_config=GenerationConfig(), consensus=None)
     row = {"image": "a\x1b\u202e\udcff.png", "caption": "\u00e4"}  # \udcff: a byte that is no text
     monkeypatch.setattr("medcap.commands.caption.captioner_from_args", lambda args: captioner)
     monkeypatch.setattr("medcap.captioning.caption_files", lambda *args, **kwargs: iter([row]))

@@ -29,12 +29,20 @@ def test_recipe_trains_a_checkpoint_of_its_family(recipe, train_script, tiny_bas
     changes = {**CHANGES, "model_name_or_path": base, "data_dir": phantoms, "output_dir": tmp_path / "run"}
     changes |= {} if name else {"image_size": 96}
     changes |= {"train_fraction": 1} if recipe.name.startswith("seed") else {}
-    arguments = [text for key, value in changes.items() for text in (f"--{key}", str(value))]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train_script.main(["--config", str(ROOT / "recipes" / recipe), *arguments])
+    if recipe.name == "scst.yaml":
+        train(train_script, recipe.with_name("lora.yaml"), changes | {"output_dir": tmp_path / "start"})
+        changes["init_adapter"] = tmp_path / "start" / "adapter"
+    train(train_script, recipe, changes)
     weights = "model/model.safetensors" if recipe.name == "full.yaml" else "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / weights).is_file()
     assert "eval_cider" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def train(script, recipe, changes):
+    """Train a recipe with changed keys."""
+    arguments = [text for key, value in changes.items() for text in (f"--{key}", str(value))]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        script.main(["--config", str(ROOT / "recipes" / recipe), *arguments])
 
 
 def test_recipes_name_their_own_path():

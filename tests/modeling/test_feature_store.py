@@ -251,5 +251,5 @@ def test_stored_caches_lists_only_caches(tmp_path):
     (tmp_path / "images").mkdir()
     (found,) = stored_caches(tmp_path)
     assert (found.folder, found.images, found.size) == (cache.folder, 2, 160)
-    assert "0.00 GB        2 images" in found.describe()
+    assert "0.0 MB        2 images" in found.describe()
     assert stored_caches(tmp_path / "none") == []
