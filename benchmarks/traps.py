@@ -256,7 +256,7 @@ def caption_with_leak(captioner: Any, rows: Any) -> list[str]:
 
 def score(out: Path) -> dict[str, dict[str, Any]]:
     """Return scores, intervals, accuracy and the test against the control for each variant and two baselines."""
-    from medcap.evaluation.baselines import constant_caption, shuffled
+    from medcap.evaluation.baselines import constant_captions, shuffled
     from medcap.evaluation.split import load_split
     from medcap.metrics.coco import score_captions
     from medcap.metrics.statistics import bootstrap, paired_test
@@ -268,7 +268,7 @@ def score(out: Path) -> dict[str, dict[str, Any]]:
     runs = {name: json.loads((out / name / "captions.json").read_text()) for name in VARIANTS}
     texts = {name: run["captions"] for name, run in runs.items()}
     training = split.training_captions
-    texts["constant"] = [constant_caption(training["caption"][:], training["group"][:])] * len(split.rows)
+    texts["constant"] = [constant_captions(training["caption"][:], training["group"][:])[None]] * len(split.rows)
     texts["shuffled"] = shuffled(split.references, split.groups)
     rows: dict[str, dict[str, Any]] = {}
     for name, captions in tqdm(texts.items(), desc="scores", unit="variant"):

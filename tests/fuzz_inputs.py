@@ -289,13 +289,8 @@ def score_input(rng: Random, folder: Path, ids: list[str], captions: list[str], 
     if is_corrupted:
         path.write_bytes(corrupt_bytes(rng, path.read_bytes()))
     argv = ["score", "--predictions", str(folder / "predictions.csv"), "--references", str(folder / "references.csv")]
-    return [
-        *argv,
-        "--out",
-        str(folder / "m.json"),
-        "--protocol",
-        rng.choice(("coco", "imageclef-2025", "imageclef-2026")),
-    ], medcap
+    protocol = rng.choice(("coco", "imageclef-2025", "imageclef-2026"))
+    return [*argv, "--out", str(folder / "m.json"), "--protocol", protocol], medcap
 
 
 def compare_input(rng: Random, folder: Path) -> Input:

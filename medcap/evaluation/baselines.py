@@ -59,13 +59,6 @@ def constant_captions(
     return {name: _best(vectors, part, candidates) for name, part in parts.items() if part.any()}
 
 
-def constant_caption(
-    captions: Sequence[str], groups: Sequence[str | None] | None = None, candidates: int = 100
-) -> str:
-    """Return the best constant caption for all images: see `constant_captions`."""
-    return constant_captions(captions, groups, candidates=candidates)[None]
-
-
 def _best(vectors: CaptionVectors, is_reference: NDArray[np.bool_], candidates: int) -> str:
     """Return the caption that is the best one for the references (n,)."""
     estimate = _mean_cosine(vectors, is_reference) * _mean_penalty(vectors.words, is_reference)

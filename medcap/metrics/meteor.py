@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -38,14 +38,19 @@ def meteor_statistics(hypotheses: Sequence[str], references: Sequence[Sequence[s
         RuntimeError: METEOR fails on every image.
     """
     with tempfile.TemporaryDirectory(prefix="medcap-meteor-") as folder:
-        table: Path | None = Path(folder, "paraphrases.gz")
-        try:
-            write_paraphrases(map(_field, itertools.chain(hypotheses, *references)), Path(folder, "paraphrases.gz"))
-        except OSError as error:
-            logger.warning("METEOR reads all its paraphrases, for some seconds, because their index fails: %s", error)
-            table = None
+        table = _write_table(Path(folder, "paraphrases.gz"), itertools.chain(hypotheses, *references))
         with MeteorProcess(table) as process:
             return process.statistics(hypotheses, references)
+
+
+def _write_table(path: Path, texts: Iterable[str]) -> Path | None:
+    """Write the paraphrases that `texts` can contain; return None, with a warning, if their index fails."""
+    try:
+        write_paraphrases(map(_field, texts), path)
+    except OSError as error:
+        logger.warning("METEOR reads all its paraphrases, for some seconds, because their index fails: %s", error)
+        return None
+    return path
 
 
 class MeteorProcess:

@@ -23,7 +23,7 @@ from medcap.phantom.dataset import write_phantom
 LAYOUT = DataLayout(group_column="patient")
 
 
-def picture(seed):
+def noise_image(seed):
     """Return an image that is no near-duplicate of one with another seed."""
     return Image.effect_noise((32, 32), 80).point(lambda value: (value * (seed + 3)) % 256)
 
@@ -35,7 +35,7 @@ def write(folder, rows, first=0):
         table = csv.writer(file)
         table.writerow(["file_name", "caption", "patient", "split"])
         for number, (image_id, patient, split) in enumerate(rows, first):
-            picture(number).save(folder / f"{image_id}.png")
+            noise_image(number).save(folder / f"{image_id}.png")
             table.writerow([f"{image_id}.png", f"caption {number}", patient, split])
     return str(folder)
 

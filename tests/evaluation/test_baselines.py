@@ -10,13 +10,17 @@ import pytest
 from pycocoevalcap.cider.cider import Cider
 
 from medcap.evaluation import caption_vectors
-from medcap.evaluation.baselines import constant_caption, constant_captions, shuffled
+from medcap.evaluation.baselines import constant_captions, shuffled
 from medcap.evaluation.caption_vectors import CaptionVectors
 from medcap.metrics.ngrams import cider_d_to_all, count_ngrams, mutual_cider_d, tf_idf
 
 IMAGING = ["Chest X-ray", "Axial CT", "CT scan of the abdomen", "Ultrasound"]
 FINDINGS = ["pleural effusion", "a mass", "a mass in the liver", "free air", "no fracture"]
 SIDES = ["(arrow)", "on the left side", "on the right side", "in a 60-year-old woman with fever and night sweats"]
+
+
+def constant_caption(captions, groups=None, candidates=100):
+    return constant_captions(captions, groups, candidates=candidates)[None]
 
 
 def captions(n, seed):
